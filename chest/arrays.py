@@ -1,0 +1,274 @@
+"""The default `dump` and `load`, and what tells whether a value still is what its file holds.
+
+The format is in `aligned`, the memory maps are in `maps`. `same` never keeps a second copy of an array: it pickles the
+value into a file-like object that compares, in blocks that stay in the processor's cache, and stops at the first
+difference; of an array that is a map of the very file it looks only at the pages that were written.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from . import maps
+from .aligned import MARK, File, Note, Reader, Writer, fill, read_notes
+
+__all__ = ["MARK", "can_change", "dump", "load", "marked", "same"]
+
+_BLOCK = 256 * 1024  # bytes compared at a time
+_LONGEST_STREAM = 32 * 1024 * 1024  # bytes of opcodes held in memory to compare two values
+
+
+def marked(head: bytes) -> bool:
+    """Whether a file that begins with `head` (at least `len(MARK)` bytes of it) was written by `dump`.
+
+    >>> marked(MARK + b"N."), marked(pickle.dumps(None))
+    (True, False)
+    """
+    return head.startswith(MARK)
+
+
+def dump(value: object, file: File) -> None:
+    """Write `value` to `file`, a binary file at its start, as a pickle whose arrays can be mapped.
+
+    `file` needs nothing but `write`. Errors are those of `pickle.dump` and of the file: `TypeError` or
+    `pickle.PicklingError` for what cannot be pickled, `OSError` for a full disk. Costs one write of each array's bytes
+    and no copy of them, as long as the array is contiguous; of others, and of instances of subclasses, numpy makes its
+    own copy, one array at a time.
+
+    >>> file = io.BytesIO()
+    >>> dump({"x": 1}, file)
+    >>> pickle.loads(file.getvalue())
+    {'x': 1}
+    """
+    Writer(file).dump(value)
+
+
+def load(file: File, mmap_mode: str | None = None) -> Any:
+    """The value in `file`, a binary file at its start that holds any pickle.
+
+    Arrays come back in fresh memory, filled straight from the file, and can be written unless they could not before.
+    With `mmap_mode` `'c'` or `'r'` the arrays of a file that `dump` wrote are views of a map of the file, copy-on-write
+    or read-only, which costs microseconds whatever their size; nothing written to them reaches the file. Arrays under
+    64 KiB, those of a `file` that is not an ordinary one of the system opened for reading, and all when no further map
+    can be had (see `chest.maps.map_file`), are read into memory all the same.
+
+    A file that is torn or holds something else raises `EOFError`, `pickle.UnpicklingError` or whatever error its bytes
+    lead the unpickler to; `ValueError` says that `mmap_mode` is none of the three.
+
+    >>> file = io.BytesIO()
+    >>> dump([1, "two"], file)
+    >>> load(io.BytesIO(file.getvalue()))
+    [1, 'two']
+    """
+    if mmap_mode not in (None, "c", "r"):
+        raise ValueError(f"mmap_mode must be None, 'c' or 'r', not {mmap_mode!r}")
+    with _buffered(file) as buffered:
+        notes = read_notes(buffered)
+        if not notes:
+            return pickle.load(buffered)
+        return Reader(buffered, notes, maps.map_file(buffered, mmap_mode) if mmap_mode else None).load()
+
+
+@contextmanager
+def _buffered(file: File) -> Iterator[File]:
+    """The file, with a buffer if it has none: the opcodes of a pickle are read one by one."""
+    if type(file) is not io.FileIO:
+        yield file
+        return
+    buffered = io.BufferedReader(file)
+    try:
+        yield buffered
+    finally:
+        buffered.detach()
+
+
+def same(value: object, file: File) -> bool:
+    """Whether `load` of `file` (a binary file at its start, with `seek` and `readinto`) gives what `value` is now.
+
+    True means that writing the value again would change nothing that a later load could show. False may also mean that
+    nobody can tell, as for a value whose pickle is another each time. Errors are those of `pickle.dump` for a value
+    that can no longer be pickled. Costs the comparison of each array with the file, up to the first difference; next to
+    nothing for arrays that are maps of this file and were not written, on Linux.
+
+    >>> file = io.BytesIO()
+    >>> dump({"x": [1]}, file)
+    >>> same({"x": [1]}, io.BytesIO(file.getvalue())), same({"x": [2]}, io.BytesIO(file.getvalue()))
+    (True, False)
+    """
+    with _buffered(file) as buffered:
+        comparer = _Comparer(buffered)
+        try:
+            comparer.dump(value)
+            if not buffered.read(1):
+                return True
+        except _Differs:
+            pass
+        return not comparer.array_differs and _same_as_loaded(value, buffered)
+
+
+class _Differs(Exception):
+    """Ends a comparison as soon as its outcome is known."""
+
+
+class _Comparer(Writer):
+    """Takes what `dump` would write, and compares it with what the file holds."""
+
+    def __init__(self, file: File) -> None:
+        super().__init__(file)
+        self.known = iter(read_notes(file))
+        self.compared_in_place = False
+        self.array_differs = False
+
+    def put_aligned(self, head: bytes, view: memoryview) -> None:
+        note = next(self.known, None)
+        under = None if note is None else self.map_of(note, view)
+        if note is None or under is None:
+            return super().put_aligned(head, view)
+        self.put(head)
+        if self.at != note.start:
+            raise _Differs
+        self.notes.append(note)
+        for start, stop in maps.touched(under, view):
+            self.file.seek(note.begin() + start)
+            self.put_buffer(view[start:stop])
+        self.at = self.file.seek(note.begin() + note.size)
+        self.compared_in_place = True
+
+    def map_of(self, note: Note, view: memoryview) -> maps.Map | None:
+        """The map that `view` is a part of, if it shows this file and `view` is the noted array, as it was loaded."""
+        placed = maps.place(view)
+        if placed is None or placed != (placed[0], note.begin()) or view.nbytes != note.size:
+            return None
+        under = placed[0]
+        as_loaded = view.readonly == (note.readonly or not under.writable)
+        return under if as_loaded and under.identity == maps.identity(self.file) else None
+
+    def put_buffer(self, view: memoryview) -> None:
+        if self.compared_in_place:
+            self.compared_in_place = False
+            return
+        try:
+            self.put(view)
+        except _Differs:
+            self.array_differs = True
+            raise
+
+    def put(self, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        self.at += view.nbytes
+        block = bytearray(min(view.nbytes, _BLOCK))
+        for start in range(0, view.nbytes, _BLOCK):
+            expected = view[start : start + _BLOCK]
+            del block[expected.nbytes :]
+            # A bytearray on the left compares with any buffer as memcmp does; two memoryviews compare item by item.
+            if not fill(self.file, memoryview(block)) or block != expected:
+                raise _Differs
+
+
+class _Stream:
+    """Collects the opcodes of a value, without its arrays."""
+
+    def __init__(self) -> None:
+        self.opcodes = bytearray()
+
+    def write(self, data: bytes) -> None:
+        """Called by the pickler."""
+        self.opcodes += data
+        if len(self.opcodes) > _LONGEST_STREAM:
+            raise _Differs
+
+
+def _parts(value: object) -> tuple[bytearray, list[memoryview]]:
+    """The pickle of a value and, apart from it and not copied, the memory of its arrays."""
+    stream = _Stream()
+    buffers: list[memoryview] = []
+
+    def keep(buffer: pickle.PickleBuffer) -> None:
+        buffers.append(buffer.raw())
+
+    pickle.Pickler(stream, 5, buffer_callback=keep).dump(value)
+    return stream.opcodes, buffers
+
+
+def _same_as_loaded(value: object, file: File) -> bool:
+    """Whether a value pickles as another does that is loaded from the file now.
+
+    What was loaded need not pickle as it did before: attribute names are interned, an array that numpy had to copy is
+    contiguous now, and a file may come from another version. Two values loaded from one file do pickle alike.
+    """
+    try:
+        opcodes, buffers = _parts(value)
+        places = [maps.place(view) for view in buffers]
+        read_only = any(place is not None and not place[0].writable for place in places)
+        file.seek(0)
+        other_opcodes, other_buffers = _parts(load(file, "r" if read_only else "c"))
+    except _Differs:
+        return False
+    return opcodes == other_opcodes and all(map(_equal, buffers, other_buffers))
+
+
+def _equal(one: memoryview, other: memoryview) -> bool:
+    """Whether two pieces of memory are equal. Of two maps of one place in a file only written pages are compared."""
+    if one.nbytes != other.nbytes:
+        return False
+    place, other_place = maps.place(one), maps.place(other)
+    parts = [(0, one.nbytes)]
+    if place and other_place and (place[0].identity, place[1]) == (other_place[0].identity, other_place[1]):
+        parts = maps.touched(place[0], one)
+    return all(
+        bytearray(one[start : min(start + _BLOCK, stop)]) == other[start : min(start + _BLOCK, stop)]
+        for first, stop in parts
+        for start in range(first, stop, _BLOCK)
+    )
+
+
+_FIXED = frozenset((type(None), bool, int, float, complex, str, bytes, range, type(Ellipsis), type(NotImplemented)))
+_DEEPEST = 4  # levels of tuples and frozensets that are looked through
+
+
+def can_change(value: object) -> bool:
+    """Whether `value` might be changed in place. True also when it is not known.
+
+    False for numbers, strings, bytes, `None`, read-only arrays whose memory nobody can write, and tuples and frozensets
+    of such. Exact types only: a subclass may have attributes.
+
+    >>> can_change(1.5), can_change(("a", b"b", None)), can_change(([],)), can_change([])
+    (False, False, True, True)
+    """
+    return type(value) not in _FIXED and _can_change(value, _DEEPEST)
+
+
+def _can_change(value: Any, deepest: int) -> bool:
+    kind = type(value)
+    if kind in _FIXED:
+        return False
+    if kind is tuple or kind is frozenset:
+        return not deepest or any(_can_change(item, deepest - 1) for item in value)
+    numpy: Any = sys.modules.get("numpy")
+    if numpy is None:
+        return True
+    if kind is numpy.ndarray:
+        return value.dtype.hasobject or _can_be_written(value)
+    scalars = (numpy.number, numpy.bool_, numpy.datetime64, numpy.character)
+    return kind.__module__ != "numpy" or not issubclass(kind, scalars)
+
+
+def _can_be_written(memory: Any) -> bool:
+    """Whether an array, or the memory that it is a view of, at any remove, can be written."""
+    while memory is not None:
+        if isinstance(memory, memoryview):
+            if not memory.readonly:
+                return True
+            memory = memory.obj
+        elif isinstance(memory, (bytes, maps.Map)):
+            return False
+        elif not hasattr(memory, "flags") or memory.flags.writeable:
+            return True
+        else:
+            memory = memory.base
+    return False

@@ -1,0 +1,482 @@
+"""The chest: a dictionary that spills to disk."""
+from __future__ import annotations
+
+import builtins
+import collections.abc
+import functools
+import os
+import pickle
+import sys
+import tempfile
+import warnings
+from typing import (Any, Callable, Dict, Hashable, Iterable, Iterator, Mapping, MutableMapping, Optional, Tuple,
+                    TypeVar, Union, cast)
+
+from chest import arrays, endings, names
+from chest.codec import Codec
+from chest.exchange import receive
+from chest.files import Files
+from chest.index import Index
+from chest.keysfile import KeysFile
+from chest.life import Life
+from chest.locks import later
+from chest.memory import ABSENT, Memory, budget
+from chest.names import Names, key_to_filename
+from chest.sizes import nbytes
+from chest.small import Small
+from chest.stats import Stats
+from chest.views import ItemsView, ValuesView, iterate
+
+__all__ = ["Chest", "key_to_filename", "nbytes"]
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+D = TypeVar("D")
+
+Progress = Callable[..., Iterable[Any]]
+
+
+def _nothing(key: Any) -> None:
+    """The default of ``on_miss`` and ``on_overflow``."""
+
+
+def _silent(items: Iterable[Any], total: int) -> Iterable[Any]:
+    """The default of ``progress=``."""
+    return items
+
+
+class Chest(MutableMapping[K, V]):
+    """A dictionary that spills to disk.
+
+    Parameters
+    ----------
+    data : mapping or iterable of pairs, optional
+        What the chest holds at first, besides what is in ``path`` already.
+    path : str or os.PathLike, optional
+        The directory, made if it is not there; or, with ``chest[remote]`` installed, a URL such as ``s3://bucket/run``.
+        Without a path the chest is temporary: its directory is removed when it goes.
+    available_memory : float or str
+        The budget for values in memory: bytes, or a text such as ``"2 GB"`` or ``"500 MiB"``.
+    dump, load : callables
+        ``dump(value, file)`` and ``load(file)``; by default pickle, laid out so that arrays can be mapped.
+    key_to_filename : callable
+        ``key -> str``, the plain name of a key's file; where it will not do, the md5 of the key's text is taken.
+    on_miss, on_overflow : callables
+        Called with the key before a value is loaded, and before one leaves memory.  They may use the chest.
+    open : callable
+        ``open(path, mode=...)``, for example `gzip.open`; used for the values' files and the index.
+    open_many : callable, optional
+        ``open_many(paths, mode=...)``, a context manager of open files, used by `prefetch`.
+    mode : {'b', 't'}
+        Binary or text files.
+    writeback : bool
+        Notice values that were changed in place, and write them again; `False`: never look.
+    mmap_mode : {None, 'c', 'r'}
+        Arrays come back as copy-on-write or read-only maps of their file.
+    min_file_size : int
+        Values that serialise to fewer bytes share one SQLite file.
+    durable : bool
+        A commit also survives a loss of power.
+    storage_options : dict, optional
+        For a URL: handed to fsspec.
+
+    Examples
+    --------
+    >>> c = Chest(available_memory="1 GB")
+    >>> c['x'] = [1, 2, 3]
+    >>> c['x']
+    [1, 2, 3]
+    >>> c.flush()
+    >>> sorted(os.listdir(c.path))
+    ['.keys', 'x']
+
+    Any thread may call any method.  A hit takes no lock; loads and dumps go on side by side.
+    """
+
+    def __init__(
+        self,
+        data: Union[Mapping[K, V], Iterable[Tuple[K, V]], None] = None,
+        path: Union[str, os.PathLike[str], None] = None,
+        available_memory: Union[float, str, None] = 1e9,
+        dump: Callable[[Any, Any], Any] = arrays.dump,
+        load: Callable[[Any], Any] = arrays.load,
+        key_to_filename: Callable[[K], str] = names.key_to_filename,
+        on_miss: Callable[[K], Any] = _nothing,
+        on_overflow: Callable[[K], Any] = _nothing,
+        open: Callable[..., Any] = builtins.open,
+        open_many: Optional[Callable[..., Any]] = None,
+        mode: str = "b",
+        *,
+        writeback: bool = True,
+        mmap_mode: Optional[str] = None,
+        min_file_size: int = 0,
+        durable: bool = False,
+        storage_options: Optional[Dict[str, Any]] = None,
+    ):
+        self._owner = 0  # a process id, once there is something to own
+        self._explicitly_given_path = path is not None
+        self._closed = False
+        self._settings: Dict[str, Any] = dict(
+            dump=dump, load=load, key_to_filename=key_to_filename, on_miss=on_miss, on_overflow=on_overflow, open=open,
+            open_many=open_many, mode=mode, writeback=writeback, mmap_mode=mmap_mode, min_file_size=min_file_size,
+            durable=durable, storage_options=storage_options)
+        available = budget(1e9 if available_memory is None else available_memory)
+        codec = Codec(dump, load, open, mode, mmap_mode)
+        self.dump, self.load, self.open, self.mode = dump, load, open, mode
+        self.path = tempfile.mkdtemp(prefix="chest-") if path is None else os.path.abspath(os.fspath(path))
+        reserved: Names[K] = Names(key_to_filename)
+        store = Small(Files(self.path, codec, reserved, durable, open_many), self.path, codec, durable, min_file_size)
+        store.make()
+        memory: Memory[K] = Memory(writeback)
+        index: Index[K] = Index(KeysFile(self.path, codec, durable), reserved)
+        self._life: Life[K] = Life(codec, store, index, memory, available, on_miss, on_overflow)
+        self.inmem = memory.values
+        self._used = memory.used
+        self._hit = self._life.counts.hit
+        self._life.refresh()
+        self._owner = os.getpid()
+        endings.watch(self)
+        if data is not None:
+            self.update(data)
+
+    # The mapping.
+
+    def __getitem__(self, key: K) -> V:
+        try:
+            value = self.inmem[key]
+        except KeyError:
+            return cast(V, self._alive().get(key))
+        self._used(key)
+        self._hit()
+        return cast(V, value)
+
+    def __setitem__(self, key: K, value: V) -> None:
+        self._alive().set(key, value)
+
+    def __delitem__(self, key: K) -> None:
+        self._alive().delete(key)
+
+    def __contains__(self, key: object) -> bool:
+        return self._alive().known(cast(K, key))
+
+    def __len__(self) -> int:
+        self._alive().refresh()
+        return len(self._life.index.names)
+
+    def __iter__(self) -> Iterator[K]:
+        return iterate(self._alive())
+
+    def __reversed__(self) -> Iterator[K]:
+        return iterate(self._alive(), backwards=True)
+
+    def get(self, key: K, default: Any = None) -> Any:
+        """The value of ``key``, or ``default`` if there is none or its file is gone.  Cost: as ``c[key]``.
+
+        >>> Chest({'x': 1}).get('y', 0)
+        0
+        """
+        value = self.inmem.get(key, ABSENT)
+        if value is ABSENT:
+            if not self._alive().known(key):
+                return default
+            try:
+                return self._life.get(key)
+            except KeyError:
+                return default
+        self._used(key)
+        self._hit()
+        return value
+
+    def pop(self, key: K, *default: Any) -> Any:
+        """Remove ``key`` and return its value; ``default``, if given, where there is none, else `KeyError`."""
+        if len(default) > 1:
+            raise TypeError(f"pop expected at most 2 arguments, got {1 + len(default)}")
+        if default and key not in self:
+            return default[0]
+        value = self[key]
+        del self[key]
+        return value
+
+    def popitem(self) -> Tuple[K, V]:
+        """Remove and return the pair that was inserted last, as a dict does; `KeyError` if the chest is empty."""
+        for key in reversed(self):
+            return key, self.pop(key)
+        raise KeyError("popitem(): chest is empty")
+
+    def setdefault(self, key: K, default: Any = None) -> Any:
+        """The value of ``key``, set to ``default`` first if there is none."""
+        if key not in self:
+            self[key] = default
+        return self[key]
+
+    def clear(self) -> None:
+        """Remove all keys.  What is saved stays on disk until the next commit."""
+        for key in list(self):
+            with self.lock:
+                if self._alive().known(key):
+                    self._life.delete(key)
+
+    def values(self) -> ValuesView[V]:
+        """The values, loaded one after another as one iterates, so that memory stays within the budget."""
+        return ValuesView(self)
+
+    def items(self) -> ItemsView[K, V]:
+        """The pairs of key and value, loaded one after another as one iterates."""
+        return ItemsView(self)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        return len(self) == len(other) and all(key in other and other[key] == value for key, value in self.items())
+
+    def update(self, other: Any = (), /, overwrite: bool = True, *, progress: Optional[Progress] = None,
+               **more: Any) -> None:
+        """Take in all keys of a mapping, of pairs or of keywords; of another chest by hard links, without a copy.
+
+        With ``overwrite=False`` keys that are here stay as they are.  Another chest is synced first, and emptied of
+        nothing.  Where its files cannot be linked (another format, another disk) its values are copied.
+
+        >>> c = Chest({'x': 1})
+        >>> c.update({'x': 2, 'y': 3}, overwrite=False)
+        >>> dict(c)
+        {'x': 1, 'y': 3}
+        """
+        self._alive()
+        receive(self, other, overwrite, progress or _silent)
+        if more:
+            receive(self, more, overwrite, _silent)
+
+    def copy(self) -> Chest[K, V]:
+        """A temporary chest with the same settings and values; files are shared by hard links until they change.
+
+        Unlike a dict's copy it shares no objects with the original for longer than they stay in memory.
+        """
+        settings = dict(self._settings, available_memory=self.available_memory)
+        return type(self)(cast(Mapping[K, V], self), **settings)
+
+    @classmethod
+    def fromkeys(cls, keys: Iterable[K], value: Any = None) -> Any:
+        """A temporary chest with ``value`` for each of ``keys``."""
+        chest = cls()
+        for key in keys:
+            chest[key] = value
+        return chest
+
+    def __or__(self, other: Any) -> Any:
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        both = self.copy()
+        both.update(other)
+        return both
+
+    def __ior__(self, other: Any) -> Chest[K, V]:  # type: ignore[misc]
+        self.update(other)
+        return self
+
+    # Saving.
+
+    def flush(self, *, progress: Optional[Progress] = None) -> None:
+        """Save everything, commit, and leave memory empty.
+
+        Afterwards the directory holds ``.keys`` and the values' files, and nothing else.  What cannot be saved stays in
+        memory; all else is committed before the error is raised: `DumpError`, or `OSError` where the system refused.
+        Cost: O(what is in memory), and O(keys) for the index.
+        """
+        life = self._alive()
+        life.store.make()
+        saved = life.save(True, progress or _silent)
+        for key, _ in saved:
+            self._settings["on_overflow"](key)
+        life.empty(saved)
+
+    def sync(self, *, progress: Optional[Progress] = None) -> None:
+        """Save everything and commit, but keep values in memory.  Cost: O(what changed and what may have changed)."""
+        life = self._alive()
+        life.store.make()
+        life.save(False, progress or _silent)
+
+    def write_keys(self) -> None:
+        """Commit the index as it stands, without the values that are not on disk yet."""
+        self._alive().store.make()
+        self._life.commit(True)
+
+    def close(self, *, progress: Optional[Progress] = None) -> None:
+        """Save everything, commit, and free memory; a temporary chest removes its directory instead.
+
+        A chest with a path opens itself again on the next use; a temporary one raises `ValueError` then.
+        """
+        life = self._life
+        if self._explicitly_given_path:
+            if life.store.exists():
+                life.empty(life.save(life.index.appended or bool(life.index.own()), progress or _silent))
+            else:
+                self._abandon()
+        elif not self._closed:
+            self._closed = True
+            self._abandon(remove=self._owner == os.getpid())
+        life.index.close()
+        life.store.close()
+
+    def _abandon(self, remove: bool = False) -> None:
+        """Forget what is in memory; the directory is gone, or nobody's any more."""
+        life = self._life
+        if self._explicitly_given_path and life.index.own():
+            warnings.warn(f"the directory of {self} is gone, and {len(life.index.own())} unsaved values with it",
+                          RuntimeWarning, stacklevel=3)
+        with life.lock:
+            life.memory.clear()
+            life.index.forget()
+        if remove:
+            life.store.clear_away()
+
+    def drop(self) -> None:
+        """Remove the chest's files, and its directory if nothing of anyone else's is in it."""
+        life = self._life
+        with life.lock:
+            life.memory.clear()
+            if self._owner == os.getpid() and life.store.exists():
+                with life.index.gate:
+                    life.index.refresh()
+                    life.store.remove(life.index.forget())
+                    life.store.destroy()
+            life.index.forget()
+        if not self._explicitly_given_path:
+            self.close()
+
+    def __enter__(self) -> Chest[K, V]:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_owner", 0):
+            later(functools.partial(endings.end, self))
+
+    def _end(self) -> None:
+        """Nobody will ask this handle again, or the process ends."""
+        if self._owner == os.getpid():
+            self.close()
+
+    def _after_fork(self) -> None:
+        self._life.after_fork()
+
+    def _alive(self) -> Life[K]:
+        if self._closed:
+            raise ValueError(f"{self} was temporary and is closed; give a path= to keep one")
+        return self._life
+
+    # Memory and disk.
+
+    def prefetch(self, keys: Any, *, progress: Optional[Progress] = None) -> None:
+        """Load several values at once, with several threads, until the budget is full.
+
+        A str, bytes or what is no iterable is one key, and so is a tuple that is itself a key of the chest; anything
+        else is an iterable of keys.  `KeyError` for one that is not there, before anything is read.
+        """
+        life = self._alive()
+        if isinstance(keys, (str, bytes)) or not isinstance(keys, collections.abc.Iterable) or (
+                isinstance(keys, tuple) and life.known(cast(K, keys))):
+            keys = [keys]
+        life.prefetch(list(keys), progress or _silent)
+
+    def move_to_disk(self, key: K) -> None:
+        """Let the value of ``key`` leave memory, written first if no file holds it.  `KeyError` if there is none."""
+        self._alive().move_out(key)
+
+    def get_from_disk(self, key: K) -> V:
+        """Load the value of ``key`` into memory if it is not there, and return it."""
+        return self[key]
+
+    def shrink(self) -> None:
+        """Spill until memory is within the budget; a chest does so by itself after every change."""
+        self._alive().make_room()
+
+    def key_to_filename(self, key: K) -> str:
+        """The full path of the file where the value of ``key`` is, or would be, kept.
+
+        Of a value that is not on disk it is the name that is reserved for it.  Of a small value (``min_file_size``) it
+        is ``<path>/.small/<row>``: the row of the SQLite file ``.small``.
+        """
+        life = self._alive()
+        with life.lock:
+            life.known(key)
+            name = life.index.names.get(key)
+            return cast(str, life.store.path(life.store.reserve(key) if name is None else name))
+
+    @property
+    def available_memory(self) -> float:
+        """The budget in bytes for values in memory; it may be set, also to a text such as ``"2 GB"``."""
+        return self._life.available
+
+    @available_memory.setter
+    def available_memory(self, amount: Union[float, str]) -> None:
+        self._life.available = budget(amount)
+        self._life.make_room()
+
+    @property
+    def memory_usage(self) -> int:
+        """The sum of the bytes noted for the values in memory."""
+        return self._life.memory.usage
+
+    @property
+    def lock(self) -> Any:
+        """The re-entrant lock of this handle: within ``with c.lock:`` no other thread changes it."""
+        return self._life.lock
+
+    @property
+    def stats(self) -> Stats:
+        """Hits, misses, spills, bytes read and written since this handle was made.
+
+        >>> c = Chest({'x': 1})
+        >>> c['x'], c.stats.hits, c.stats.misses
+        (1, 1, 0)
+        """
+        return self._life.counts.snapshot()
+
+    @property
+    def _keys(self) -> Dict[K, Optional[str]]:
+        """Each key's file name; `None` while its value is in memory only."""
+        return self._life.index.names
+
+    @property
+    def _codec(self) -> Codec:
+        return self._life.codec
+
+    def _stream(self) -> Iterator[Tuple[K, V]]:
+        """The pairs of key and value; a key that another process deletes meanwhile is left out."""
+        for key in self:
+            try:
+                yield key, self[key]
+            except KeyError:
+                if key in self:
+                    raise
+
+    # Showing and travelling.
+
+    def __str__(self) -> str:
+        return f"<chest at {self.path}>"
+
+    def __repr__(self) -> str:
+        life = getattr(self, "_life", None)
+        if life is None:
+            return f"<chest at {getattr(self, 'path', '?')}, not open>"
+        return (f"<chest at {self.path}: {len(life.index.names)} keys, {len(self.inmem)} of them in memory, "
+                f"{self.memory_usage} of {self.available_memory:.0f} bytes>")
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        self.sync()
+        settings = dict(self._settings, available_memory=self.available_memory)
+        for name, value in settings.items():
+            try:
+                pickle.dumps(value)
+            except Exception as error:
+                if "cloudpickle" not in sys.modules:  # which can pickle what pickle cannot
+                    raise TypeError(f"{self} cannot be pickled, as its {name}={value!r} cannot: {error}. Use a function "
+                                    f"of a module instead") from error
+        return _reopen, (type(self), self.path, settings)
+
+
+def _reopen(cls: Any, path: str, settings: Dict[str, Any]) -> Any:
+    """What a pickled handle becomes: another one on the same path, which owns nothing."""
+    return cls(path=path, **settings)

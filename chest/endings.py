@@ -1,0 +1,77 @@
+"""How a chest ends: with the interpreter, with a process of `multiprocessing`, with a fork, or as garbage.
+
+``atexit`` runs before modules are taken apart, so that values such as numpy arrays can still be pickled then; a
+finaliser alone would come too late.
+"""
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import warnings
+import weakref
+from typing import Any, Dict, List
+
+__all__ = ["end", "watch"]
+
+_open: Dict[int, weakref.ref[Any]] = {}
+_watched_process = 0  # the `multiprocessing` child that ends its chests itself, as atexit does not run there
+
+
+def watch(chest: Any) -> None:
+    """See to it that ``chest`` is ended with this process, and re-made after a fork."""
+    global _watched_process
+    mark = id(chest)
+    _open[mark] = weakref.ref(chest, lambda _: _open.pop(mark, None))
+    process = sys.modules.get("multiprocessing.process")
+    if process is not None and process.parent_process() is not None and _watched_process != os.getpid():
+        from multiprocessing import util
+
+        _watched_process = os.getpid()
+        util.Finalize(None, _end_all, exitpriority=100)
+
+
+def _chests() -> List[Any]:
+    return [chest for ref in list(_open.values()) if (chest := ref()) is not None]
+
+
+def _end_all() -> None:
+    for chest in _chests():
+        end(chest)
+
+
+def end(chest: Any) -> None:
+    """Save a chest that nobody will ask again; what stands in the way is a warning, as nobody could catch an error."""
+    try:
+        chest._end()
+    except Exception as error:
+        if not sys.is_finalizing():
+            warnings.warn(f"{chest} could not be saved as it ended: {error}", RuntimeWarning, stacklevel=2)
+
+
+def _before_fork() -> None:
+    """Let no other thread be half-way through a change of a chest while its memory is copied.
+
+    The wait is bounded: a program may hold one chest's lock in a thread that waits for another's.
+    """
+    for chest in _chests():
+        if chest.lock.acquire(timeout=2):
+            _locked.append(chest)
+
+
+def _after_fork_in_parent() -> None:
+    while _locked:
+        _locked.pop().lock.release()
+
+
+def _after_fork_in_child() -> None:
+    _locked.clear()
+    for chest in _chests():
+        chest._after_fork()
+
+
+_locked: List[Any] = []
+
+atexit.register(_end_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -1,0 +1,67 @@
+"""What `Chest.update` takes in: another chest's files by hard link, and anything else value by value."""
+from __future__ import annotations
+
+from typing import Any, Callable, Iterable, Mapping
+
+from chest.errors import ChestError
+from chest.files import Stale
+from chest.life import Life
+
+__all__ = ["receive"]
+
+Progress = Callable[..., Iterable[Any]]
+
+
+def receive(chest: Any, other: Any, overwrite: bool, progress: Progress) -> None:
+    """Take every key of ``other``, a chest, a mapping or pairs, into ``chest``."""
+    if other is chest:
+        return
+    if isinstance(other, type(chest)):
+        _from_chest(chest, other, overwrite, progress)
+        return
+    pairs: Iterable[Any]
+    if isinstance(other, Mapping) or hasattr(other, "keys"):
+        keys = list(other.keys())
+        pairs = ((key, other[key]) for key in progress(keys, total=len(keys)))
+    else:
+        pairs = other
+    for key, value in pairs:
+        if overwrite or key not in chest:
+            chest[key] = value
+
+
+def _from_chest(chest: Any, other: Any, overwrite: bool, progress: Progress) -> None:
+    try:
+        other.sync()
+    except (ChestError, OSError):
+        pass  # what cannot be saved there is copied from its memory
+    linked = chest._codec.same_format(other._codec)
+    keys = list(other)
+    for key in progress(keys, total=len(keys)):
+        if not overwrite and key in chest:
+            continue
+        if linked and _link(chest._life, other._life, key):
+            continue
+        try:
+            chest[key] = other[key]
+        except KeyError:
+            if key in other:
+                raise  # its file is gone; a key that somebody deleted meanwhile is no loss
+
+
+def _link(mine: Life[Any], theirs: Life[Any], key: Any) -> bool:
+    """Give ``key`` a second name of the other chest's file; `False` where that cannot be and a copy has to do."""
+    while True:
+        with theirs.lock:
+            theirs.refresh()
+            name, seen = theirs.index.names.get(key), theirs.index.signature
+        if name is None:
+            return False
+        try:
+            linked = mine.store.link(key, theirs.store, name, lambda: theirs.index.current() == seen)
+        except Stale:
+            continue
+        except OSError:
+            return False
+        mine.adopt(key, linked)
+        return True

@@ -1,0 +1,264 @@
+"""A directory of value files, each written once: created under a free name, read, compared, linked, removed."""
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from typing import IO, Any, Callable, Generic, Hashable, Iterable, Iterator, List, NamedTuple, Optional, Tuple, TypeVar
+
+from chest import system
+from chest.codec import Codec
+from chest.errors import LoadError
+from chest.keysfile import sync_file
+from chest.names import Names
+
+__all__ = ["Files", "Loaded", "Stale", "Written"]
+
+K = TypeVar("K", bound=Hashable)
+
+
+class Stale(Exception):
+    """A file was opened under a name that may have changed hands: look the key up anew."""
+
+
+class Written(NamedTuple):
+    """One value's way out: the new file's name and bytes, or what went wrong."""
+
+    name: str
+    nbytes: int
+    error: Optional[Exception] = None
+
+
+class Loaded(NamedTuple):
+    """One value's way back: the value and the bytes its file has, or what went wrong."""
+
+    value: Any
+    nbytes: int
+    error: Optional[Exception] = None
+
+
+class Files(Generic[K]):
+    """The value files of one directory, as one handle writes and reads them.
+
+    ``open_many``, if given, opens a list of paths at once for a `load` of several values, as in chest 0.2.3.
+    """
+
+    grain = 0  # no value is so small that it would rather leave memory in a crowd
+    ahead = 1  # values that are worth loading before they are asked for
+
+    def __init__(self, directory: str, codec: Codec, names: Names[K], durable: bool,
+                 open_many: Optional[Callable[..., Any]] = None):
+        self._directory = directory
+        self._codec = codec
+        self._names = names
+        self._durable = durable
+        self._open_many = open_many
+
+    def path(self, name: str) -> str:
+        """The full path of the file ``name``."""
+        return os.path.join(self._directory, *name.split("/"))
+
+    # Out.
+
+    def write(self, items: Iterable[Tuple[K, Any]]) -> Iterator[Written]:
+        """Write each value to a new file of its own.  Nothing that stands in the directory is ever touched."""
+        for key, value in items:
+            yield self._write(key, value)
+
+    def _write(self, key: K, value: Any) -> Written:
+        name = ""
+        try:
+            name, file = self._create(key)
+            with file:
+                self._codec.dump(value, file)
+            if self._durable:
+                self._settle(name)
+            return Written(name, self.size(name))
+        except BaseException as error:  # a half-written file must not stay, whatever stopped us
+            if name:
+                self.remove([name])
+            if not isinstance(error, Exception):
+                raise
+            return Written(name, 0, error)
+
+    def _create(self, key: K) -> Tuple[str, IO[Any]]:
+        """A new file for ``key``, under its reserved name if it has one, else under the next free one."""
+        reserved = self._names.reserved.get(key)
+        if reserved is not None:
+            try:
+                self._folders(reserved)
+                return reserved, self._codec.create(self.path(reserved))
+            except OSError:
+                pass  # somebody took the name, or a folder of its path, meanwhile
+        opened: List[IO[Any]] = []
+
+        def usable(path: str, last: bool) -> bool:
+            if not last:
+                return self._folder(path)
+            if path in self._names.taken:
+                return False
+            try:
+                opened.append(self._codec.create(self.path(path)))
+            except FileExistsError:
+                return False
+            return True
+
+        while True:
+            try:
+                return self._names.next_free(key, usable), opened[0]
+            except FileNotFoundError:  # another process removed the folder, empty just then: make it again
+                if not os.path.isdir(self._directory):
+                    raise
+
+    def _folder(self, name: str) -> bool:
+        """Is there a folder ``name`` now?  A link to one elsewhere does not count: we write inside the chest only."""
+        try:
+            os.mkdir(self.path(name))
+            if self._durable:
+                system.sync_directory(os.path.dirname(self.path(name)))
+        except FileExistsError:
+            return stat.S_ISDIR(os.lstat(self.path(name)).st_mode)
+        return True
+
+    def _folders(self, name: str) -> None:
+        parts = name.split("/")[:-1]
+        for depth in range(len(parts)):
+            self._folder("/".join(parts[: depth + 1]))
+
+    def _settle(self, name: str) -> None:
+        """Make a new file survive a loss of power: its content, and its name in its folder."""
+        sync_file(self.path(name))
+        system.sync_directory(os.path.dirname(self.path(name)))
+
+    def reserve(self, key: K) -> str:
+        """The name that the next file of ``key`` will have, as far as anyone can tell now; kept for the key."""
+        def usable(path: str, last: bool) -> bool:
+            here = self.path(path)
+            if last:
+                return path not in self._names.taken and not os.path.lexists(here)
+            return not os.path.lexists(here) or stat.S_ISDIR(os.lstat(here).st_mode)
+
+        if key not in self._names.reserved:
+            self._names.reserve(key, self._names.next_free(key, usable))
+        return self._names.reserved[key]
+
+    # Back.
+
+    def load(self, names: Iterable[str], trusted: Callable[[], bool], workers: int = 1) -> Iterator[Loaded]:
+        """The values in the files ``names``, in order, one after another as they are asked for.
+
+        With several ``workers`` all are loaded now, by so many threads.  ``trusted()`` is asked when a file is open:
+        only then can its name not change hands any more.
+        """
+        names = list(names)
+        if self._open_many is not None and len(names) > 1:
+            return self._load_many(names, trusted)
+        if workers < 2 or len(names) < 2:
+            return (self._load(name, trusted) for name in names)
+        with ThreadPoolExecutor(min(workers, len(names))) as pool:
+            return iter(list(pool.map(lambda name: self._load(name, trusted), names)))
+
+    def _load(self, name: str, trusted: Callable[[], bool]) -> Loaded:
+        try:
+            with self._codec.reader(self.path(name)) as file:
+                return self._read(name, file, trusted)
+        except Exception as error:
+            return Loaded(None, 0, error)
+
+    def _load_many(self, names: List[str], trusted: Callable[[], bool]) -> Iterator[Loaded]:
+        paths = [self.path(name) for name in names]
+        assert self._open_many is not None
+        with self._open_many(paths, mode="r" + self._codec.mode) as files:
+            for name, file in zip(names, files):
+                try:
+                    yield self._read(name, file, trusted)
+                except Exception as error:
+                    yield Loaded(None, 0, error)
+
+    def _read(self, name: str, file: IO[Any], trusted: Callable[[], bool]) -> Loaded:
+        if not trusted():
+            raise Stale(name)
+        try:
+            return Loaded(self._codec.read(file), self.size(name))
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            raise LoadError(f"{self.path(name)} cannot be read ({type(error).__name__}: {error})") from error
+
+    def same(self, name: str, value: Any) -> bool:
+        """Does the file hold just what would be written for ``value`` now?"""
+        with self._codec.reader(self.path(name)) as file:
+            return self._codec.same(value, file)
+
+    def size(self, name: str) -> int:
+        """Bytes that the file has, 0 if it is gone.  One ``stat``."""
+        try:
+            return os.stat(self.path(name)).st_size
+        except OSError:
+            return 0
+
+    # Between chests, and away.
+
+    def link(self, key: K, store: Any, name: str, trusted: Callable[[], bool]) -> str:
+        """A second name, for ``key``, of the file ``name`` of another store.  `OSError` where that cannot be."""
+        source = store.path(name)
+
+        def usable(path: str, last: bool) -> bool:
+            if not last:
+                return self._folder(path)
+            if path in self._names.taken:
+                return False
+            try:
+                os.link(source, self.path(path), follow_symlinks=False)
+            except FileExistsError:
+                return False
+            return True
+
+        linked = self._names.next_free(key, usable)
+        if not trusted():
+            self.remove([linked])
+            raise Stale(source)
+        if self._durable:
+            self._settle(linked)
+        return linked
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove files, and folders that this leaves empty.  One that is gone already is as well."""
+        for name in names:
+            try:
+                os.unlink(self.path(name))
+                while "/" in name:
+                    name = name.rpartition("/")[0]
+                    os.rmdir(self.path(name))
+            except OSError:
+                continue  # somebody else was quicker, or keeps something in the folder
+
+    def after_fork(self) -> None:
+        """Nothing here belongs to one process alone."""
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def destroy(self) -> None:
+        """Remove the directory itself, if nothing of anyone else's is in it."""
+        for spare in (".keys", ".keys~"):
+            try:
+                os.unlink(os.path.join(self._directory, spare))
+            except OSError:
+                pass
+        try:
+            os.rmdir(self._directory)
+        except OSError:
+            pass
+
+    def clear_away(self) -> None:
+        """Remove a temporary directory with all that is in it."""
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def exists(self) -> bool:
+        return os.path.isdir(self._directory)
+
+    def make(self) -> None:
+        """Make the directory, and those above it."""
+        os.makedirs(self._directory, exist_ok=True)

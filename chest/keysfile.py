@@ -1,0 +1,307 @@
+"""The file ``.keys``: reading it, appending to it, replacing it.
+
+It starts with a list of ``(key, name)`` pairs, as ``dump`` writes it.  With the default ``dump`` that is a pickle, and
+behind it may stand records, each a commit: what changed, with its length and checksum.  A record that is torn, because
+its writer died, was never committed: readers stop before it, and the next commit replaces the file.
+"""
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import struct
+import zlib
+from typing import Any, Hashable, Iterable, List, NamedTuple, Optional, Tuple
+
+from chest import system
+from chest._version import __version__
+from chest.codec import Codec
+from chest.errors import ChestError, LoadError
+from chest.locks import gate
+from chest.names import inside
+
+__all__ = ["KEYS", "KeysFile", "Pairs", "header"]
+
+Pairs = List[Tuple[Any, Optional[str]]]  # a name of None says that the key was deleted
+
+KEYS = ".keys"
+FORMAT = 1
+_MARK = b"\x80\x05C"  # PROTO 5, SHORT_BINBYTES: a pickle that begins by pushing, and popping, what we say of it
+_RECORD = struct.Struct("<4sQI")  # magic, length and CRC-32 of the pickle that follows
+_MAGIC = b"+chs"
+
+
+class Signature(NamedTuple):
+    """What one ``stat`` tells of a version of the file.  While the file is held open its inode cannot come back."""
+
+    device: int
+    inode: int
+    size: int
+    time: int
+
+
+def header() -> bytes:
+    """The opcodes at the start of the list that say who wrote it; they leave nothing on the pickle's stack."""
+    text = f"chest-keys {FORMAT} {__version__}".encode()
+    return _MARK + bytes([len(text)]) + text + pickle.POP
+
+
+def written_by(head: bytes) -> Optional[Tuple[int, str]]:
+    """The format and version of chest that wrote a list beginning with ``head``; `None` for anyone else's."""
+    text = head[4 : 4 + head[3]] if len(head) > 3 and head.startswith(_MARK) else b""
+    words = text.decode("ascii", "replace").split()
+    if len(words) == 3 and words[0] == "chest-keys" and words[1].isdigit():
+        return int(words[1]), words[2]
+    return None
+
+
+def record(changes: Pairs) -> bytes:
+    """One commit's changes as they are appended."""
+    body = pickle.dumps(changes, 5)
+    return _RECORD.pack(_MAGIC, len(body), zlib.crc32(body)) + body
+
+
+def records(data: bytes) -> Tuple[Pairs, int]:
+    """The changes in ``data``, and where its last whole record ends."""
+    changes: Pairs = []
+    start = 0
+    while len(data) >= start + _RECORD.size:
+        magic, length, checksum = _RECORD.unpack_from(data, start)
+        body = data[start + _RECORD.size : start + _RECORD.size + length]
+        if magic != _MAGIC or len(body) < length or zlib.crc32(body) != checksum:
+            break
+        changes += pickle.loads(body)
+        start += _RECORD.size + length
+    return changes, start
+
+
+class KeysFile:
+    """``.keys`` in one directory, as one handle last read or wrote it.
+
+    Cost: `current` is one ``stat``; `read` is O(what was appended since), or O(keys) after a replacement; `append` is
+    O(changes); `replace` is O(keys).
+    """
+
+    def __init__(self, directory: str, codec: Codec, durable: bool):
+        self.path = os.path.join(directory, KEYS)
+        self.gate = gate(directory)
+        self._directory = directory
+        self._codec = codec
+        self._durable = durable
+        self._fd: Optional[int] = None
+        self.signature: Optional[Signature] = None
+        self._list_end = self._end = 0  # bytes of the list, and of the list with its whole records
+        self._compact: Optional[bool] = None  # does this handle's first commit have to make the file plain?
+
+    def current(self) -> Optional[Signature]:
+        """The signature of the file as it is now.  One ``stat``; another than ``signature``: somebody committed."""
+        try:
+            s = os.stat(self.path)
+        except FileNotFoundError:
+            return None
+        return Signature(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns)
+
+    def read(self) -> Tuple[bool, Pairs]:
+        """``(True, all pairs)``, or ``(False, changes)`` where records were appended to what was read before."""
+        try:
+            fd = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+        except FileNotFoundError:
+            self.close()
+            return True, []
+        try:
+            s = os.fstat(fd)
+            found = Signature(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns)
+            before = self.signature
+            grown = before is not None and before[:2] == found[:2] and self._list_end and found.size >= self._end
+            start = self._end if grown else 0
+            with open(fd, "rb", closefd=False) as file:
+                file.seek(start)
+                data = file.read(found.size - start)
+            changes = self._more(data) if grown else self._whole(data)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._hold(fd, found)
+        return not grown, changes
+
+    def _hold(self, fd: int, found: Signature) -> None:
+        """Keep the version that was read open, so that its inode, and so its signature, is not used again."""
+        if self._fd is not None:
+            os.close(self._fd)
+        if not system.HOLDS_OPEN:
+            os.close(fd)
+        self._fd = fd if system.HOLDS_OPEN else None
+        self.signature = found
+
+    def _whole(self, data: bytes) -> Pairs:
+        writer = written_by(data[:260])
+        if writer is None:
+            self._list_end = self._end = 0
+            return self._checked(self._foreign())
+        if writer[0] > FORMAT:
+            raise ChestError(f"{self.path} was written by chest {writer[1]}, which is newer than this one "
+                             f"({__version__}); upgrade chest to open it")
+        stream = io.BytesIO(data)
+        try:
+            names = dict(self._checked(pickle.load(stream)))
+        except ChestError:
+            raise
+        except Exception as error:
+            raise self._damaged(error) from error
+        self._list_end = self._end = stream.tell()
+        apply(names, self._more(data[self._end :]))
+        if self._compact is None:  # what stands behind the list was left by a process that died, for all we know
+            self._compact = len(data) > self._list_end
+        return list(names.items())
+
+    def _more(self, data: bytes) -> Pairs:
+        try:
+            changes, end = records(data)
+        except Exception as error:
+            raise self._damaged(error) from error
+        self._end += end
+        return self._checked(changes)
+
+    def _foreign(self) -> Any:
+        """The list as the user's ``load`` gives it, or else as a pickle: 0.2.3's, or of a chest with other settings."""
+        try:
+            with self._codec.reader(self.path) as file:
+                return self._codec.load(file)
+        except Exception as error:
+            for opener in (self._codec.open, open):
+                try:
+                    with opener(self.path, mode="rb") as file:
+                        return pickle.load(file)
+                except Exception:
+                    continue
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> LoadError:
+        return LoadError(
+            f"the index {self.path} cannot be read ({type(error).__name__}: {error}); nothing was changed. Open the "
+            f"chest with the dump, load, open and mode that it was written with, or put the file back from a copy")
+
+    def _checked(self, pairs: Any) -> Pairs:
+        """``pairs`` with lists standing as keys read as tuples; an error for what cannot be an index of ours."""
+        try:
+            checked = [(hashable(key), name if name is None else str(name).replace(os.sep, "/")) for key, name in pairs]
+            for key, _ in checked:
+                hash(key)
+        except (TypeError, ValueError) as error:
+            raise self._damaged(error) from error
+        for key, name in checked:
+            if name is not None and not (inside(name) or small(name)):
+                raise ChestError(f"the index {self.path} gives the key {key!r} the file {name!r}, which is outside of "
+                                 f"the chest; nothing was read or changed. Do not trust this chest")
+        return checked
+
+    def append(self, changes: Pairs) -> bool:
+        """Commit ``changes`` behind the list; `False`, and nothing written, where only a replacement will do.
+
+        Called within the gate, with everything read.
+        """
+        found = self.signature
+        if self._compact or not (self._codec.native and self._list_end and found and found.size == self._end):
+            return False
+        data = record(changes)
+        if self._end + len(data) > 2 * self._list_end + 4096:
+            return False
+        fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+        try:
+            if os.write(fd, data) != len(data):
+                return False  # a full disk: what was written is a torn record, and the replacement tells of the error
+            if self._durable:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        self._end += len(data)
+        self.signature = self.current()
+        return True
+
+    def replace(self, pairs: Pairs) -> None:
+        """Commit ``pairs`` as the whole list.  Called within the gate."""
+        spare = self.path + "~"  # of a commit that was killed, maybe; nobody else writes it while we have the gate
+        try:
+            os.unlink(spare)
+        except FileNotFoundError:
+            pass
+        try:
+            native = self._codec.native or not self._written(pairs, spare)
+            if native:
+                with open(spare, "wb") as file:
+                    file.write(header() + pickle.dumps(pairs, 5)[2:])
+            if self._durable:
+                sync_file(spare)
+            system.replace(spare, self.path)
+        except BaseException:
+            if os.path.lexists(spare):
+                os.unlink(spare)
+            raise
+        if self._durable:
+            system.sync_directory(self._directory)
+        fd = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self._hold(fd, self.current())  # type: ignore[arg-type]
+        self._list_end = self._end = self.signature.size if native and self.signature else 0
+        self._compact = False
+
+    def _written(self, pairs: Pairs, spare: str) -> bool:
+        """Does the user's ``dump`` write, and ``load`` give back, these pairs: the same keys of the same types?"""
+        try:
+            with self._codec.create(spare) as file:
+                self._codec.dump(pairs, file)
+            with self._codec.reader(spare) as file:
+                back = self._checked(self._codec.load(file))
+        except OSError:
+            raise
+        except Exception:
+            return False
+        return alike(back, pairs)
+
+    def plain(self) -> bool:
+        """Is the file one list and nothing behind it?"""
+        return self.signature is not None and (not self._list_end or self.signature.size == self._list_end)
+
+    def close(self) -> None:
+        """Let go of the file.  The next look reads it anew."""
+        if self._fd is not None:
+            os.close(self._fd)
+        self._fd = self.signature = None
+        self._list_end = self._end = 0
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def apply(names: Any, changes: Iterable[Tuple[Any, Optional[str]]]) -> None:
+    """Lay ``changes`` over ``names``, in order."""
+    for key, name in changes:
+        if name is None:
+            names.pop(key, None)
+        else:
+            names[key] = name
+
+
+def small(name: str) -> bool:
+    """Is ``name`` that of a row in the database of small values?"""
+    return name.startswith(".small/") and name[7:].isdigit()
+
+
+def hashable(key: Any) -> Hashable:
+    """``key`` with its lists read as tuples: json knows no others."""
+    return tuple(map(hashable, key)) if isinstance(key, (list, tuple)) else key
+
+
+def alike(a: Any, b: Any) -> bool:
+    """Equal, and of equal types all the way down: ``1`` is not ``True``, nor ``'1'``."""
+    if isinstance(a, (tuple, list)) and type(a) is type(b):
+        return len(a) == len(b) and all(map(alike, a, b))
+    return type(a) is type(b) and bool(a == b)
+
+
+def sync_file(path: str) -> None:
+    """Make the content of ``path`` survive a loss of power."""
+    fd = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

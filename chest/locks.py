@@ -1,0 +1,114 @@
+"""The lock of a directory: one process at a time commits, and within a process one thread.
+
+Between processes the lock is on the directory itself, so that no file of it is left behind, and the kernel releases it
+when its holder dies.  Within a process all handles on one directory share one re-entrant `Gate`, because two
+descriptors of one process would block each other.
+"""
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import deque
+from typing import Callable, Deque, Optional
+
+from chest import system
+
+__all__ = ["Gate", "gate", "later", "shield"]
+
+class Shield(threading.local):
+    """``with shield:`` no finaliser of a chest saves in this thread until the outermost such block has ended.
+
+    The garbage collector may run at any line, also in the middle of a commit, and the handle that it finds may be on
+    the same directory; its save, started there, would wait for locks that this very thread holds, or change an index
+    that is half merged.
+    """
+
+    depth = 0
+
+    def __init__(self) -> None:
+        self._waiting: Deque[Callable[[], None]] = deque()
+
+    def __enter__(self) -> None:
+        self.depth += 1
+
+    def __exit__(self, *exception: object) -> None:
+        self.depth -= 1
+        while self._waiting and not self.depth:
+            self._waiting.popleft()()
+
+    def later(self, action: Callable[[], None]) -> None:
+        """Run ``action`` now, or behind the outermost block that this thread is in."""
+        if self.depth:
+            self._waiting.append(action)
+        else:
+            action()
+
+
+shield = Shield()
+later = shield.later
+
+
+class Gate:
+    """``with gate:`` this thread alone, of all processes, commits to the directory.  Re-entrant."""
+
+    def __init__(self, directory: str):
+        self._directory = directory
+        self._fd: Optional[int] = None
+        self._depth = 0
+        self._mutex = threading.RLock()
+
+    def __enter__(self) -> None:
+        shield.__enter__()
+        self._mutex.acquire()
+        try:
+            if not self._depth:
+                self._fd = system.lock(self._directory)
+            self._depth += 1
+        except BaseException:
+            self._mutex.release()
+            shield.__exit__()
+            raise
+
+    def __exit__(self, *exception: object) -> None:
+        try:
+            self._depth -= 1
+            if not self._depth and self._fd is not None:
+                fd, self._fd = self._fd, None
+                system.unlock(fd)
+        finally:
+            self._mutex.release()
+            shield.__exit__()
+
+    def abandon(self) -> None:
+        """In a fork's child: the lock, if it is held, is the parent's.  Closing our copy leaves it locked there."""
+        self._mutex = threading.RLock()
+        self._depth = 0
+        if self._fd is not None:
+            fd, self._fd = self._fd, None
+            os.close(fd)
+
+
+_gates: weakref.WeakValueDictionary[str, Gate] = weakref.WeakValueDictionary()
+_gates_mutex = threading.Lock()
+
+
+def gate(directory: str) -> Gate:
+    """The one gate of ``directory`` in this process, however the path is spelled."""
+    real = os.path.realpath(directory)
+    with _gates_mutex:
+        found = _gates.get(real)
+        if found is None:
+            found = _gates[real] = Gate(real)
+        return found
+
+
+def _after_fork_in_child() -> None:
+    global _gates_mutex
+    _gates_mutex = threading.Lock()
+    for held in list(_gates.values()):
+        held.abandon()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

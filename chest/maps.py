@@ -1,0 +1,162 @@
+"""Memory maps of files that are never changed, and what the kernel knows about them.
+
+A copy-on-write map tells more than a copy does: which of its pages were written. On Linux `/proc/self/pagemap` has
+eight bytes for each page of this process; a page of a private map that still shows the file has its bit "file" set, a
+page that was written belongs to this process alone and has it not. So an array of 800 MB that nobody touched is known
+to be unchanged without reading it. The bits are described in the kernel's `Documentation/admin-guide/mm/pagemap.rst`.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import sys
+import weakref
+from collections.abc import Iterator
+from functools import cache
+from typing import IO, Any
+
+_ACCESS = {"c": mmap.ACCESS_COPY, "r": mmap.ACCESS_READ}
+# A map made without this keyword (before Python 3.13) keeps a descriptor of its own open for as long as it lives.
+_WITHOUT_DESCRIPTOR: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) and os.name == "posix" else {}
+
+_PAGE = mmap.PAGESIZE
+_ENTRY = 8  # bytes of one entry of the page map
+_ENTRIES_AT_ONCE = 1 << 16
+# The highest byte of an entry holds the bits "present" (7), "swapped" (6) and "file" (5). A page is as the file has it
+# if it was never brought in (none of the three) or shows the file ("present" and "file"). Any other is looked at.
+_SHOWS_THE_FILE = (0b000, 0b101)
+_TOUCHED = bytes(bits >> 5 not in _SHOWS_THE_FILE for bits in range(256))
+_HIGHEST = _ENTRY - 1 if sys.byteorder == "little" else 0
+
+Identity = tuple[int, int]
+
+
+class Map(mmap.mmap):
+    """A map of one whole file that remembers which file it shows, and whether it may be written."""
+
+    identity: Identity
+    writable: bool
+
+    def part(self, start: int, size: int) -> Any:
+        """`size` bytes from `start` on, as an object of exactly these: a slice would lead back to the whole map."""
+        numpy: Any = sys.modules.get("numpy")
+        return memoryview(self)[start : start + size] if numpy is None else numpy.frombuffer(self, "u1", size, start)
+
+
+_living: weakref.WeakSet[Map] = weakref.WeakSet()
+
+
+def _room_for_another() -> bool:
+    """Whether one more map leaves descriptors for everything else: maps take a quarter of those allowed."""
+    if _WITHOUT_DESCRIPTOR or not hasattr(os, "sysconf"):
+        return True
+    allowed = os.sysconf("SC_OPEN_MAX")
+    return allowed < 0 or len(_living) < allowed // 4
+
+
+def identity(file: IO[bytes]) -> Identity:
+    """The device and inode of an open file; no other file can have them while it is open or mapped."""
+    status = os.fstat(file.fileno())
+    return status.st_dev, status.st_ino
+
+
+def map_file(file: IO[bytes], mode: str) -> Map | None:
+    """Map the whole of `file`, copy-on-write (`'c'`) or read-only (`'r'`); None where a map cannot be had.
+
+    That is so when a quarter of the descriptors this process may open is taken by maps (before Python 3.13, where each
+    map keeps one), and when the system refuses: too many maps, no room in the address space, a file system without
+    maps. The map outlives the file object and the file's name.
+    """
+    if not _room_for_another():
+        return None
+    try:
+        made = Map(file.fileno(), 0, access=_ACCESS[mode], **_WITHOUT_DESCRIPTOR)
+    except (OSError, ValueError):
+        return None
+    made.identity = identity(file)
+    made.writable = mode == "c"
+    _living.add(made)
+    return made
+
+
+def _map_under(view: memoryview) -> Map | None:
+    """The map whose memory `view` shows, found by going from each view to the object that it is a view of."""
+    link: Any = view
+    while link is not None and not isinstance(link, Map):
+        link = link.obj if isinstance(link, memoryview) else getattr(link, "base", None)
+    return link
+
+
+def _address(buffer: Any, numpy: Any) -> int:
+    address: int = numpy.frombuffer(buffer, "u1", 1).__array_interface__["data"][0]
+    return address
+
+
+def place(view: memoryview) -> tuple[Map, int] | None:
+    """The map that `view` is a part of, and where in its file the view begins; None for any other memory."""
+    numpy = sys.modules.get("numpy")
+    under = _map_under(view)
+    if under is None or numpy is None or not view.nbytes:
+        return None
+    start = _address(view, numpy) - _address(under, numpy)
+    return (under, start) if 0 <= start <= len(under) - view.nbytes else None
+
+
+def touched(under: Map, view: memoryview) -> list[tuple[int, int]]:
+    """The parts of `view`, a view of the map `under`, that may differ from the file: (from, to) in bytes.
+
+    Nothing for a read-only map; the pages that were written, where the system tells; everything where it does not.
+    Costs one read of 8 bytes for each page.
+    """
+    if not under.writable:
+        return []
+    everything = [(0, view.nbytes)]
+    if not _page_map_tells():
+        return everything
+    try:
+        return list(_written(_address(view, sys.modules["numpy"]), view.nbytes))
+    except OSError:
+        return everything
+
+
+def _written(address: int, size: int) -> Iterator[tuple[int, int]]:
+    """The runs of written pages of a piece of memory, as (from, to) relative to its beginning."""
+    first, end = address // _PAGE, (address + size - 1) // _PAGE + 1
+    for page in range(first, end, _ENTRIES_AT_ONCE):
+        flags = _flags(page, min(_ENTRIES_AT_ONCE, end - page))
+        start = flags.find(1)
+        while start >= 0:
+            stop = flags.find(0, start)
+            stop = stop if stop >= 0 else len(flags)
+            yield max((page + start) * _PAGE - address, 0), min((page + stop) * _PAGE - address, size)
+            start = flags.find(1, stop)
+
+
+def _flags(page: int, count: int) -> bytes:
+    """For each of `count` pages 1 if it was written (or nobody can say), else 0.
+
+    The page map is opened anew each time: a descriptor that a fork's child inherits shows the parent's memory.
+    """
+    descriptor = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        entries = os.pread(descriptor, count * _ENTRY, page * _ENTRY)
+    finally:
+        os.close(descriptor)
+    if len(entries) != count * _ENTRY:
+        raise OSError("the page map ended early")
+    return entries[_HIGHEST::_ENTRY].translate(_TOUCHED)
+
+
+@cache
+def _page_map_tells() -> bool:
+    """Whether this system's page map shows a write. Sandboxes may hide it, or give zeros, which look like "clean"."""
+    numpy = sys.modules.get("numpy")
+    if not sys.platform.startswith("linux") or numpy is None:
+        return False
+    with mmap.mmap(-1, _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as probe:
+        probe[0] = 1
+        try:
+            return list(_written(_address(probe, numpy), _PAGE)) == [(0, _PAGE)]
+        except OSError:
+            return False

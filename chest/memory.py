@@ -1,0 +1,262 @@
+"""What is in memory: the values, the sizes noted for them, and those that left but that somebody still holds.
+
+Nothing here reads or writes a file, and nothing waits: the caller has the chest's lock.
+"""
+from __future__ import annotations
+
+import re
+import weakref
+from typing import AbstractSet, Any, Dict, Generic, Hashable, Iterable, Iterator, List, Set, Tuple, TypeVar, Union
+
+from chest.arrays import can_change
+from chest.sizes import nbytes
+from chest.spill import Order
+
+__all__ = ["ABSENT", "Memory", "budget"]
+
+K = TypeVar("K", bound=Hashable)
+
+ABSENT: Any = object()  # stands for "no value", where None may be one
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_AMOUNT = re.compile(r"\s*(\d+\.?\d*|\d*\.\d+)\s*([kmgt]i?|)b?\s*\Z", re.IGNORECASE)
+
+
+def budget(amount: Union[float, str]) -> float:
+    """``amount`` in bytes: a number, or a text with a unit.
+
+    >>> budget("2 GB"), budget("1.5 KiB"), budget(1e9)
+    (2000000000.0, 1536.0, 1000000000.0)
+    """
+    if isinstance(amount, str):
+        match = _AMOUNT.match(amount)
+        if match:
+            return float(match[1]) * _UNITS[match[2].lower()]
+    elif isinstance(amount, (int, float)) or hasattr(amount, "__float__"):
+        if float(amount) >= 0:
+            return float(amount)
+    raise ValueError(f"available_memory is a number of bytes or a text such as '2 GB' or '500 MiB', not {amount!r}")
+
+
+class _Held(weakref.ref):  # type: ignore[type-arg]
+    """A weak reference to a value that left memory, which knows the value's key."""
+
+    __slots__ = ("key",)
+    key: Any
+
+
+class Ticket:
+    """One batch of values on its way to disk.
+
+    A value that is set, deleted or dropped while it is being written loses its ticket: then what was written is not
+    what the key stands for any more.  ``leaves`` says that the batch leaves memory once it is written.
+    """
+
+    __slots__ = ("leaves",)
+
+    def __init__(self, leaves: bool):
+        self.leaves = leaves
+
+
+class Memory(Generic[K]):
+    """The values in memory, and which of them leaves next.
+
+    ``values`` is the dictionary itself, ``usage`` the sum of the bytes noted for what is in it, ``used`` what a hit
+    calls.  ``watched`` has the keys whose values are on disk too, but may be changed in place.
+    """
+
+    def __init__(self, writeback: bool):
+        self._writeback = writeback
+        self._sizes: Dict[K, int] = {}
+        self._order: Order[K] = Order()
+        self._held: Dict[K, _Held] = {}
+        self._tickets: Dict[K, Ticket] = {}
+        self.values: Dict[K, Any] = {}
+        self.usage = 0
+        self.used = self._order.used
+        self.watched: Dict[K, None] = {}
+        self.stuck: Set[K] = set()
+
+    # In.
+
+    def put(self, key: K, value: Any, size: int, on_disk: bool) -> None:
+        """The value of ``key`` is ``value``, noted with ``size`` bytes; ``on_disk`` if its file holds it too."""
+        self._tickets.pop(key, None)
+        self._held.pop(key, None)
+        self.stuck.discard(key)
+        self.usage += size - self._sizes.get(key, 0)
+        self._sizes[key] = size
+        self.values[key] = value
+        self.watch(key, value, on_disk)
+        self._order.put(key, size, on_disk)
+
+    def watch(self, key: K, value: Any, on_disk: bool) -> None:
+        """Note whether a change of the value in place would have to be written."""
+        if on_disk and self._writeback and key in self.values and can_change(value):
+            self.watched[key] = None
+        else:
+            self.watched.pop(key, None)
+
+    def renote(self, key: K, value: Any) -> None:
+        """A change in place was noticed: the value may have another size now."""
+        if self.values.get(key, ABSENT) is value:
+            size = nbytes(value)
+            self.usage += size - self._sizes[key]
+            self._sizes[key] = size
+            self._order.resize(key, size)
+
+    # Out.
+
+    def remove(self, key: K) -> None:
+        """The value of ``key`` is no longer what it was: nothing of it is kept."""
+        self._tickets.pop(key, None)
+        self._held.pop(key, None)
+        self._let_go(key)
+        self._order.leave(key)
+
+    def forget(self, key: K) -> None:
+        """``key`` was deleted: not even how it was used is remembered."""
+        self.remove(key)
+        self._order.forget(key)
+
+    def evict(self, key: K) -> None:
+        """The value of ``key`` leaves memory; it is found again as long as somebody holds it."""
+        value = self._let_go(key)
+        self._order.leave(key)
+        self.hold(key, value)
+
+    def hold(self, key: K, value: Any) -> None:
+        """Remember a value outside of memory for as long as somebody else does, if it can be weakly referenced."""
+        if self._writeback and type(value).__weakrefoffset__ and value is not ABSENT:
+            held = _Held(value, self._died)
+            held.key = key
+            self._held[key] = held
+
+    def _died(self, held: _Held) -> None:
+        if self._held.get(held.key) is held:
+            del self._held[held.key]
+
+    def _let_go(self, key: K) -> Any:
+        self.watched.pop(key, None)
+        self.stuck.discard(key)
+        value = self.values.pop(key, ABSENT)
+        self.usage -= self._sizes.pop(key, 0)
+        return value
+
+    def clear(self) -> None:
+        for held in (self.values, self._sizes, self.watched, self.stuck, self._held, self._tickets):
+            held.clear()  # type: ignore[attr-defined]
+        self.usage = 0
+        self._order.clear()
+
+    # Who is here.
+
+    def current(self, key: K) -> Any:
+        """The value of ``key``, in memory or still held by somebody; `ABSENT` if there is none."""
+        value = self.values.get(key, ABSENT)
+        if value is ABSENT and key in self._held:
+            value = self._held[key]()
+            return ABSENT if value is None else value
+        return value
+
+    def size(self, key: K) -> int:
+        """Bytes noted for the value of ``key``; 0 if it is not in memory."""
+        return self._sizes.get(key, 0)
+
+    def held(self) -> List[Tuple[K, Any]]:
+        """The values outside of memory that somebody holds, and may have changed."""
+        alive = ((key, ref()) for key, ref in list(self._held.items()))
+        return [(key, value) for key, value in alive if value is not None and can_change(value)]
+
+    # Who leaves.
+
+    def choose(self, available: float, keep: Any, grain: int) -> List[K]:
+        """The keys whose values leave so that the rest fits into ``available`` bytes: those that are worth least.
+
+        ``keep`` stays, unless it alone is over the budget: then it leaves and nothing else.  Values of at most
+        ``grain`` bytes leave in a crowd, an eighth of the budget at a time, as writing them singly costs too much.
+        They are still in memory when they are returned, but no longer in the order.
+        """
+        if keep in self._sizes and self._sizes[keep] > available and keep not in self.stuck:
+            self._order.leave(keep)
+            return [keep]
+        chosen: List[K] = []
+        usage = self.usage - sum(self.size(key) for key, ticket in self._tickets.items() if ticket.leaves)
+        target = available
+        while usage > target:
+            key = self._next(keep)
+            if key is ABSENT:
+                break
+            size = self._sizes[key]
+            if usage <= available and size > grain:
+                self._order.restore(key, size)
+                break
+            chosen.append(key)
+            usage -= size
+            if usage <= available and target == available and size <= grain:
+                target = usage - available / 8
+        return chosen
+
+    def _next(self, keep: Any) -> Any:
+        try:
+            return self._order.pop(keep)
+        except KeyError:
+            return ABSENT
+
+    def mark(self, keys: Iterable[K], leaves: bool) -> Ticket:
+        """A ticket for values that are about to be written."""
+        ticket = Ticket(leaves)
+        self._tickets.update(dict.fromkeys(keys, ticket))
+        return ticket
+
+    def valid(self, key: K, ticket: Ticket) -> bool:
+        """Is the value of ``key`` still the one that was to be written?"""
+        return self._tickets.get(key) is ticket
+
+    def settle(self, key: K, ticket: Ticket, saved: bool, undumpable: bool) -> bool:
+        """The batch of ``ticket`` is done with ``key``.  Returns whether its value left memory.
+
+        What cannot be dumped is `stuck`: out of the order, so that it does not stand in the others' way.
+        """
+        held = self._tickets.get(key)
+        if held is not None and held is not ticket:
+            return False  # a later batch has the value, and settles it
+        self._tickets.pop(key, None)
+        if key not in self.values:
+            return False
+        if held is not None and saved and ticket.leaves:
+            self.evict(key)
+            return True
+        if held is not None and undumpable:
+            self._order.leave(key)
+            self.stuck.add(key)
+        elif key not in self._order and key not in self.stuck:
+            self._order.restore(key, self._sizes[key])
+        return False
+
+    def unstick(self, pinned: AbstractSet[K]) -> None:
+        """What could not be written may be writable now, but for what is ``pinned``."""
+        for key in self.stuck - pinned:
+            self._order.restore(key, self._sizes[key])
+        self.stuck &= pinned
+
+    def after_fork(self, pinned: Iterable[K]) -> None:
+        """In a fork's child: nothing is being written; what the parent has not saved stays in memory."""
+        self._tickets.clear()
+        for key in self.values:
+            if key not in self._order and key not in self.stuck:
+                self._order.restore(key, self._sizes[key])
+        for key in pinned:
+            self._order.leave(key)
+            self.stuck.add(key)
+
+    def _check(self) -> None:
+        """Verify what must always hold."""
+        assert self.usage == sum(self._sizes.values()), (self.usage, self._sizes)
+        assert self._sizes.keys() == self.values.keys(), (self._sizes.keys(), self.values.keys())
+        assert self.watched.keys() <= self.values.keys()
+        assert self.stuck <= self.values.keys()
+        self._order._check()
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(list(self.values))

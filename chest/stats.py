@@ -1,0 +1,55 @@
+"""What a chest did so far: counted on the way, read as one snapshot."""
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+__all__ = ["Counts", "Stats"]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counts since this handle was made.
+
+    ``hits`` are values found in memory (or still held by the user after they left it), ``misses`` values loaded from
+    disk, ``spills`` values that left memory to make room; ``bytes_read`` and ``bytes_written`` are those of value
+    files.
+
+    >>> stats = Stats(hits=3, misses=1)
+    >>> stats.hits, stats['misses'], stats.hit_rate
+    (3, 1, 0.75)
+    """
+
+    hits: int = 0
+    misses: int = 0
+    spills: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+
+    @property
+    def hit_rate(self) -> float:
+        """The share of values that came from memory, between 0 and 1."""
+        return self.hits / max(self.hits + self.misses, 1)
+
+    def __getitem__(self, name: str) -> int:
+        value: int = getattr(self, name)
+        return value
+
+
+class Counts:
+    """The running counts.  All but `hit` are called with the chest's lock."""
+
+    def __init__(self) -> None:
+        hits = itertools.count()
+        self.hit = hits.__next__  # one step of a C counter: exact in any thread, without a lock
+        self._looks = 0
+        self.misses = self.spills = self.bytes_read = self.bytes_written = 0
+
+    def missed(self, nbytes: int) -> None:
+        self.misses += 1
+        self.bytes_read += nbytes
+
+    def snapshot(self) -> Stats:
+        hits = self.hit() - self._looks  # to look at the counter is to step it
+        self._looks += 1
+        return Stats(hits, self.misses, self.spills, self.bytes_read, self.bytes_written)

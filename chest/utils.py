@@ -1,0 +1,40 @@
+"""Two helpers for tests, which scripts for 0.2.3 import from here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import NoReturn
+
+__all__ = ["raise_KeyError", "raises"]
+
+
+def raises(error: type[BaseException] | tuple[type[BaseException], ...], callable: Callable[[], object]) -> bool:
+    """Return True if the callable, called without arguments, raises the error, and False if it returns.
+
+    Any other error passes through.
+
+    >>> raises(KeyError, lambda: {}["x"])
+    True
+    >>> raises(KeyError, lambda: {"x": 1}["x"])
+    False
+    >>> raises(KeyError, lambda: 1 / 0)
+    Traceback (most recent call last):
+        ...
+    ZeroDivisionError: division by zero
+    """
+    try:
+        callable()
+    except error:
+        return True
+    return False
+
+
+def raise_KeyError(key: Hashable) -> NoReturn:
+    """Raise a KeyError that names the key; a function, so that a lambda can raise.
+
+    >>> raise_KeyError("x")
+    Traceback (most recent call last):
+        ...
+    KeyError: 'x'
+    """
+    raise KeyError(key)

@@ -1,0 +1,47 @@
+"""Iteration over a chest: its keys as they stand at the start, their values streamed."""
+from __future__ import annotations
+
+import collections.abc
+from typing import Any, Iterator, Tuple, TypeVar
+
+from chest.life import Life
+
+__all__ = ["ItemsView", "ValuesView", "iterate"]
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def iterate(life: Life[Any], backwards: bool = False) -> Iterator[Any]:
+    """The keys that there are now, in order.
+
+    As with a dict, keys that come or go through this very handle while one iterates are a `RuntimeError`; what other
+    processes commit meanwhile is not.
+    """
+    life.refresh()
+    index = life.index
+    turns = index.turns
+    keys = list(index.names)
+    return _walk(reversed(keys) if backwards else iter(keys), index, turns)
+
+
+def _walk(keys: Iterator[Any], index: Any, turns: int) -> Iterator[Any]:
+    for key in keys:
+        yield key
+        if index.turns != turns:
+            raise RuntimeError("chest changed size during iteration")
+
+
+class ValuesView(collections.abc.ValuesView[V]):
+    """The values, loaded as they are asked for, so that memory stays within the budget."""
+
+    def __iter__(self) -> Iterator[V]:
+        for _, value in self._mapping._stream():  # type: ignore[attr-defined]
+            yield value
+
+
+class ItemsView(collections.abc.ItemsView[K, V]):
+    """The pairs of key and value, loaded as they are asked for, so that memory stays within the budget."""
+
+    def __iter__(self) -> Iterator[Tuple[K, V]]:
+        return iter(self._mapping._stream())  # type: ignore[attr-defined]

@@ -1,0 +1,45 @@
+"""What all tests share: hypothesis profiles, a fresh working directory, and a look for what a test leaves behind."""
+import gc
+import os
+import threading
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("default", deadline=None, suppress_health_check=list(HealthCheck))
+settings.register_profile("quick", deadline=None, suppress_health_check=list(HealthCheck), max_examples=20)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture(autouse=True)
+def in_a_fresh_directory(tmp_path, monkeypatch):
+    """No test writes into the checkout."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def path(tmp_path):
+    """The path of a chest that is not there yet."""
+    return str(tmp_path / "a-chest")
+
+
+def open_files():
+    """The descriptors that this process has open, and what they are; empty where the system does not tell."""
+    found = {}
+    for fd in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
+        try:
+            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
+        except OSError:
+            continue
+    return found
+
+
+@pytest.fixture
+def leaks_nothing():
+    """A test that asks for this must leave no thread and no open file behind."""
+    gc.collect()
+    threads, files = set(threading.enumerate()), open_files()
+    yield
+    gc.collect()
+    assert set(threading.enumerate()) <= threads
+    assert {fd: name for fd, name in open_files().items() if fd not in files} == {}
