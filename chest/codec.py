@@ -5,7 +5,7 @@ import builtins
 import io
 import os
 from dataclasses import dataclass
-from typing import IO, Any, Callable, Optional, Union
+from typing import IO, Any, Callable
 
 from chest import arrays
 
@@ -31,7 +31,7 @@ class Codec:
     load: Callable[[Any], Any] = arrays.load
     open: Callable[..., Any] = builtins.open
     mode: str = "b"
-    mmap_mode: Optional[str] = None
+    mmap_mode: str | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in ("b", "t"):
@@ -85,13 +85,15 @@ class Codec:
             self.dump(value, text)
             return text.getvalue().encode("utf-8")
         raw = io.BytesIO()
-        writer = raw if self.dump is arrays.dump else _Encoding(raw)  # type: ignore[type-var]
-        self.dump(value, writer)
-        if writer is not raw:
-            writer.flush()
+        if self.dump is arrays.dump:
+            self.dump(value, raw)
+        else:
+            encoding = _Encoding(raw)
+            self.dump(value, encoding)
+            encoding.flush()
         return raw.getvalue()
 
-    def loaded(self, data: Union[bytes, memoryview]) -> Any:
+    def loaded(self, data: bytes | memoryview) -> Any:
         """The value in ``data``, which `dumped` made."""
         if self.mode == "t":
             return self.load(io.StringIO(bytes(data).decode("utf-8")))

@@ -9,23 +9,22 @@ import pickle
 import sys
 import tempfile
 import warnings
-from typing import (Any, Callable, Dict, Hashable, Iterable, Iterator, Mapping, MutableMapping, Optional, Tuple,
-                    TypeVar, Union, cast)
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any, Callable, TypeVar, cast
 
 from chest import arrays, endings, names
 from chest.codec import Codec
-from chest.exchange import receive
 from chest.files import Files
 from chest.index import Index
 from chest.keysfile import KeysFile
 from chest.life import Life
 from chest.locks import later
-from chest.memory import ABSENT, Memory, budget
+from chest.mapping import Progress, SpillMapping, silent
+from chest.memory import Memory, budget
 from chest.names import Names, key_to_filename
 from chest.sizes import nbytes
 from chest.small import Small
 from chest.stats import Stats
-from chest.views import ItemsView, ValuesView, iterate
 
 __all__ = ["Chest", "key_to_filename", "nbytes"]
 
@@ -33,19 +32,12 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 D = TypeVar("D")
 
-Progress = Callable[..., Iterable[Any]]
-
 
 def _nothing(key: Any) -> None:
     """The default of ``on_miss`` and ``on_overflow``."""
 
 
-def _silent(items: Iterable[Any], total: int) -> Iterable[Any]:
-    """The default of ``progress=``."""
-    return items
-
-
-class Chest(MutableMapping[K, V]):
+class Chest(SpillMapping[K, V]):
     """A dictionary that spills to disk.
 
     Parameters
@@ -95,31 +87,31 @@ class Chest(MutableMapping[K, V]):
 
     def __init__(
         self,
-        data: Union[Mapping[K, V], Iterable[Tuple[K, V]], None] = None,
-        path: Union[str, os.PathLike[str], None] = None,
-        available_memory: Union[float, str, None] = 1e9,
+        data: Mapping[K, V] | Iterable[tuple[K, V]] | None = None,
+        path: str | os.PathLike[str] | None = None,
+        available_memory: float | str | None = 1e9,
         dump: Callable[[Any, Any], Any] = arrays.dump,
         load: Callable[[Any], Any] = arrays.load,
         key_to_filename: Callable[[K], str] = names.key_to_filename,
         on_miss: Callable[[K], Any] = _nothing,
         on_overflow: Callable[[K], Any] = _nothing,
         open: Callable[..., Any] = builtins.open,
-        open_many: Optional[Callable[..., Any]] = None,
+        open_many: Callable[..., Any] | None = None,
         mode: str = "b",
         *,
         writeback: bool = True,
-        mmap_mode: Optional[str] = None,
+        mmap_mode: str | None = None,
         min_file_size: int = 0,
         durable: bool = False,
-        storage_options: Optional[Dict[str, Any]] = None,
+        storage_options: dict[str, Any] | None = None,
     ):
         self._owner = 0  # a process id, once there is something to own
         self._explicitly_given_path = path is not None
         self._closed = False
-        self._settings: Dict[str, Any] = dict(
-            dump=dump, load=load, key_to_filename=key_to_filename, on_miss=on_miss, on_overflow=on_overflow, open=open,
-            open_many=open_many, mode=mode, writeback=writeback, mmap_mode=mmap_mode, min_file_size=min_file_size,
-            durable=durable, storage_options=storage_options)
+        self._settings: dict[str, Any] = {
+            "dump": dump, "load": load, "key_to_filename": key_to_filename, "on_miss": on_miss, "on_overflow": on_overflow, "open": open,
+            "open_many": open_many, "mode": mode, "writeback": writeback, "mmap_mode": mmap_mode, "min_file_size": min_file_size,
+            "durable": durable, "storage_options": storage_options}
         available = budget(1e9 if available_memory is None else available_memory)
         codec = Codec(dump, load, open, mode, mmap_mode)
         self.dump, self.load, self.open, self.mode = dump, load, open, mode
@@ -139,113 +131,6 @@ class Chest(MutableMapping[K, V]):
         if data is not None:
             self.update(data)
 
-    # The mapping.
-
-    def __getitem__(self, key: K) -> V:
-        try:
-            value = self.inmem[key]
-        except KeyError:
-            return cast(V, self._alive().get(key))
-        self._used(key)
-        self._hit()
-        return cast(V, value)
-
-    def __setitem__(self, key: K, value: V) -> None:
-        self._alive().set(key, value)
-
-    def __delitem__(self, key: K) -> None:
-        self._alive().delete(key)
-
-    def __contains__(self, key: object) -> bool:
-        return self._alive().known(cast(K, key))
-
-    def __len__(self) -> int:
-        self._alive().refresh()
-        return len(self._life.index.names)
-
-    def __iter__(self) -> Iterator[K]:
-        return iterate(self._alive())
-
-    def __reversed__(self) -> Iterator[K]:
-        return iterate(self._alive(), backwards=True)
-
-    def get(self, key: K, default: Any = None) -> Any:
-        """The value of ``key``, or ``default`` if there is none or its file is gone.  Cost: as ``c[key]``.
-
-        >>> Chest({'x': 1}).get('y', 0)
-        0
-        """
-        value = self.inmem.get(key, ABSENT)
-        if value is ABSENT:
-            if not self._alive().known(key):
-                return default
-            try:
-                return self._life.get(key)
-            except KeyError:
-                return default
-        self._used(key)
-        self._hit()
-        return value
-
-    def pop(self, key: K, *default: Any) -> Any:
-        """Remove ``key`` and return its value; ``default``, if given, where there is none, else `KeyError`."""
-        if len(default) > 1:
-            raise TypeError(f"pop expected at most 2 arguments, got {1 + len(default)}")
-        if default and key not in self:
-            return default[0]
-        value = self[key]
-        del self[key]
-        return value
-
-    def popitem(self) -> Tuple[K, V]:
-        """Remove and return the pair that was inserted last, as a dict does; `KeyError` if the chest is empty."""
-        for key in reversed(self):
-            return key, self.pop(key)
-        raise KeyError("popitem(): chest is empty")
-
-    def setdefault(self, key: K, default: Any = None) -> Any:
-        """The value of ``key``, set to ``default`` first if there is none."""
-        if key not in self:
-            self[key] = default
-        return self[key]
-
-    def clear(self) -> None:
-        """Remove all keys.  What is saved stays on disk until the next commit."""
-        for key in list(self):
-            with self.lock:
-                if self._alive().known(key):
-                    self._life.delete(key)
-
-    def values(self) -> ValuesView[V]:
-        """The values, loaded one after another as one iterates, so that memory stays within the budget."""
-        return ValuesView(self)
-
-    def items(self) -> ItemsView[K, V]:
-        """The pairs of key and value, loaded one after another as one iterates."""
-        return ItemsView(self)
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Mapping):
-            return NotImplemented
-        return len(self) == len(other) and all(key in other and other[key] == value for key, value in self.items())
-
-    def update(self, other: Any = (), /, overwrite: bool = True, *, progress: Optional[Progress] = None,
-               **more: Any) -> None:
-        """Take in all keys of a mapping, of pairs or of keywords; of another chest by hard links, without a copy.
-
-        With ``overwrite=False`` keys that are here stay as they are.  Another chest is synced first, and emptied of
-        nothing.  Where its files cannot be linked (another format, another disk) its values are copied.
-
-        >>> c = Chest({'x': 1})
-        >>> c.update({'x': 2, 'y': 3}, overwrite=False)
-        >>> dict(c)
-        {'x': 1, 'y': 3}
-        """
-        self._alive()
-        receive(self, other, overwrite, progress or _silent)
-        if more:
-            receive(self, more, overwrite, _silent)
-
     def copy(self) -> Chest[K, V]:
         """A temporary chest with the same settings and values; files are shared by hard links until they change.
 
@@ -254,28 +139,9 @@ class Chest(MutableMapping[K, V]):
         settings = dict(self._settings, available_memory=self.available_memory)
         return type(self)(cast(Mapping[K, V], self), **settings)
 
-    @classmethod
-    def fromkeys(cls, keys: Iterable[K], value: Any = None) -> Any:
-        """A temporary chest with ``value`` for each of ``keys``."""
-        chest = cls()
-        for key in keys:
-            chest[key] = value
-        return chest
-
-    def __or__(self, other: Any) -> Any:
-        if not isinstance(other, Mapping):
-            return NotImplemented
-        both = self.copy()
-        both.update(other)
-        return both
-
-    def __ior__(self, other: Any) -> Chest[K, V]:  # type: ignore[misc]
-        self.update(other)
-        return self
-
     # Saving.
 
-    def flush(self, *, progress: Optional[Progress] = None) -> None:
+    def flush(self, *, progress: Progress | None = None) -> None:
         """Save everything, commit, and leave memory empty.
 
         Afterwards the directory holds ``.keys`` and the values' files, and nothing else.  What cannot be saved stays in
@@ -284,23 +150,23 @@ class Chest(MutableMapping[K, V]):
         """
         life = self._alive()
         life.store.make()
-        saved = life.save(True, progress or _silent)
+        saved = life.save(True, progress or silent)
         for key, _ in saved:
             self._settings["on_overflow"](key)
         life.empty(saved)
 
-    def sync(self, *, progress: Optional[Progress] = None) -> None:
+    def sync(self, *, progress: Progress | None = None) -> None:
         """Save everything and commit, but keep values in memory.  Cost: O(what changed and what may have changed)."""
         life = self._alive()
         life.store.make()
-        life.save(False, progress or _silent)
+        life.save(False, progress or silent)
 
     def write_keys(self) -> None:
         """Commit the index as it stands, without the values that are not on disk yet."""
         self._alive().store.make()
         self._life.commit(True)
 
-    def close(self, *, progress: Optional[Progress] = None) -> None:
+    def close(self, *, progress: Progress | None = None) -> None:
         """Save everything, commit, and free memory; a temporary chest removes its directory instead.
 
         A chest with a path opens itself again on the next use; a temporary one raises `ValueError` then.
@@ -308,7 +174,7 @@ class Chest(MutableMapping[K, V]):
         life = self._life
         if self._explicitly_given_path:
             if life.store.exists():
-                life.empty(life.save(life.index.appended or bool(life.index.own()), progress or _silent))
+                life.empty(life.save(life.index.appended or bool(life.index.own()), progress or silent))
             else:
                 self._abandon()
         elif not self._closed:
@@ -361,14 +227,9 @@ class Chest(MutableMapping[K, V]):
     def _after_fork(self) -> None:
         self._life.after_fork()
 
-    def _alive(self) -> Life[K]:
-        if self._closed:
-            raise ValueError(f"{self} was temporary and is closed; give a path= to keep one")
-        return self._life
-
     # Memory and disk.
 
-    def prefetch(self, keys: Any, *, progress: Optional[Progress] = None) -> None:
+    def prefetch(self, keys: Any, *, progress: Progress | None = None) -> None:
         """Load several values at once, with several threads, until the budget is full.
 
         A str, bytes or what is no iterable is one key, and so is a tuple that is itself a key of the chest; anything
@@ -378,7 +239,7 @@ class Chest(MutableMapping[K, V]):
         if isinstance(keys, (str, bytes)) or not isinstance(keys, collections.abc.Iterable) or (
                 isinstance(keys, tuple) and life.known(cast(K, keys))):
             keys = [keys]
-        life.prefetch(list(keys), progress or _silent)
+        life.prefetch(list(keys), progress or silent)
 
     def move_to_disk(self, key: K) -> None:
         """Let the value of ``key`` leave memory, written first if no file holds it.  `KeyError` if there is none."""
@@ -410,7 +271,7 @@ class Chest(MutableMapping[K, V]):
         return self._life.available
 
     @available_memory.setter
-    def available_memory(self, amount: Union[float, str]) -> None:
+    def available_memory(self, amount: float | str) -> None:
         self._life.available = budget(amount)
         self._life.make_room()
 
@@ -435,22 +296,13 @@ class Chest(MutableMapping[K, V]):
         return self._life.counts.snapshot()
 
     @property
-    def _keys(self) -> Dict[K, Optional[str]]:
+    def _keys(self) -> dict[K, str | None]:
         """Each key's file name; `None` while its value is in memory only."""
         return self._life.index.names
 
     @property
     def _codec(self) -> Codec:
         return self._life.codec
-
-    def _stream(self) -> Iterator[Tuple[K, V]]:
-        """The pairs of key and value; a key that another process deletes meanwhile is left out."""
-        for key in self:
-            try:
-                yield key, self[key]
-            except KeyError:
-                if key in self:
-                    raise
 
     # Showing and travelling.
 
@@ -464,7 +316,7 @@ class Chest(MutableMapping[K, V]):
         return (f"<chest at {self.path}: {len(life.index.names)} keys, {len(self.inmem)} of them in memory, "
                 f"{self.memory_usage} of {self.available_memory:.0f} bytes>")
 
-    def __reduce__(self) -> Tuple[Any, ...]:
+    def __reduce__(self) -> tuple[Any, ...]:
         self.sync()
         settings = dict(self._settings, available_memory=self.available_memory)
         for name, value in settings.items():
@@ -472,11 +324,11 @@ class Chest(MutableMapping[K, V]):
                 pickle.dumps(value)
             except Exception as error:
                 if "cloudpickle" not in sys.modules:  # which can pickle what pickle cannot
-                    raise TypeError(f"{self} cannot be pickled, as its {name}={value!r} cannot: {error}. Use a function "
-                                    f"of a module instead") from error
+                    raise TypeError(f"{self} cannot be pickled, as its {name}={value!r} cannot ({error}); use a "
+                                    f"function that stands in a module") from error
         return _reopen, (type(self), self.path, settings)
 
 
-def _reopen(cls: Any, path: str, settings: Dict[str, Any]) -> Any:
+def _reopen(cls: Any, path: str, settings: dict[str, Any]) -> Any:
     """What a pickled handle becomes: another one on the same path, which owns nothing."""
     return cls(path=path, **settings)

@@ -10,11 +10,11 @@ import os
 import sys
 import warnings
 import weakref
-from typing import Any, Dict, List
+from typing import Any
 
 __all__ = ["end", "watch"]
 
-_open: Dict[int, weakref.ref[Any]] = {}
+_open: dict[int, weakref.ref[Any]] = {}
 _watched_process = 0  # the `multiprocessing` child that ends its chests itself, as atexit does not run there
 
 
@@ -31,7 +31,7 @@ def watch(chest: Any) -> None:
         util.Finalize(None, _end_all, exitpriority=100)
 
 
-def _chests() -> List[Any]:
+def _chests() -> list[Any]:
     return [chest for ref in list(_open.values()) if (chest := ref()) is not None]
 
 
@@ -70,7 +70,7 @@ def _after_fork_in_child() -> None:
         chest._after_fork()
 
 
-_locked: List[Any] = []
+_locked: list[Any] = []
 
 atexit.register(_end_all)
 if hasattr(os, "register_at_fork"):

@@ -1,7 +1,9 @@
-"""The three exceptions of chest; a missing key or file is an ordinary ``KeyError``, the system's refusals ``OSError``."""
+"""The three exceptions of chest.  A missing key or file is a ``KeyError``, what the system refuses an ``OSError``."""
 from __future__ import annotations
 
-__all__ = ["ChestError", "DumpError", "LoadError"]
+from typing import Any
+
+__all__ = ["ChestError", "DumpError", "LoadError", "explained"]
 
 
 class ChestError(Exception):
@@ -14,3 +16,18 @@ class DumpError(ChestError):
 
 class LoadError(ChestError):
     """A value's file, or the index ``.keys``, cannot be read back.  Nothing is changed on disk."""
+
+
+def explained(error: Exception, key: Any, path: str, what: str, more: str = "") -> Exception:
+    """``error`` with the key, the path and what to do; of the system's own class where the system refused."""
+    if isinstance(error, ChestError):
+        text = f"cannot {what} the value of {key!r}{more}: {error}"
+        return type(error)(text).with_traceback(error.__traceback__)
+    if isinstance(error, OSError) and error.errno is not None:
+        kept = "; it stays in memory, and what was saved before is untouched" if what == "save" else ""
+        return OSError(error.errno, f"cannot {what} the value of {key!r}{more}: {error.strerror}{kept}", path)
+    text = (f"cannot save the value of {key!r}{more} in {path}: {type(error).__name__}: {error}; it stays in memory. "
+            f"Set a value that can be dumped, delete the key, or open the chest with another dump=")
+    explained = DumpError(text)
+    explained.__cause__ = error
+    return explained

@@ -1,7 +1,8 @@
 """What `Chest.update` takes in: another chest's files by hard link, and anything else value by value."""
 from __future__ import annotations
 
-from typing import Any, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any, Callable
 
 from chest.errors import ChestError
 from chest.files import Stale

@@ -4,8 +4,9 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+from collections.abc import Hashable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import IO, Any, Callable, Generic, Hashable, Iterable, Iterator, List, NamedTuple, Optional, Tuple, TypeVar
+from typing import IO, Any, Callable, Generic, NamedTuple, TypeVar
 
 from chest import system
 from chest.codec import Codec
@@ -27,7 +28,7 @@ class Written(NamedTuple):
 
     name: str
     nbytes: int
-    error: Optional[Exception] = None
+    error: Exception | None = None
 
 
 class Loaded(NamedTuple):
@@ -35,7 +36,7 @@ class Loaded(NamedTuple):
 
     value: Any
     nbytes: int
-    error: Optional[Exception] = None
+    error: Exception | None = None
 
 
 class Files(Generic[K]):
@@ -48,7 +49,7 @@ class Files(Generic[K]):
     ahead = 1  # values that are worth loading before they are asked for
 
     def __init__(self, directory: str, codec: Codec, names: Names[K], durable: bool,
-                 open_many: Optional[Callable[..., Any]] = None):
+                 open_many: Callable[..., Any] | None = None):
         self._directory = directory
         self._codec = codec
         self._names = names
@@ -61,7 +62,7 @@ class Files(Generic[K]):
 
     # Out.
 
-    def write(self, items: Iterable[Tuple[K, Any]]) -> Iterator[Written]:
+    def write(self, items: Iterable[tuple[K, Any]]) -> Iterator[Written]:
         """Write each value to a new file of its own.  Nothing that stands in the directory is ever touched."""
         for key, value in items:
             yield self._write(key, value)
@@ -82,7 +83,7 @@ class Files(Generic[K]):
                 raise
             return Written(name, 0, error)
 
-    def _create(self, key: K) -> Tuple[str, IO[Any]]:
+    def _create(self, key: K) -> tuple[str, IO[Any]]:
         """A new file for ``key``, under its reserved name if it has one, else under the next free one."""
         reserved = self._names.reserved.get(key)
         if reserved is not None:
@@ -91,7 +92,7 @@ class Files(Generic[K]):
                 return reserved, self._codec.create(self.path(reserved))
             except OSError:
                 pass  # somebody took the name, or a folder of its path, meanwhile
-        opened: List[IO[Any]] = []
+        opened: list[IO[Any]] = []
 
         def usable(path: str, last: bool) -> bool:
             if not last:
@@ -166,7 +167,7 @@ class Files(Generic[K]):
         except Exception as error:
             return Loaded(None, 0, error)
 
-    def _load_many(self, names: List[str], trusted: Callable[[], bool]) -> Iterator[Loaded]:
+    def _load_many(self, names: list[str], trusted: Callable[[], bool]) -> Iterator[Loaded]:
         paths = [self.path(name) for name in names]
         assert self._open_many is not None
         with self._open_many(paths, mode="r" + self._codec.mode) as files:

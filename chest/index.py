@@ -5,7 +5,8 @@ O(keys) to write and to read.
 """
 from __future__ import annotations
 
-from typing import Any, Dict, Generic, Hashable, Iterable, List, Optional, Protocol, Set, Tuple, TypeVar
+from collections.abc import Hashable, Iterable
+from typing import Any, Generic, Protocol, TypeVar
 
 from chest.keysfile import Pairs, apply, small
 from chest.locks import Gate
@@ -23,7 +24,7 @@ class Keys(Protocol):
     signature: Any
 
     def current(self) -> Any: ...
-    def read(self) -> Tuple[bool, Pairs]: ...
+    def read(self) -> tuple[bool, Pairs]: ...
     def append(self, changes: Pairs) -> bool: ...
     def replace(self, pairs: Pairs) -> None: ...
     def plain(self) -> bool: ...
@@ -42,17 +43,17 @@ class Index(Generic[K]):
     def __init__(self, keys: Keys, reserved: Names[K]):
         self._keys = keys
         self._reserved = reserved
-        self.names: Dict[K, Optional[str]] = {}
-        self.pending: Dict[K, Optional[str]] = {}
-        self._moved: Set[K] = set()  # deleted and set again: they stand last now, as in a dict
-        self._fresh: Set[str] = set()  # names of this handle's that no commit knows
-        self.inherited: Set[K] = set()
+        self.names: dict[K, str | None] = {}
+        self.pending: dict[K, str | None] = {}
+        self._moved: set[K] = set()  # deleted and set again: they stand last now, as in a dict
+        self._fresh: set[str] = set()  # names of this handle's that no commit knows
+        self.inherited: set[K] = set()
         self.appended = False  # did this handle's last commit leave a list with records behind it?
         self.turns = 0  # how often a key came or went through this handle, for iterators
 
     # The handle's own changes.
 
-    def set(self, key: K) -> Optional[str]:
+    def set(self, key: K) -> str | None:
         """``key`` has a new value that is not on disk.  Returns the name of a file that nothing names any more."""
         if key not in self.names:
             self.turns += 1
@@ -61,7 +62,7 @@ class Index(Generic[K]):
                 self._moved.add(key)
         return self._change(key)
 
-    def delete(self, key: K) -> Optional[str]:
+    def delete(self, key: K) -> str | None:
         """``key`` is gone.  Returns the name of a file that nothing names any more."""
         orphan = self._change(key)
         del self.names[key]
@@ -72,14 +73,14 @@ class Index(Generic[K]):
             del self.pending[key]  # nobody else ever saw it
         return orphan
 
-    def _change(self, key: K) -> Optional[str]:
+    def _change(self, key: K) -> str | None:
         """Let go of the name that ``key`` has; returns it if no commit knows it, so that it can be removed at once."""
         name = self.names.get(key)
         self.names[key] = None
         self.inherited.discard(key)
         self.pending.setdefault(key, name)
         if name in self._fresh:
-            self._fresh.discard(name)  # type: ignore[arg-type]
+            self._fresh.discard(name)
             self._free(name)
             return name
         return None
@@ -91,12 +92,13 @@ class Index(Generic[K]):
         self._fresh.add(name)
         self._take(name)
 
-    def _take(self, name: Optional[str]) -> None:
+    def _take(self, name: str | None) -> None:
         if name is not None and not small(name):
             self._reserved.taken.add(name)
 
-    def _free(self, name: Optional[str]) -> None:
-        self._reserved.taken.discard(name)  # type: ignore[arg-type]
+    def _free(self, name: str | None) -> None:
+        if name is not None:
+            self._reserved.taken.discard(name)
 
     # What others committed.
 
@@ -114,14 +116,14 @@ class Index(Generic[K]):
         """The signature of the newest index there is.  One ``stat``, and no lock."""
         return self._keys.current()
 
-    def refresh(self) -> List[K]:
+    def refresh(self) -> list[K]:
         """Take over what others committed.  Returns the keys whose values are no longer what this handle has."""
         if self._keys.current() == self._keys.signature:
             return []
         whole, changes = self._keys.read()
         return self._replaced(dict(changes)) if whole else self._appended(changes)
 
-    def _appended(self, changes: Pairs) -> List[K]:
+    def _appended(self, changes: Pairs) -> list[K]:
         stale = []
         self._handed_over(key for key, _ in changes)
         for key, name in changes:
@@ -141,7 +143,7 @@ class Index(Generic[K]):
             self.inherited.discard(key)
             del self.pending[key]
 
-    def _replaced(self, committed: Dict[K, Optional[str]]) -> List[K]:
+    def _replaced(self, committed: dict[K, str | None]) -> list[K]:
         ours = self.names
         self._handed_over(committed)
         stale = [key for key, name in ours.items() if key not in self.pending and committed.get(key) != name]
@@ -162,7 +164,7 @@ class Index(Generic[K]):
 
     # The commit.
 
-    def commit(self, plain: bool) -> Tuple[List[K], List[str]]:
+    def commit(self, plain: bool) -> tuple[list[K], list[str]]:
         """Lay this handle's changes over the newest index, in one atomic step.
 
         A key whose value is not on disk keeps what was committed before.  With ``plain`` the file is left as one list.
@@ -180,9 +182,9 @@ class Index(Generic[K]):
                 self._keys.replace(self._committed())
         orphans = []
         for key in done:
-            before, now = self.pending.pop(key), self.names.get(key)
+            before, now = self.pending.pop(key), self.names.get(key, "")
             self._moved.discard(key)
-            self._fresh.discard(now)  # type: ignore[arg-type]
+            self._fresh.discard(now or "")
             if before is not None and before != now:
                 self._free(before)
                 orphans.append(before)
@@ -200,21 +202,21 @@ class Index(Generic[K]):
                 pairs.append((key, name))
         return pairs
 
-    def own(self) -> List[K]:
+    def own(self) -> list[K]:
         """The keys that this handle has changed since its own last commit."""
         return [key for key in self.pending if key not in self.inherited]
 
-    def forget(self) -> List[str]:
+    def forget(self) -> list[str]:
         """Forget everything, as nothing of it is on disk any more.  Returns the names of all that were there."""
-        known = {*self.names.values(), *self.pending.values(), *self._fresh} - {None}
+        known = {name for name in (*self.names.values(), *self.pending.values(), *self._fresh) if name is not None}
         for held in (self.names, self.pending, self._moved, self._fresh, self.inherited):
-            held.clear()  # type: ignore[attr-defined]
+            held.clear()
         self._reserved.taken.clear()
         self._reserved.reserved.clear()
         self._keys.close()
-        return sorted(known)  # type: ignore[type-var]
+        return sorted(known)
 
-    def uncommitted(self) -> List[str]:
+    def uncommitted(self) -> list[str]:
         """The names of this handle's files that no commit knows."""
         return sorted(self._fresh)
 

@@ -11,7 +11,8 @@ import os
 import pickle
 import struct
 import zlib
-from typing import Any, Hashable, Iterable, List, NamedTuple, Optional, Tuple
+from collections.abc import Hashable, Iterable
+from typing import Any, NamedTuple, Optional
 
 from chest import system
 from chest._version import __version__
@@ -22,7 +23,7 @@ from chest.names import inside
 
 __all__ = ["KEYS", "KeysFile", "Pairs", "header"]
 
-Pairs = List[Tuple[Any, Optional[str]]]  # a name of None says that the key was deleted
+Pairs = list[tuple[Any, Optional[str]]]  # a name of None says that the key was deleted
 
 KEYS = ".keys"
 FORMAT = 1
@@ -46,7 +47,7 @@ def header() -> bytes:
     return _MARK + bytes([len(text)]) + text + pickle.POP
 
 
-def written_by(head: bytes) -> Optional[Tuple[int, str]]:
+def written_by(head: bytes) -> tuple[int, str] | None:
     """The format and version of chest that wrote a list beginning with ``head``; `None` for anyone else's."""
     text = head[4 : 4 + head[3]] if len(head) > 3 and head.startswith(_MARK) else b""
     words = text.decode("ascii", "replace").split()
@@ -61,7 +62,7 @@ def record(changes: Pairs) -> bytes:
     return _RECORD.pack(_MAGIC, len(body), zlib.crc32(body)) + body
 
 
-def records(data: bytes) -> Tuple[Pairs, int]:
+def records(data: bytes) -> tuple[Pairs, int]:
     """The changes in ``data``, and where its last whole record ends."""
     changes: Pairs = []
     start = 0
@@ -88,12 +89,12 @@ class KeysFile:
         self._directory = directory
         self._codec = codec
         self._durable = durable
-        self._fd: Optional[int] = None
-        self.signature: Optional[Signature] = None
+        self._fd: int | None = None
+        self.signature: Signature | None = None
         self._list_end = self._end = 0  # bytes of the list, and of the list with its whole records
-        self._compact: Optional[bool] = None  # does this handle's first commit have to make the file plain?
+        self._compact: bool | None = None  # does this handle's first commit have to make the file plain?
 
-    def current(self) -> Optional[Signature]:
+    def current(self) -> Signature | None:
         """The signature of the file as it is now.  One ``stat``; another than ``signature``: somebody committed."""
         try:
             s = os.stat(self.path)
@@ -101,7 +102,7 @@ class KeysFile:
             return None
         return Signature(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns)
 
-    def read(self) -> Tuple[bool, Pairs]:
+    def read(self) -> tuple[bool, Pairs]:
         """``(True, all pairs)``, or ``(False, changes)`` where records were appended to what was read before."""
         try:
             fd = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
@@ -272,7 +273,7 @@ class KeysFile:
         self.close()
 
 
-def apply(names: Any, changes: Iterable[Tuple[Any, Optional[str]]]) -> None:
+def apply(names: Any, changes: Iterable[tuple[Any, str | None]]) -> None:
     """Lay ``changes`` over ``names``, in order."""
     for key, name in changes:
         if name is None:

@@ -10,7 +10,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from typing import Callable, Deque, Optional
+from typing import Callable
 
 from chest import system
 
@@ -27,7 +27,7 @@ class Shield(threading.local):
     depth = 0
 
     def __init__(self) -> None:
-        self._waiting: Deque[Callable[[], None]] = deque()
+        self._waiting: deque[Callable[[], None]] = deque()
 
     def __enter__(self) -> None:
         self.depth += 1
@@ -54,7 +54,7 @@ class Gate:
 
     def __init__(self, directory: str):
         self._directory = directory
-        self._fd: Optional[int] = None
+        self._fd: int | None = None
         self._depth = 0
         self._mutex = threading.RLock()
 

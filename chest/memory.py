@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import re
 import weakref
-from typing import AbstractSet, Any, Dict, Generic, Hashable, Iterable, Iterator, List, Set, Tuple, TypeVar, Union
+from collections.abc import Hashable, Iterable, Iterator
+from typing import AbstractSet, Any, Generic, TypeVar
 
 from chest.arrays import can_change
 from chest.sizes import nbytes
@@ -22,7 +23,7 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "
 _AMOUNT = re.compile(r"\s*(\d+\.?\d*|\d*\.\d+)\s*([kmgt]i?|)b?\s*\Z", re.IGNORECASE)
 
 
-def budget(amount: Union[float, str]) -> float:
+def budget(amount: float | str) -> float:
     """``amount`` in bytes: a number, or a text with a unit.
 
     >>> budget("2 GB"), budget("1.5 KiB"), budget(1e9)
@@ -32,9 +33,8 @@ def budget(amount: Union[float, str]) -> float:
         match = _AMOUNT.match(amount)
         if match:
             return float(match[1]) * _UNITS[match[2].lower()]
-    elif isinstance(amount, (int, float)) or hasattr(amount, "__float__"):
-        if float(amount) >= 0:
-            return float(amount)
+    elif hasattr(amount, "__float__") and float(amount) >= 0:
+        return float(amount)
     raise ValueError(f"available_memory is a number of bytes or a text such as '2 GB' or '500 MiB', not {amount!r}")
 
 
@@ -67,15 +67,15 @@ class Memory(Generic[K]):
 
     def __init__(self, writeback: bool):
         self._writeback = writeback
-        self._sizes: Dict[K, int] = {}
+        self._sizes: dict[K, int] = {}
         self._order: Order[K] = Order()
-        self._held: Dict[K, _Held] = {}
-        self._tickets: Dict[K, Ticket] = {}
-        self.values: Dict[K, Any] = {}
+        self._held: dict[K, _Held] = {}
+        self._tickets: dict[K, Ticket] = {}
+        self.values: dict[K, Any] = {}
         self.usage = 0
         self.used = self._order.used
-        self.watched: Dict[K, None] = {}
-        self.stuck: Set[K] = set()
+        self.watched: dict[K, None] = {}
+        self.stuck: set[K] = set()
 
     # In.
 
@@ -145,7 +145,7 @@ class Memory(Generic[K]):
 
     def clear(self) -> None:
         for held in (self.values, self._sizes, self.watched, self.stuck, self._held, self._tickets):
-            held.clear()  # type: ignore[attr-defined]
+            held.clear()
         self.usage = 0
         self._order.clear()
 
@@ -163,14 +163,14 @@ class Memory(Generic[K]):
         """Bytes noted for the value of ``key``; 0 if it is not in memory."""
         return self._sizes.get(key, 0)
 
-    def held(self) -> List[Tuple[K, Any]]:
+    def held(self) -> list[tuple[K, Any]]:
         """The values outside of memory that somebody holds, and may have changed."""
         alive = ((key, ref()) for key, ref in list(self._held.items()))
         return [(key, value) for key, value in alive if value is not None and can_change(value)]
 
     # Who leaves.
 
-    def choose(self, available: float, keep: Any, grain: int) -> List[K]:
+    def choose(self, available: float, keep: Any, grain: int) -> list[K]:
         """The keys whose values leave so that the rest fits into ``available`` bytes: those that are worth least.
 
         ``keep`` stays, unless it alone is over the budget: then it leaves and nothing else.  Values of at most
@@ -180,7 +180,7 @@ class Memory(Generic[K]):
         if keep in self._sizes and self._sizes[keep] > available and keep not in self.stuck:
             self._order.leave(keep)
             return [keep]
-        chosen: List[K] = []
+        chosen: list[K] = []
         usage = self.usage - sum(self.size(key) for key, ticket in self._tickets.items() if ticket.leaves)
         target = available
         while usage > target:

@@ -8,7 +8,8 @@ import hashlib
 import itertools
 import os
 import re
-from typing import Any, Callable, Dict, Generic, Hashable, Set, TypeVar
+from collections.abc import Hashable
+from typing import Any, Callable, Generic, TypeVar
 
 __all__ = ["Names", "inside", "key_to_filename"]
 
@@ -17,7 +18,7 @@ K = TypeVar("K", bound=Hashable)
 LONGEST = 240  # bytes of one part: file systems allow 255, and a `~n` may follow
 DEEPEST = 1000  # characters of a whole name: systems allow paths of about 4,000 bytes
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
-_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d|conin\$|conout\$)\Z", re.IGNORECASE)  # Windows keeps these to itself
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d|conin\$|conout\$)\Z", re.IGNORECASE)  # Windows keeps these
 
 
 def key_to_filename(key: Any) -> str:
@@ -77,8 +78,8 @@ class Names(Generic[K]):
 
     def __init__(self, plain: Callable[[K], str] = key_to_filename):
         self._plain = plain
-        self.taken: Set[str] = set()
-        self.reserved: Dict[K, str] = {}
+        self.taken: set[str] = set()
+        self.reserved: dict[K, str] = {}
 
     def plain(self, key: K) -> str:
         """What the user's ``key_to_filename`` makes of ``key``, or the md5 name where that will not do."""

@@ -20,7 +20,7 @@ from sys import getsizeof
 from types import BuiltinFunctionType, FunctionType, GetSetDescriptorType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any, NamedTuple, cast
 
-__all__ = ["BY_NAME", "PLAIN", "Borrowed", "Group", "Holding", "Plan", "array", "bare", "join", "places", "structural"]
+__all__ = ["BY_NAME", "PLAIN", "Borrowed", "Group", "Holding", "Plan", "array", "bare", "join", "places", "structural", "whole"]
 
 #: Some parts of an object, and how many parts each of them stands for.
 Group = tuple[Sequence[object], float]
@@ -29,7 +29,7 @@ Holding = tuple[int, tuple[Group, ...]]
 Plan = Callable[[Any], Holding]
 
 #: Types whose objects have no parts worth a look: data without references, and code, which is shared.
-PLAIN = frozenset(
+PLAIN: frozenset[type] = frozenset(
     (bool, int, float, complex, str, bytes, bytearray, range, type(None))
     + (type, ModuleType, FunctionType, BuiltinFunctionType, MethodType)
 )

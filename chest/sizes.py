@@ -193,7 +193,8 @@ def _open(objects: list[tuple[object, float]]) -> tuple[float, list[Group]]:
 
 
 #: Plans by type, or by a type's name.
-_registered: dict[type | str, Plan] = {Borrowed: lambda part: (part.size, ()), **_parts.BY_NAME}
+_registered: dict[type | str, Plan] = {Borrowed: lambda part: (part.size, ())}
+_registered.update(_parts.BY_NAME)
 #: The plans chosen so far.
 _plans: dict[type, Plan] = {}
 _plain = _parts.PLAIN

@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import collections.abc
-from typing import Any, Iterator, Tuple, TypeVar
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 from chest.life import Life
 
@@ -35,13 +36,15 @@ def _walk(keys: Iterator[Any], index: Any, turns: int) -> Iterator[Any]:
 class ValuesView(collections.abc.ValuesView[V]):
     """The values, loaded as they are asked for, so that memory stays within the budget."""
 
+    _mapping: Any
+
     def __iter__(self) -> Iterator[V]:
-        for _, value in self._mapping._stream():  # type: ignore[attr-defined]
+        for _, value in self._mapping.items():
             yield value
 
 
 class ItemsView(collections.abc.ItemsView[K, V]):
     """The pairs of key and value, loaded as they are asked for, so that memory stays within the budget."""
 
-    def __iter__(self) -> Iterator[Tuple[K, V]]:
-        return iter(self._mapping._stream())  # type: ignore[attr-defined]
+    def __iter__(self) -> Iterator[tuple[K, V]]:
+        return self._mapping._alive().stream(self._mapping)  # type: ignore[attr-defined,no-any-return]

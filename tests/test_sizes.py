@@ -134,7 +134,7 @@ def test_deep_nesting_is_no_recursion() -> None:
 
 
 @pytest.mark.parametrize(
-    "collect", [list, tuple, set, frozenset, collections.deque, lambda items: {item: b"" for item in items}]
+    "collect", [list, tuple, set, frozenset, collections.deque, lambda items: dict.fromkeys(items, b"")]
 )
 def test_a_long_container_is_judged_by_a_sample(collect: Any) -> None:
     items = [b"%6d" % i + bytes(i % 1000) for i in range(20_000)]
@@ -496,7 +496,7 @@ def test_a_registered_function_that_fails_is_passed_over(registry: None) -> None
 
 
 def test_only_types_and_names_can_be_registered() -> None:
-    with pytest.raises(TypeError, match="nbytes.register"):
+    with pytest.raises(TypeError, match="takes a type"):
         nbytes.register(5)  # type: ignore[arg-type]
 
 

@@ -1,0 +1,152 @@
+"""The way in: a value is loaded once, however many threads ask for it, and several at a time where that helps."""
+from __future__ import annotations
+
+import threading
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from typing import Any, Callable, TypeVar, cast
+
+from chest.errors import explained
+from chest.files import Loaded, Stale
+from chest.leaving import Leaving
+from chest.memory import ABSENT
+from chest.sizes import nbytes
+from chest.state import Load
+
+__all__ = ["Arriving"]
+
+K = TypeVar("K", bound=Hashable)
+
+WORKERS = 4  # threads that load: two cores are busy with two, and a slow disk or network wants more
+
+
+class Arriving(Leaving[K]):
+    """Values on their way from disk to memory; each pushes out what is worth less."""
+
+    def get(self, key: K) -> Any:
+        """The value of ``key``, which is not in memory; `KeyError` if there is none."""
+        announced = False
+        while True:
+            with self.lock:
+                value = self._at_hand(key)
+                if value is not ABSENT:
+                    break
+                name = self._name(key)
+                load = self._loads.get(key)
+                if load is not None and load.thread != threading.get_ident():
+                    self._arrived.wait()  # this lets go of the lock, even where the caller has it too
+                    continue
+                if announced:
+                    mine = self._loads[key] = Load()
+                    seen = self.index.signature
+            if not announced:
+                announced = True
+                self._on_miss(key)
+                continue
+            value = self._load(key, name, mine, seen)
+            if value is not ABSENT:
+                break
+        self._make_room_quietly(key)
+        return value
+
+    def _at_hand(self, key: K) -> Any:
+        """The value of ``key`` if it need not be loaded: in memory by now, or let go of by us but not by the user."""
+        value = self.memory.current(key)
+        if value is not ABSENT:
+            if key not in self.memory.values:
+                self.memory.put(key, value, nbytes(value), on_disk=self.index.names.get(key) is not None)
+            self.memory.used(key)
+            self.counts.hit()
+        return value
+
+    def _name(self, key: K) -> str:
+        if not self.known(key):
+            raise KeyError(key)
+        name = self.index.names[key]
+        assert name is not None, f"{key!r} is neither in memory nor on disk"
+        return name
+
+    def _load(self, key: K, name: str, mine: Load, seen: Any) -> Any:
+        try:
+            loaded: Loaded = next(self.store.load([name], lambda: mine.valid and self.index.current() == seen))
+            return self._arrive(key, name, loaded, mine)
+        finally:
+            with self.lock:
+                if self._loads.get(key) is mine:
+                    del self._loads[key]
+                self._arrived.notify_all()
+
+    def _arrive(self, key: K, name: str, loaded: Loaded, mine: Load) -> Any:
+        """Take a loaded value into memory; `ABSENT` if the key has to be looked up anew."""
+        size = nbytes(loaded.value)
+        with self.lock:
+            if loaded.error is None and mine.valid:
+                self.counts.missed(loaded.nbytes)
+                self.memory.put(key, loaded.value, size, on_disk=True)
+                return loaded.value
+            self.refresh()
+            if not mine.valid or isinstance(loaded.error, Stale) or self.index.names.get(key) != name:
+                return ABSENT
+        if isinstance(loaded.error, FileNotFoundError):
+            raise KeyError(f"{key!r}: its file {self.store.path(name)} is gone; set or delete the key to heal it")
+        assert loaded.error is not None
+        raise explained(loaded.error, key, self.store.path(name), "load")
+
+    # Many at once.
+
+    def prefetch(self, keys: Sequence[K], progress: Callable[..., Iterable[Any]]) -> None:
+        """Load what is not in memory, several values at a time, until the budget is full."""
+        with self.lock:
+            for key in keys:
+                if not self.known(key):
+                    raise KeyError(key)
+            wanted = [key for key in dict.fromkeys(keys) if self.memory.current(key) is ABSENT]
+        for crowd in self._fitting(progress(wanted, total=len(wanted))):
+            self._fetch(crowd)
+
+    def _fitting(self, keys: Iterable[K]) -> Iterator[list[K]]:
+        """``keys`` in lists of values that can be loaded together, while there is room for them."""
+        crowd: list[K] = []
+        room = self.available - self.memory.usage
+        for key in keys:
+            name = self.index.names.get(key)
+            room -= self.store.size(name) if name else 0
+            if room < 0:
+                break
+            crowd.append(key)
+            if len(crowd) >= max(self.store.ahead, 4 * WORKERS):
+                yield crowd
+                crowd = []
+                room = self.available - self.memory.usage
+        if crowd:
+            yield crowd
+
+    def _fetch(self, keys: Sequence[K]) -> None:
+        """Load the values of ``keys`` side by side; one that another thread is loading already is left to it."""
+        with self.lock:
+            mine = {key: Load() for key in keys if key not in self._loads and self.memory.current(key) is ABSENT}
+            names = {key: self.index.names.get(key) for key in mine}
+            mine = {key: load for key, load in mine.items() if names[key] is not None}
+            self._loads.update(mine)
+            seen = self.index.signature
+        try:
+            order = [names[key] for key in mine]
+            loaded = self.store.load(order, lambda: self.index.current() == seen, WORKERS)
+            for (key, load), one in zip(mine.items(), loaded):
+                self._arrive(key, cast(str, names[key]), one, load)
+        finally:
+            with self.lock:
+                for key, load in mine.items():
+                    if self._loads.get(key) is load:
+                        del self._loads[key]
+                self._arrived.notify_all()
+
+    def stream(self, keys: Iterable[K]) -> Iterator[tuple[K, Any]]:
+        """The pairs of key and value; a key that another process deletes meanwhile is left out."""
+        for key in keys:
+            try:
+                value = self.memory.values[key] if key in self.memory.values else self.get(key)
+            except KeyError:
+                if self.known(key):
+                    raise
+                continue
+            yield key, value

@@ -1,0 +1,173 @@
+"""The way out: values that are worth least leave memory, what no file holds is written, and the index is committed."""
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from typing import Any, Callable, TypeVar
+
+from chest.errors import explained
+from chest.memory import ABSENT, Ticket
+from chest.state import State
+
+__all__ = ["Leaving"]
+
+K = TypeVar("K", bound=Hashable)
+
+logger = logging.getLogger("chest")
+
+CROWD = 1000  # values of a commit that are written in one go
+
+
+class Leaving(State[K]):
+    """Values on their way from memory to disk."""
+
+    def make_room(self, keep: Any = ABSENT) -> None:
+        """Spill until memory is within the budget, or nothing more can leave."""
+        while True:
+            with self.lock:
+                keys = self.memory.choose(self.available, keep, self.store.grain)
+                if not keys:
+                    return
+                items = [(key, self.memory.values[key]) for key in keys]
+                ticket = self.memory.mark(keys, leaves=True)
+            errors = self.spill(items, ticket)
+            refused = [(key, error) for key, error in errors if isinstance(error, OSError)]
+            if refused:
+                raise explained(refused[0][1], refused[0][0], self.store.path(""), "save")
+
+    def _make_room_quietly(self, keep: Any) -> None:
+        """A value that was read is the user's, also when no room can be made for it."""
+        if self.memory.usage > self.available:
+            try:
+                self.make_room(keep)
+            except OSError as error:
+                logger.warning("over the budget: %s", error)
+
+    def spill(self, items: Sequence[tuple[K, Any]], ticket: Ticket) -> list[tuple[K, Exception]]:
+        """Let the values leave memory, those that no file holds by way of a new one.  Returns what went wrong."""
+        errors: list[tuple[K, Exception]] = []
+        try:
+            for key, _ in items:
+                self._on_overflow(key)
+            errors = self.write([item for item in items if not self._is_on_disk(*item)], ticket)
+        finally:
+            self._settle(items, ticket, errors)
+        logger.debug("spilled %d values", len(items) - len(errors))
+        return errors
+
+    def _settle(self, items: Iterable[tuple[K, Any]], ticket: Ticket, errors: list[tuple[K, Exception]]) -> None:
+        """Values that were to be written leave memory or stay; one that cannot be dumped does not try again soon."""
+        undumpable = {key for key, error in errors if not isinstance(error, OSError)}
+        with self.lock:
+            for key, _ in items:
+                saved = self.index.names.get(key) is not None
+                if self.memory.settle(key, ticket, saved and key not in undumpable, key in undumpable):
+                    self.counts.spills += 1
+
+    def _is_on_disk(self, key: K, value: Any) -> bool:
+        """Does a file hold the value just as it is now?"""
+        name = self.index.names.get(key)
+        if name is None or (key in self.memory.values and key not in self.memory.watched):
+            return name is not None
+        try:
+            return bool(self.store.same(name, value))
+        except Exception:
+            return False  # what cannot be compared, or is gone, is written again
+
+    def write(self, items: Sequence[tuple[K, Any]], ticket: Ticket) -> list[tuple[K, Exception]]:
+        """Write values to new files and note their names.  Returns what went wrong, by key."""
+        errors: list[tuple[K, Exception]] = []
+        if not items:
+            return errors
+        orphans: list[str] = []
+        for (key, value), done in zip(items, self.store.write(items)):
+            if done.error is not None:
+                errors.append((key, done.error))
+                continue
+            with self.lock:
+                self.counts.bytes_written += done.nbytes
+                orphan: str | None = done.name
+                if self.memory.valid(key, ticket):
+                    if self.index.names.get(key) is not None:  # changed in place
+                        self.memory.renote(key, value)
+                    orphan = self.index.set(key)
+                    self.index.written(key, done.name)
+                    if not ticket.leaves:
+                        self.memory.watch(key, value, on_disk=True)
+            if orphan is not None:
+                orphans.append(orphan)
+        self.store.remove(orphans)
+        return errors
+
+    def move_out(self, key: K) -> None:
+        """Let the value of ``key`` leave memory, written first if no file holds it."""
+        with self.lock:
+            if not self.known(key):
+                raise KeyError(key)
+            if key not in self.memory.values:
+                return
+            items = [(key, self.memory.values[key])]
+            ticket = self.memory.mark([key], leaves=True)
+        for _, error in self.spill(items, ticket):
+            raise explained(error, key, self.store.path(""), "save")
+
+    # The commit.
+
+    def save(self, plain: bool, progress: Callable[..., Iterable[Any]]) -> list[tuple[K, Any]]:
+        """Write what no file holds, then commit.  Returns what was in memory, all of it saved by now.
+
+        Raises what stood in the way of the first value that could not be saved; all others are committed.
+        """
+        with self.lock:
+            self.memory.unstick(self.index.inherited)
+            inside = list(self.memory.values.items())
+            items = self._unsaved()
+        errors: list[tuple[K, Exception]] = []
+        for crowd in crowds(progress(items, total=len(items))):
+            with self.lock:
+                ticket = self.memory.mark((key for key, _ in crowd), leaves=False)
+            try:
+                errors += self.write([item for item in crowd if not self._is_on_disk(*item)], ticket)
+            finally:
+                self._settle(crowd, ticket, errors)
+        self.commit(plain)
+        if errors:
+            key, error = errors[0]
+            more = f" (and {len(errors) - 1} more)" if errors[1:] else ""
+            raise explained(error, key, self.store.path(""), "save", more)
+        return inside
+
+    def _unsaved(self) -> list[tuple[K, Any]]:
+        """The values that no file holds, or that may have changed since one does."""
+        names = self.index.names
+        items = [(key, self.memory.current(key)) for key in self.index.own() if names.get(key, "") is None]
+        items += [(key, self.memory.values[key]) for key in self.memory.watched]
+        items += self.memory.held()
+        return [item for item in items if item[1] is not ABSENT]
+
+    def commit(self, plain: bool) -> None:
+        """Commit the index as it stands, then remove the files that nothing names any more."""
+        with self.lock:
+            stale, orphans = self.index.commit(plain)
+            self._drop(stale)
+        self.store.remove(orphans)
+        logger.debug("committed %s", self.store.path(""))
+
+    def empty(self, items: Iterable[tuple[K, Any]]) -> None:
+        """Let values leave memory that were saved just now."""
+        with self.lock:
+            for key, value in items:
+                if self.memory.values.get(key, ABSENT) is value and self.index.names.get(key) is not None:
+                    self.memory.evict(key)
+
+
+def crowds(items: Iterable[Any]) -> Iterator[list[Any]]:
+    """``items`` in lists of up to a thousand."""
+    crowd: list[Any] = []
+    for item in items:
+        crowd.append(item)
+        if len(crowd) == CROWD:
+            yield crowd
+            crowd = []
+    if crowd:
+        yield crowd

@@ -1,0 +1,83 @@
+"""What the life of a value happens in: one lock, and under it the memory, the index and the store of a chest.
+
+Two rules keep threads out of each other's way.  Values are read and written without the lock, so that loads and dumps
+go on side by side; what was read or written counts only if the key was left alone meanwhile, which a `Load` or a
+`Ticket` tells.  And the lock comes before the directory's gate, never the other way round.
+"""
+from __future__ import annotations
+
+import threading
+from collections.abc import Hashable, Iterable
+from typing import Any, Callable, Generic, TypeVar
+
+from chest.codec import Codec
+from chest.index import Index
+from chest.memory import Memory
+from chest.stats import Counts
+
+__all__ = ["Load", "State"]
+
+K = TypeVar("K", bound=Hashable)
+
+
+class Load:
+    """One value on its way into memory.  ``valid`` until its key is set, deleted or changed by another process."""
+
+    __slots__ = ("thread", "valid")
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+        self.valid = True
+
+
+class State(Generic[K]):
+    """A chest's parts, and what all its rooms ask of them."""
+
+    def __init__(self, codec: Codec, store: Any, index: Index[K], memory: Memory[K], available: float,
+                 on_miss: Callable[[K], Any], on_overflow: Callable[[K], Any]):
+        self.codec = codec
+        self.store = store
+        self.index = index
+        self.memory = memory
+        self.available = available
+        self.counts = Counts()
+        self._on_miss = on_miss
+        self._on_overflow = on_overflow
+        self._loads: dict[K, Load] = {}
+        self.new_lock()
+
+    def new_lock(self) -> None:
+        self.lock = threading.RLock()
+        self._arrived = threading.Condition(self.lock)
+
+    def known(self, key: K) -> bool:
+        """Is there such a key?  Only one that is not known here costs a look at what others committed."""
+        if key in self.index.names:
+            return True
+        with self.lock:
+            self.refresh()
+            return key in self.index.names
+
+    def refresh(self) -> None:
+        """Take over what others committed, and drop the values that they changed."""
+        with self.lock:
+            self._drop(self.index.refresh())
+
+    def _drop(self, stale: Iterable[K]) -> None:
+        for key in stale:
+            self._disown(key)
+            self.memory.remove(key)
+
+    def _disown(self, key: K) -> None:
+        """Whoever loads the value of ``key`` just now loads one that is no longer it."""
+        load = self._loads.get(key)
+        if load is not None:
+            load.valid = False
+
+    def after_fork(self) -> None:
+        """In a fork's child: new locks; nobody else is loading or writing here."""
+        self.new_lock()
+        self._loads.clear()
+        self.index.after_fork()
+        self.memory.after_fork(key for key in self.index.inherited if self.index.names.get(key, "") is None)
+        self.store.after_fork()

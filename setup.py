@@ -1,0 +1,61 @@
+"""The project's metadata. The version stands in ``chest/_version.py`` alone."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).parent
+
+
+def version() -> str:
+    """Read the version without importing the package, which needs what is not installed yet."""
+    text = (HERE / "chest" / "_version.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)
+    if found is None:
+        raise ValueError("chest/_version.py names no version")
+    return found.group(1)
+
+
+setup(
+    name="chest",
+    version=version(),
+    description="A dictionary that spills to disk",
+    long_description=(HERE / "README.rst").read_text(encoding="utf-8"),
+    long_description_content_type="text/x-rst",
+    author="chest contributors",
+    license="BSD-3-Clause",
+    license_files=["LICENSE.txt"],
+    keywords="dictionary cache spill disk out-of-core pickle numpy",
+    packages=["chest"],
+    package_data={"chest": ["py.typed"]},
+    zip_safe=False,
+    python_requires=">=3.9",
+    install_requires=["heapdict"],
+    extras_require={
+        "numpy": ["numpy"],
+        "remote": ["fsspec"],
+        "test": ["fsspec", "hypothesis", "numpy", "pandas", "pyarrow", "pytest", "scipy"],
+        "docs": ["sphinx"],
+    },
+    entry_points={"console_scripts": ["chest = chest.cli:main"]},
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: MacOS",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.9",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Database",
+        "Topic :: Scientific/Engineering",
+        "Typing :: Typed",
+    ],
+)
