@@ -1,6 +1,6 @@
 """The format of a value file: a pickle whose arrays are written, read and mapped at the speed of memory.
 
-A file is an ordinary pickle of protocol 5 with its arrays in line, which `pickle.load(open(name, 'rb'))` reads anywhere.
+A file is an ordinary pickle of protocol 5 with its arrays in line; `pickle.load(open(name, 'rb'))` reads it anywhere.
 Two things are added where no unpickler looks. Before an array's bytes stand opcodes that cancel out (a short bytes
 object is pushed and popped), as many as bring these bytes to a multiple of 64 in the file. After the final STOP stands
 a note that says where the bytes of each array are. With it a reader need not read an array to load the value: it hands
@@ -29,6 +29,7 @@ MARK = b"\x80\x05C\x05chest0"
 
 ALIGNMENT = 64
 LEAST = 64 * 1024  # bytes; from this size on the C pickler writes a buffer by itself
+_READ_AT_ONCE = 1024 * 1024  # bytes of opcodes read in one piece
 _NEXT_BUFFER = b"\x97"
 _MAGIC = b"\xffchest\r\n"
 
@@ -75,23 +76,36 @@ def _checksum(body: bytes, stop: int) -> int:
     return crc32(struct.pack("<Q", stop), crc32(body))
 
 
-def read_notes(file: File) -> list[Note]:
-    """The notes at the end of a file; an empty list for a file without (or with half of one, or not of the system)."""
-    if type(file) is not io.BufferedReader or type(file.raw) is not io.FileIO or file.tell():
-        return []
-    size = os.fstat(file.fileno()).st_size
-    if size < LEAST:
-        return []
-    try:
-        file.seek(size - _LAST.size)
-        magic, stop, count, checksum = _LAST.unpack(file.read(_LAST.size))
-        if magic != _MAGIC or stop + count * _NOTE.size + _LAST.size != size:
-            return []
-        file.seek(stop)
-        body = file.read(count * _NOTE.size)
-        return [Note(*fields) for fields in _NOTE.iter_unpack(body)] if _checksum(body, stop) == checksum else []
-    finally:
-        file.seek(0)
+class Layout(NamedTuple):
+    """What the end of a file says about it, and which file it is."""
+
+    notes: list[Note]
+    stop: int
+    identity: maps.Identity
+
+
+def read_layout(file: File) -> Layout | None:
+    """The layout of an ordinary file of the system, opened for reading, that holds large arrays; None for any other.
+
+    Also None where the system cannot read at a position into given memory, and for a file whose note is torn: such
+    files are read the ordinary way, in which a torn pickle raises an error.
+    """
+    plain = type(file) is io.FileIO or (type(file) is io.BufferedReader and type(file.raw) is io.FileIO)
+    if not plain or not hasattr(os, "preadv") or file.tell():
+        return None
+    descriptor = file.fileno()
+    status = os.fstat(descriptor)
+    if status.st_size < LEAST:
+        return None
+    last = os.pread(descriptor, _LAST.size, status.st_size - _LAST.size)
+    magic, stop, count, checksum = _LAST.unpack(last) if len(last) == _LAST.size else (b"", 0, 0, 0)
+    if magic != _MAGIC or stop + count * _NOTE.size + _LAST.size != status.st_size:
+        return None
+    body = os.pread(descriptor, count * _NOTE.size, stop)
+    if _checksum(body, stop) != checksum:
+        return None
+    notes = [Note(*fields) for fields in _NOTE.iter_unpack(body)]
+    return Layout(notes, stop, (status.st_dev, status.st_ino))
 
 
 def _is_array(exporter: object) -> bool:
@@ -159,6 +173,77 @@ class Writer:
             rest = rest[written:]
 
 
+def load_aligned(file: File, layout: Layout, under: maps.Map | None) -> Any:
+    """The value in a file of this layout, its arrays parts of the map `under`, or read into memory of their own."""
+    arrays = _arrays(file.fileno(), layout.notes, under)
+    skipped = sum(note.begin() + note.size - note.start for note in layout.notes)
+    if layout.stop - skipped <= _READ_AT_ONCE:
+        value = pickle.loads(_opcodes(file.fileno(), layout), buffers=arrays)
+    else:
+        value = pickle.Unpickler(_Reader(file, layout.notes), buffers=arrays).load()
+    if next(arrays, None) is not None:
+        raise _misfit()
+    return value
+
+
+def _misfit() -> pickle.UnpicklingError:
+    return pickle.UnpicklingError("the note at the end of the file does not fit the pickle before it")
+
+
+def _opcodes(descriptor: int, layout: Layout) -> bytes:
+    """The whole pickle, with NEXT_BUFFER for each array, its padding and its header."""
+    pieces, at = [], 0
+    for note in layout.notes:
+        gap = note.gap()
+        begin = note.start + len(gap)
+        piece = os.pread(descriptor, begin - at, at)
+        if not piece.endswith(gap):
+            raise _misfit()
+        pieces.append(piece[: -len(gap)])
+        at = begin + note.size
+    pieces.append(os.pread(descriptor, layout.stop - at, at))
+    return _NEXT_BUFFER.join(pieces)
+
+
+class _Reader:
+    """The same pickle as a file, for a value that is large without its arrays too.
+
+    The unpickler asks for no more than it needs, so it is never past the place where an array's padding begins.
+    """
+
+    def __init__(self, file: File, notes: list[Note]) -> None:
+        self.file = file
+        self.at = 0
+        self.waiting = notes[::-1]
+
+    def read(self, size: int) -> bytes:
+        """Opcodes: one alone, or a frame of them."""
+        if self.waiting and self.at == self.waiting[-1].start:
+            return self.pass_array(self.waiting.pop())
+        data = self.file.read(size)
+        self.at += len(data)
+        return data
+
+    def readline(self) -> bytes:
+        """The argument of an opcode of the oldest protocols."""
+        line = self.file.readline()
+        self.at += len(line)
+        return line
+
+    def readinto(self, view: memoryview) -> int:
+        """A large bytes object, straight into its place."""
+        self.at += view.nbytes
+        return view.nbytes if fill(self.file, view) else 0
+
+    def pass_array(self, note: Note) -> bytes:
+        """Put one opcode in the place of an array, its padding and its header."""
+        gap = note.gap()
+        if self.file.read(len(gap)) != gap:
+            raise _misfit()
+        self.at = self.file.seek(note.size, os.SEEK_CUR)
+        return _NEXT_BUFFER
+
+
 def fill(file: File, view: memoryview) -> bool:
     """Read into the whole of `view`; false if the file ends before."""
     readinto: Callable[[memoryview], int] = file.readinto  # type: ignore[attr-defined]
@@ -170,72 +255,25 @@ def fill(file: File, view: memoryview) -> bool:
     return True
 
 
-class Reader:
-    """The file that a value is unpickled from: shows NEXT_BUFFER for each noted array, and yields the arrays.
+def _arrays(descriptor: int, notes: list[Note], under: maps.Map | None) -> Iterator[memoryview]:
+    """The arrays' bytes, each when the unpickler has come to it: by then it has imported numpy."""
+    for note in notes:
+        begin = note.begin()
+        memory = _copied(descriptor, begin, note.size) if under is None else under.part(begin, note.size)
+        yield _sealed(memory) if note.readonly else memoryview(memory)
 
-    The unpickler asks for no more than it needs, so it is never past the place where an array's padding begins.
-    """
 
-    def __init__(self, file: File, notes: list[Note], under: maps.Map | None) -> None:
-        self.file = file
-        self.at = 0
-        self.waiting = notes[::-1]
-        self.under = under
-
-    def load(self) -> Any:
-        """The value."""
-        value = pickle.Unpickler(self, buffers=self).load()
-        if self.waiting:
-            raise pickle.UnpicklingError("the note speaks of more arrays than the pickle")
-        return value
-
-    def read(self, size: int) -> bytes:
-        """Opcodes: one alone, or a frame of them."""
-        if self.waiting and self.at == self.waiting[-1].start:
-            return self.pass_gap(self.waiting[-1].gap())
-        return self.passed(self.file.read(size))
-
-    def readline(self) -> bytes:
-        """The argument of an opcode of the oldest protocols."""
-        return self.passed(self.file.readline())
-
-    def readinto(self, view: memoryview) -> int:
-        """A large bytes object, straight into its place."""
-        self.at += view.nbytes
-        return view.nbytes if fill(self.file, view) else 0
-
-    def passed(self, data: bytes) -> bytes:
-        """Count bytes that went by."""
-        self.at += len(data)
-        return data
-
-    def pass_gap(self, gap: bytes) -> bytes:
-        """Put one opcode in the place of an array's padding and header."""
-        if self.file.read(len(gap)) != gap:
-            raise pickle.UnpicklingError("the note does not fit the pickle")
-        self.at += len(gap)
-        return _NEXT_BUFFER
-
-    def __iter__(self) -> Iterator[memoryview]:
-        """The arrays' bytes, each when the unpickler has come to it: only then is it sure that numpy is there."""
-        while self.waiting:
-            note = self.waiting.pop()
-            self.at += note.size
-            yield self.copied(note) if self.under is None else self.mapped(note, self.under)
-
-    def copied(self, note: Note) -> memoryview:
-        """An array's bytes in memory of their own. numpy gives it untouched; a `bytearray` is filled with 0 first."""
-        numpy: Any = sys.modules.get("numpy")
-        memory = bytearray(note.size) if numpy is None else numpy.empty(note.size, "u1")
-        if not fill(self.file, memoryview(memory)):
+def _copied(descriptor: int, at: int, size: int) -> Any:
+    """Bytes of the file in memory of their own. numpy gives it untouched; a `bytearray` is filled with 0 first."""
+    numpy: Any = sys.modules.get("numpy")
+    memory: Any = bytearray(size) if numpy is None else numpy.empty(size, "u1")
+    rest = memoryview(memory)
+    while rest.nbytes:
+        got = os.preadv(descriptor, [rest], at)
+        if not got:
             raise EOFError("the file ends within an array")
-        return _sealed(memory) if note.readonly else memoryview(memory)
-
-    def mapped(self, note: Note, under: maps.Map) -> memoryview:
-        """An array's bytes as a part of the map."""
-        self.file.seek(note.size, os.SEEK_CUR)
-        memory = under.part(note.begin(), note.size)
-        return _sealed(memory) if note.readonly else memoryview(memory)
+        rest, at = rest[got:], at + got
+    return memory
 
 
 def _sealed(memory: Any) -> memoryview:

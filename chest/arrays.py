@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from . import maps
-from .aligned import MARK, File, Note, Reader, Writer, fill, read_notes
+from .aligned import MARK, File, Note, Writer, fill, load_aligned, read_layout
 
 __all__ = ["MARK", "can_change", "dump", "load", "marked", "same"]
 
@@ -67,11 +67,15 @@ def load(file: File, mmap_mode: str | None = None) -> Any:
     """
     if mmap_mode not in (None, "c", "r"):
         raise ValueError(f"mmap_mode must be None, 'c' or 'r', not {mmap_mode!r}")
+    layout = read_layout(file)
+    if layout is not None:
+        under = maps.map_file(file.fileno(), mmap_mode) if mmap_mode else None
+        value = load_aligned(file, layout, under)
+        if under is not None:
+            under.look = _look(value)
+        return value
     with _buffered(file) as buffered:
-        notes = read_notes(buffered)
-        if not notes:
-            return pickle.load(buffered)
-        return Reader(buffered, notes, maps.map_file(buffered, mmap_mode) if mmap_mode else None).load()
+        return pickle.load(buffered)
 
 
 @contextmanager
@@ -100,6 +104,8 @@ def same(value: object, file: File) -> bool:
     >>> same({"x": [1]}, io.BytesIO(file.getvalue())), same({"x": [2]}, io.BytesIO(file.getvalue()))
     (True, False)
     """
+    if _is_unwritten_map(value, file):
+        return True
     with _buffered(file) as buffered:
         comparer = _Comparer(buffered)
         try:
@@ -111,6 +117,26 @@ def same(value: object, file: File) -> bool:
         return not comparer.array_differs and _same_as_loaded(value, buffered)
 
 
+def _look(value: Any) -> maps.Look | None:
+    """All of a plain array but its bytes. None for other values, and for fields, whose names can be set in place."""
+    numpy: Any = sys.modules.get("numpy")
+    if numpy is None or type(value) is not numpy.ndarray or value.dtype.names:
+        return None
+    return value.dtype, (value.shape, value.strides, value.flags.writeable)
+
+
+def _is_unwritten_map(value: Any, file: File) -> bool:
+    """Whether `value` is nothing but the array mapped from this file, as it was loaded: the short way to "the same"."""
+    look = _look(value)
+    place = maps.place(value) if look else None
+    if not look or not place or not place.under.look or type(file) not in (io.FileIO, io.BufferedReader):
+        return False
+    before = place.under.look
+    if look[0] is not before[0] or look[1] != before[1] or place.under.identity != maps.identity(file.fileno()):
+        return False
+    return not maps.touched(place)
+
+
 class _Differs(Exception):
     """Ends a comparison as soon as its outcome is known."""
 
@@ -120,33 +146,33 @@ class _Comparer(Writer):
 
     def __init__(self, file: File) -> None:
         super().__init__(file)
-        self.known = iter(read_notes(file))
+        layout = read_layout(file)
+        self.identity = layout and layout.identity
+        self.known = iter(layout.notes if layout else ())
         self.compared_in_place = False
         self.array_differs = False
 
     def put_aligned(self, head: bytes, view: memoryview) -> None:
         note = next(self.known, None)
-        under = None if note is None else self.map_of(note, view)
-        if note is None or under is None:
+        place = note and self.place_as_loaded(note, view)
+        if note is None or place is None:
             return super().put_aligned(head, view)
         self.put(head)
         if self.at != note.start:
             raise _Differs
         self.notes.append(note)
-        for start, stop in maps.touched(under, view):
-            self.file.seek(note.begin() + start)
+        for start, stop in maps.touched(place):
+            self.file.seek(place.begin + start)
             self.put_buffer(view[start:stop])
-        self.at = self.file.seek(note.begin() + note.size)
+        self.at = self.file.seek(place.begin + place.size)
         self.compared_in_place = True
 
-    def map_of(self, note: Note, view: memoryview) -> maps.Map | None:
-        """The map that `view` is a part of, if it shows this file and `view` is the noted array, as it was loaded."""
-        placed = maps.place(view)
-        if placed is None or placed != (placed[0], note.begin()) or view.nbytes != note.size:
+    def place_as_loaded(self, note: Note, view: memoryview) -> maps.Place | None:
+        """Where `view` lies in a map of this file, if it is the noted array there, as writable as it was loaded."""
+        place = maps.place(view)
+        if place is None or (place.under.identity, place.begin, place.size) != (self.identity, note.begin(), note.size):
             return None
-        under = placed[0]
-        as_loaded = view.readonly == (note.readonly or not under.writable)
-        return under if as_loaded and under.identity == maps.identity(self.file) else None
+        return place if view.readonly == (note.readonly or not place.under.writable) else None
 
     def put_buffer(self, view: memoryview) -> None:
         if self.compared_in_place:
@@ -203,8 +229,7 @@ def _same_as_loaded(value: object, file: File) -> bool:
     """
     try:
         opcodes, buffers = _parts(value)
-        places = [maps.place(view) for view in buffers]
-        read_only = any(place is not None and not place[0].writable for place in places)
+        read_only = any(place and not place.under.writable for place in map(maps.place, buffers))
         file.seek(0)
         other_opcodes, other_buffers = _parts(load(file, "r" if read_only else "c"))
     except _Differs:
@@ -217,9 +242,8 @@ def _equal(one: memoryview, other: memoryview) -> bool:
     if one.nbytes != other.nbytes:
         return False
     place, other_place = maps.place(one), maps.place(other)
-    parts = [(0, one.nbytes)]
-    if place and other_place and (place[0].identity, place[1]) == (other_place[0].identity, other_place[1]):
-        parts = maps.touched(place[0], one)
+    alike = place and other_place and place.of_file() == other_place.of_file()
+    parts = maps.touched(place) if place and alike else [(0, one.nbytes)]
     return all(
         bytearray(one[start : min(start + _BLOCK, stop)]) == other[start : min(start + _BLOCK, stop)]
         for first, stop in parts

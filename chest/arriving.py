@@ -37,12 +37,12 @@ class Arriving(Leaving[K]):
                     continue
                 if announced:
                     mine = self._loads[key] = Load()
-                    seen = self.index.signature
+                    trusted = self.index.unchanged()
             if not announced:
                 announced = True
                 self._on_miss(key)
                 continue
-            value = self._load(key, name, mine, seen)
+            value = self._load(key, name, mine, trusted)
             if value is not ABSENT:
                 break
         self._make_room_quietly(key)
@@ -62,12 +62,13 @@ class Arriving(Leaving[K]):
         if not self.known(key):
             raise KeyError(key)
         name = self.index.names[key]
-        assert name is not None, f"{key!r} is neither in memory nor on disk"
+        if name is None:
+            raise KeyError(f"{key!r}: it was being set when that was interrupted; set or delete it")
         return name
 
-    def _load(self, key: K, name: str, mine: Load, seen: Any) -> Any:
+    def _load(self, key: K, name: str, mine: Load, trusted: Callable[[], bool]) -> Any:
         try:
-            loaded: Loaded = next(self.store.load([name], lambda: mine.valid and self.index.current() == seen))
+            loaded: Loaded = next(self.store.load([name], lambda: mine.valid and trusted()))
             return self._arrive(key, name, loaded, mine)
         finally:
             with self.lock:
@@ -127,10 +128,10 @@ class Arriving(Leaving[K]):
             names = {key: self.index.names.get(key) for key in mine}
             mine = {key: load for key, load in mine.items() if names[key] is not None}
             self._loads.update(mine)
-            seen = self.index.signature
+            trusted = self.index.unchanged()
         try:
             order = [names[key] for key in mine]
-            loaded = self.store.load(order, lambda: self.index.current() == seen, WORKERS)
+            loaded = self.store.load(order, trusted, WORKERS)
             for (key, load), one in zip(mine.items(), loaded):
                 self._arrive(key, cast(str, names[key]), one, load)
         finally:
@@ -139,6 +140,7 @@ class Arriving(Leaving[K]):
                     if self._loads.get(key) is load:
                         del self._loads[key]
                 self._arrived.notify_all()
+        self._make_room_quietly(ABSENT)
 
     def stream(self, keys: Iterable[K]) -> Iterator[tuple[K, Any]]:
         """The pairs of key and value; a key that another process deletes meanwhile is left out."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 import builtins
 import io
 import os
-from dataclasses import dataclass
-from typing import IO, Any, Callable
+from typing import IO, Any, Callable, NamedTuple
 
 from chest import arrays
 
@@ -19,8 +18,7 @@ class _Encoding(io.BufferedWriter):
         return super().write(data.encode("utf-8") if isinstance(data, str) else data)
 
 
-@dataclass(frozen=True)
-class Codec:
+class Codec(NamedTuple):
     """The four settings, and what follows from them.
 
     ``native`` says that they are chest's own, so that arrays can be mapped and the index can be appended to;
@@ -33,11 +31,13 @@ class Codec:
     mode: str = "b"
     mmap_mode: str | None = None
 
-    def __post_init__(self) -> None:
+    def check(self) -> Codec:
+        """This codec itself, if its settings are such as there are; `ValueError` if not."""
         if self.mode not in ("b", "t"):
             raise ValueError(f"mode is 'b' for binary or 't' for text files, not {self.mode!r}")
         if self.mmap_mode not in (None, "c", "r"):
             raise ValueError(f"mmap_mode is None, 'c' (copy on write) or 'r' (read only), not {self.mmap_mode!r}")
+        return self
 
     @property
     def local(self) -> bool:

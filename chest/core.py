@@ -7,23 +7,19 @@ import functools
 import os
 import pickle
 import sys
-import tempfile
 import warnings
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, Callable, TypeVar, cast
 
 from chest import arrays, endings, names
 from chest.codec import Codec
-from chest.files import Files
-from chest.index import Index
-from chest.keysfile import KeysFile
 from chest.life import Life
 from chest.locks import later
 from chest.mapping import Progress, SpillMapping, silent
-from chest.memory import Memory, budget
-from chest.names import Names, key_to_filename
+from chest.memory import budget
+from chest.names import key_to_filename
+from chest.opening import Settings, open_parts
 from chest.sizes import nbytes
-from chest.small import Small
 from chest.stats import Stats
 
 __all__ = ["Chest", "key_to_filename", "nbytes"]
@@ -107,25 +103,15 @@ class Chest(SpillMapping[K, V]):
     ):
         self._owner = 0  # a process id, once there is something to own
         self._explicitly_given_path = path is not None
-        self._closed = False
-        self._settings: dict[str, Any] = {
-            "dump": dump, "load": load, "key_to_filename": key_to_filename, "on_miss": on_miss, "on_overflow": on_overflow, "open": open,
-            "open_many": open_many, "mode": mode, "writeback": writeback, "mmap_mode": mmap_mode, "min_file_size": min_file_size,
-            "durable": durable, "storage_options": storage_options}
-        available = budget(1e9 if available_memory is None else available_memory)
-        codec = Codec(dump, load, open, mode, mmap_mode)
+        self._settings = Settings(dump, load, key_to_filename, on_miss, on_overflow, open, open_many, mode, writeback,
+                                  mmap_mode, min_file_size, durable, storage_options)
         self.dump, self.load, self.open, self.mode = dump, load, open, mode
-        self.path = tempfile.mkdtemp(prefix="chest-") if path is None else os.path.abspath(os.fspath(path))
-        reserved: Names[K] = Names(key_to_filename)
-        store = Small(Files(self.path, codec, reserved, durable, open_many), self.path, codec, durable, min_file_size)
-        store.make()
-        memory: Memory[K] = Memory(writeback)
-        index: Index[K] = Index(KeysFile(self.path, codec, durable), reserved)
-        self._life: Life[K] = Life(codec, store, index, memory, available, on_miss, on_overflow)
-        self.inmem = memory.values
-        self._used = memory.used
+        available = budget(1e9 if available_memory is None else available_memory)
+        self._life: Life[K] = open_parts(path, self._settings, available)
+        self.path: str = self._life.store.path("")
+        self.inmem = self._life.memory.values
+        self._used = self._life.memory.used
         self._hit = self._life.counts.hit
-        self._life.refresh()
         self._owner = os.getpid()
         endings.watch(self)
         if data is not None:
@@ -136,8 +122,9 @@ class Chest(SpillMapping[K, V]):
 
         Unlike a dict's copy it shares no objects with the original for longer than they stay in memory.
         """
-        settings = dict(self._settings, available_memory=self.available_memory)
-        return type(self)(cast(Mapping[K, V], self), **settings)
+        chest = _reopen(type(self), None, self.available_memory, self._settings)
+        chest.update(self)
+        return cast("Chest[K, V]", chest)
 
     # Saving.
 
@@ -150,16 +137,13 @@ class Chest(SpillMapping[K, V]):
         """
         life = self._alive()
         life.store.make()
-        saved = life.save(True, progress or silent)
-        for key, _ in saved:
-            self._settings["on_overflow"](key)
-        life.empty(saved)
+        life.save(True, True, progress or silent)
 
     def sync(self, *, progress: Progress | None = None) -> None:
         """Save everything and commit, but keep values in memory.  Cost: O(what changed and what may have changed)."""
         life = self._alive()
         life.store.make()
-        life.save(False, progress or silent)
+        life.save(False, False, progress or silent)
 
     def write_keys(self) -> None:
         """Commit the index as it stands, without the values that are not on disk yet."""
@@ -174,7 +158,9 @@ class Chest(SpillMapping[K, V]):
         life = self._life
         if self._explicitly_given_path:
             if life.store.exists():
-                life.empty(life.save(life.index.appended or bool(life.index.own()), progress or silent))
+                life.save(False, True, progress or silent)
+                if life.index.appended:
+                    life.commit(True)  # what others read is one plain list again
             else:
                 self._abandon()
         elif not self._closed:
@@ -316,19 +302,24 @@ class Chest(SpillMapping[K, V]):
         return (f"<chest at {self.path}: {len(life.index.names)} keys, {len(self.inmem)} of them in memory, "
                 f"{self.memory_usage} of {self.available_memory:.0f} bytes>")
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows of the chest."""
+        from chest import html
+
+        return html.table(self)
+
     def __reduce__(self) -> tuple[Any, ...]:
         self.sync()
-        settings = dict(self._settings, available_memory=self.available_memory)
-        for name, value in settings.items():
+        for name, value in self._settings._asdict().items():
             try:
                 pickle.dumps(value)
             except Exception as error:
                 if "cloudpickle" not in sys.modules:  # which can pickle what pickle cannot
                     raise TypeError(f"{self} cannot be pickled, as its {name}={value!r} cannot ({error}); use a "
                                     f"function that stands in a module") from error
-        return _reopen, (type(self), self.path, settings)
+        return _reopen, (type(self), self.path, self.available_memory, self._settings)
 
 
-def _reopen(cls: Any, path: str, settings: dict[str, Any]) -> Any:
+def _reopen(cls: Any, path: str | None, available: float, settings: Settings) -> Any:
     """What a pickled handle becomes: another one on the same path, which owns nothing."""
-    return cls(path=path, **settings)
+    return cls(path=path, available_memory=available, **settings._asdict())

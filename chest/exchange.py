@@ -55,14 +55,13 @@ def _link(mine: Life[Any], theirs: Life[Any], key: Any) -> bool:
     while True:
         with theirs.lock:
             theirs.refresh()
-            name, seen = theirs.index.names.get(key), theirs.index.signature
+            name, trusted = theirs.index.names.get(key), theirs.index.unchanged()
         if name is None:
             return False
         try:
-            linked = mine.store.link(key, theirs.store, name, lambda: theirs.index.current() == seen)
+            mine.adopt(key, mine.store.link(key, theirs.store, name, trusted))
         except Stale:
             continue
         except OSError:
             return False
-        mine.adopt(key, linked)
         return True

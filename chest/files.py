@@ -1,11 +1,10 @@
 """A directory of value files, each written once: created under a free name, read, compared, linked, removed."""
 from __future__ import annotations
 
+import errno
 import os
-import shutil
 import stat
 from collections.abc import Hashable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any, Callable, Generic, NamedTuple, TypeVar
 
 from chest import system
@@ -58,7 +57,7 @@ class Files(Generic[K]):
 
     def path(self, name: str) -> str:
         """The full path of the file ``name``."""
-        return os.path.join(self._directory, *name.split("/"))
+        return os.path.join(self._directory, *name.split("/")) if name else self._directory
 
     # Out.
 
@@ -157,6 +156,8 @@ class Files(Generic[K]):
             return self._load_many(names, trusted)
         if workers < 2 or len(names) < 2:
             return (self._load(name, trusted) for name in names)
+        from concurrent.futures import ThreadPoolExecutor  # only here: it takes as long to import as all of chest
+
         with ThreadPoolExecutor(min(workers, len(names))) as pool:
             return iter(list(pool.map(lambda name: self._load(name, trusted), names)))
 
@@ -255,6 +256,8 @@ class Files(Generic[K]):
 
     def clear_away(self) -> None:
         """Remove a temporary directory with all that is in it."""
+        import shutil
+
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def exists(self) -> bool:
@@ -262,4 +265,8 @@ class Files(Generic[K]):
 
     def make(self) -> None:
         """Make the directory, and those above it."""
-        os.makedirs(self._directory, exist_ok=True)
+        try:
+            os.makedirs(self._directory, exist_ok=True)
+        except FileExistsError:
+            raise NotADirectoryError(errno.ENOTDIR, "a chest is a directory, and this is a file; choose another path",
+                                     self._directory) from None

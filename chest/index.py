@@ -6,7 +6,7 @@ O(keys) to write and to read.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Callable, Generic, Protocol, TypeVar
 
 from chest.keysfile import Pairs, apply, small
 from chest.locks import Gate
@@ -107,14 +107,10 @@ class Index(Generic[K]):
         """The lock of commits, between processes and threads."""
         return self._keys.gate
 
-    @property
-    def signature(self) -> Any:
-        """The version of the newest index that was read; two are equal only if nothing was committed in between."""
-        return self._keys.signature
-
-    def current(self) -> Any:
-        """The signature of the newest index there is.  One ``stat``, and no lock."""
-        return self._keys.current()
+    def unchanged(self) -> Callable[[], bool]:
+        """A question for later: is the newest index still the one of now?  It costs one ``stat``, and no lock."""
+        seen = self._keys.signature
+        return lambda: bool(self._keys.current() == seen)
 
     def refresh(self) -> list[K]:
         """Take over what others committed.  Returns the keys whose values are no longer what this handle has."""

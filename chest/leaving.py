@@ -1,19 +1,17 @@
 """The way out: values that are worth least leave memory, what no file holds is written, and the index is committed."""
 from __future__ import annotations
 
-import logging
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any, Callable, TypeVar
 
 from chest.errors import explained
+from chest.log import log
 from chest.memory import ABSENT, Ticket
 from chest.state import State
 
 __all__ = ["Leaving"]
 
 K = TypeVar("K", bound=Hashable)
-
-logger = logging.getLogger("chest")
 
 CROWD = 1000  # values of a commit that are written in one go
 
@@ -41,7 +39,7 @@ class Leaving(State[K]):
             try:
                 self.make_room(keep)
             except OSError as error:
-                logger.warning("over the budget: %s", error)
+                log("warning", "over the budget: %s", error)
 
     def spill(self, items: Sequence[tuple[K, Any]], ticket: Ticket) -> list[tuple[K, Exception]]:
         """Let the values leave memory, those that no file holds by way of a new one.  Returns what went wrong."""
@@ -52,16 +50,17 @@ class Leaving(State[K]):
             errors = self.write([item for item in items if not self._is_on_disk(*item)], ticket)
         finally:
             self._settle(items, ticket, errors)
-        logger.debug("spilled %d values", len(items) - len(errors))
+        log("debug", "spilled %d values", len(items) - len(errors))
         return errors
 
     def _settle(self, items: Iterable[tuple[K, Any]], ticket: Ticket, errors: list[tuple[K, Exception]]) -> None:
         """Values that were to be written leave memory or stay; one that cannot be dumped does not try again soon."""
-        undumpable = {key for key, error in errors if not isinstance(error, OSError)}
+        failed = dict(errors)
         with self.lock:
             for key, _ in items:
-                saved = self.index.names.get(key) is not None
-                if self.memory.settle(key, ticket, saved and key not in undumpable, key in undumpable):
+                saved = key not in failed and self.index.names.get(key) is not None
+                undumpable = key in failed and not isinstance(failed[key], OSError)
+                if self.memory.settle(key, ticket, saved, undumpable):
                     self.counts.spills += 1
 
     def _is_on_disk(self, key: K, value: Any) -> bool:
@@ -113,8 +112,8 @@ class Leaving(State[K]):
 
     # The commit.
 
-    def save(self, plain: bool, progress: Callable[..., Iterable[Any]]) -> list[tuple[K, Any]]:
-        """Write what no file holds, then commit.  Returns what was in memory, all of it saved by now.
+    def save(self, plain: bool, empty: bool, progress: Callable[..., Iterable[Any]]) -> None:
+        """Write what no file holds, commit, and with ``empty`` let everything that is saved leave memory.
 
         Raises what stood in the way of the first value that could not be saved; all others are committed.
         """
@@ -131,11 +130,12 @@ class Leaving(State[K]):
             finally:
                 self._settle(crowd, ticket, errors)
         self.commit(plain)
+        if empty:
+            self._empty(inside, dict(errors))
         if errors:
             key, error = errors[0]
             more = f" (and {len(errors) - 1} more)" if errors[1:] else ""
             raise explained(error, key, self.store.path(""), "save", more)
-        return inside
 
     def _unsaved(self) -> list[tuple[K, Any]]:
         """The values that no file holds, or that may have changed since one does."""
@@ -151,14 +151,16 @@ class Leaving(State[K]):
             stale, orphans = self.index.commit(plain)
             self._drop(stale)
         self.store.remove(orphans)
-        logger.debug("committed %s", self.store.path(""))
+        log("debug", "committed %s", self.store.path(""))
 
-    def empty(self, items: Iterable[tuple[K, Any]]) -> None:
+    def _empty(self, items: Iterable[tuple[K, Any]], failed: dict[K, Exception]) -> None:
         """Let values leave memory that were saved just now."""
-        with self.lock:
-            for key, value in items:
-                if self.memory.values.get(key, ABSENT) is value and self.index.names.get(key) is not None:
-                    self.memory.evict(key)
+        for key, value in items:
+            if key not in failed:
+                self._on_overflow(key)
+                with self.lock:
+                    if self.memory.values.get(key, ABSENT) is value and self.index.names.get(key) is not None:
+                        self.memory.evict(key)
 
 
 def crowds(items: Iterable[Any]) -> Iterator[list[Any]]:

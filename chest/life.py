@@ -15,14 +15,16 @@ K = TypeVar("K", bound=Hashable)
 class Life(Arriving[K]):
     """All values of a chest, wherever they are."""
 
-    def set(self, key: K, value: Any) -> None:
+    def set(self, key: K, value: Any, new: bool = False) -> None:
+        """``key`` has this value now; with ``new`` only if there is no such key yet."""
         size = nbytes(value)
         with self.lock:
+            if new and self.known(key):
+                return
             orphan = self.index.set(key)
             self._disown(key)
             self.memory.put(key, value, size, on_disk=False)
-        if orphan is not None:
-            self.store.remove([orphan])
+        self.discard(orphan)
         if self.memory.usage > self.available:
             self.make_room(key)
 
@@ -33,8 +35,7 @@ class Life(Arriving[K]):
             orphan = self.index.delete(key)
             self._disown(key)
             self.memory.forget(key)
-        if orphan is not None:
-            self.store.remove([orphan])
+        self.discard(orphan)
 
     def adopt(self, key: K, name: str) -> None:
         """The value of ``key`` is what the new file ``name`` holds."""
@@ -43,5 +44,4 @@ class Life(Arriving[K]):
             self.index.written(key, name)
             self._disown(key)
             self.memory.remove(key)
-        if orphan is not None:
-            self.store.remove([orphan])
+        self.discard(orphan)

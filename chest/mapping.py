@@ -81,23 +81,51 @@ class SpillMapping(MutableMapping[K, V]):
         """Remove ``key`` and return its value; ``default``, if given, where there is none, else `KeyError`."""
         if len(default) > 1:
             raise TypeError(f"pop expected at most 2 arguments, got {1 + len(default)}")
-        if default and key not in self:
-            return default[0]
-        value = self[key]
-        del self[key]
-        return value
+        try:
+            return self._take(key)
+        except KeyError:
+            if default:
+                return default[0]
+            raise
+
+    def _take(self, key: K) -> V:
+        """Remove ``key`` and return the value that it had then, whatever other threads do meanwhile."""
+        self[key]  # loads the value, if need be, without the lock
+        with self._life.lock:
+            value = self._life.memory.current(key)
+            if value is ABSENT:
+                value = self[key]
+            self._life.delete(key)
+        return cast(V, value)
 
     def popitem(self) -> tuple[K, V]:
         """Remove and return the pair that was inserted last, as a dict does; `KeyError` if the chest is empty."""
-        for key in reversed(self):
-            return key, self.pop(key)
+        while True:
+            key = self._last()
+            try:
+                return key, self._take(key)
+            except KeyError:
+                if key in self:
+                    raise
+
+    def _last(self) -> K:
+        life = self._alive()
+        with life.lock:
+            life.refresh()
+            for key in reversed(life.index.names):
+                return key
         raise KeyError("popitem(): chest is empty")
 
     def setdefault(self, key: K, default: Any = None) -> Any:
         """The value of ``key``, set to ``default`` first if there is none."""
-        if key not in self:
-            self[key] = default
-        return self[key]
+        while True:
+            if key not in self:
+                self._life.set(key, default, new=True)
+            try:
+                return self[key]
+            except KeyError:
+                if key in self:
+                    raise
 
     def clear(self) -> None:
         """Remove all keys.  What is saved stays on disk until the next commit."""

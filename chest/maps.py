@@ -14,7 +14,7 @@ import sys
 import weakref
 from collections.abc import Iterator
 from functools import cache
-from typing import IO, Any
+from typing import Any, NamedTuple
 
 _ACCESS = {"c": mmap.ACCESS_COPY, "r": mmap.ACCESS_READ}
 # A map made without this keyword (before Python 3.13) keeps a descriptor of its own open for as long as it lives.
@@ -30,6 +30,7 @@ _TOUCHED = bytes(bits >> 5 not in _SHOWS_THE_FILE for bits in range(256))
 _HIGHEST = _ENTRY - 1 if sys.byteorder == "little" else 0
 
 Identity = tuple[int, int]
+Look = tuple[object, tuple[Any, ...]]  # an array's dtype, and what else it is but its bytes
 
 
 class Map(mmap.mmap):
@@ -37,6 +38,8 @@ class Map(mmap.mmap):
 
     identity: Identity
     writable: bool
+    look: Look | None = None
+    """For a file whose value is one array: all of it but its bytes, as it was when it was loaded."""
 
     def part(self, start: int, size: int) -> Any:
         """`size` bytes from `start` on, as an object of exactly these: a slice would lead back to the whole map."""
@@ -55,69 +58,82 @@ def _room_for_another() -> bool:
     return allowed < 0 or len(_living) < allowed // 4
 
 
-def identity(file: IO[bytes]) -> Identity:
-    """The device and inode of an open file; no other file can have them while it is open or mapped."""
-    status = os.fstat(file.fileno())
+def identity(descriptor: int) -> Identity:
+    """The device and inode of an open file, which no other file can have while this one is open or mapped."""
+    status = os.fstat(descriptor)
     return status.st_dev, status.st_ino
 
 
-def map_file(file: IO[bytes], mode: str) -> Map | None:
-    """Map the whole of `file`, copy-on-write (`'c'`) or read-only (`'r'`); None where a map cannot be had.
+def map_file(descriptor: int, mode: str) -> Map | None:
+    """Map the whole of an open file, copy-on-write (`'c'`) or read-only (`'r'`); None where a map cannot be had.
 
     That is so when a quarter of the descriptors this process may open is taken by maps (before Python 3.13, where each
     map keeps one), and when the system refuses: too many maps, no room in the address space, a file system without
-    maps. The map outlives the file object and the file's name.
+    maps. The map outlives the descriptor and the file's name.
     """
     if not _room_for_another():
         return None
     try:
-        made = Map(file.fileno(), 0, access=_ACCESS[mode], **_WITHOUT_DESCRIPTOR)
+        made = Map(descriptor, 0, access=_ACCESS[mode], **_WITHOUT_DESCRIPTOR)
     except (OSError, ValueError):
         return None
-    made.identity = identity(file)
+    made.identity = identity(descriptor)
     made.writable = mode == "c"
     _living.add(made)
     return made
 
 
-def _map_under(view: memoryview) -> Map | None:
-    """The map whose memory `view` shows, found by going from each view to the object that it is a view of."""
-    link: Any = view
+class Place(NamedTuple):
+    """Where a piece of memory lies in a map: `begin` counts from the beginning of the file, all in bytes."""
+
+    under: Map
+    begin: int
+    size: int
+    address: int
+
+    def of_file(self) -> tuple[Identity, int]:
+        """Equal for two pieces of memory that began as the same bytes of the same file."""
+        return self.under.identity, self.begin
+
+
+def place(memory: Any) -> Place | None:
+    """The place of a contiguous array, or of a view of bytes, in the map that it is a part of; None for any other."""
+    under = _map_under(memory)
+    if under is None or "numpy" not in sys.modules or not memory.nbytes:
+        return None
+    address = _address(memory)
+    begin = address - _address(under)
+    return Place(under, begin, memory.nbytes, address) if 0 <= begin <= len(under) - memory.nbytes else None
+
+
+def _map_under(link: Any) -> Map | None:
+    """The map at the end of the chain from each view to the object that it is a view of."""
     while link is not None and not isinstance(link, Map):
         link = link.obj if isinstance(link, memoryview) else getattr(link, "base", None)
     return link
 
 
-def _address(buffer: Any, numpy: Any) -> int:
-    address: int = numpy.frombuffer(buffer, "u1", 1).__array_interface__["data"][0]
+def _address(memory: Any) -> int:
+    if not hasattr(memory, "__array_interface__"):
+        memory = sys.modules["numpy"].frombuffer(memory, "u1", 1)
+    address: int = memory.__array_interface__["data"][0]
     return address
 
 
-def place(view: memoryview) -> tuple[Map, int] | None:
-    """The map that `view` is a part of, and where in its file the view begins; None for any other memory."""
-    numpy = sys.modules.get("numpy")
-    under = _map_under(view)
-    if under is None or numpy is None or not view.nbytes:
-        return None
-    start = _address(view, numpy) - _address(under, numpy)
-    return (under, start) if 0 <= start <= len(under) - view.nbytes else None
-
-
-def touched(under: Map, view: memoryview) -> list[tuple[int, int]]:
-    """The parts of `view`, a view of the map `under`, that may differ from the file: (from, to) in bytes.
+def touched(place: Place) -> list[tuple[int, int]]:
+    """The parts of a piece of a map that may differ from the file: (from, to) in bytes, counted from its beginning.
 
     Nothing for a read-only map; the pages that were written, where the system tells; everything where it does not.
     Costs one read of 8 bytes for each page.
     """
-    if not under.writable:
+    if not place.under.writable:
         return []
-    everything = [(0, view.nbytes)]
-    if not _page_map_tells():
-        return everything
     try:
-        return list(_written(_address(view, sys.modules["numpy"]), view.nbytes))
+        if _page_map_tells():
+            return list(_written(place.address, place.size))
     except OSError:
-        return everything
+        pass
+    return [(0, place.size)]
 
 
 def _written(address: int, size: int) -> Iterator[tuple[int, int]]:
@@ -151,12 +167,11 @@ def _flags(page: int, count: int) -> bytes:
 @cache
 def _page_map_tells() -> bool:
     """Whether this system's page map shows a write. Sandboxes may hide it, or give zeros, which look like "clean"."""
-    numpy = sys.modules.get("numpy")
-    if not sys.platform.startswith("linux") or numpy is None:
+    if not sys.platform.startswith("linux"):
         return False
     with mmap.mmap(-1, _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as probe:
         probe[0] = 1
         try:
-            return list(_written(_address(probe, numpy), _PAGE)) == [(0, _PAGE)]
+            return list(_written(_address(probe), _PAGE)) == [(0, _PAGE)]
         except OSError:
             return False

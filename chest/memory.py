@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 import weakref
 from collections.abc import Hashable, Iterable, Iterator
-from typing import AbstractSet, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from chest.arrays import can_change
 from chest.sizes import nbytes
@@ -127,7 +127,7 @@ class Memory(Generic[K]):
 
     def hold(self, key: K, value: Any) -> None:
         """Remember a value outside of memory for as long as somebody else does, if it can be weakly referenced."""
-        if self._writeback and type(value).__weakrefoffset__ and value is not ABSENT:
+        if type(value).__weakrefoffset__ and value is not ABSENT:
             held = _Held(value, self._died)
             held.key = key
             self._held[key] = held
@@ -165,7 +165,7 @@ class Memory(Generic[K]):
 
     def held(self) -> list[tuple[K, Any]]:
         """The values outside of memory that somebody holds, and may have changed."""
-        alive = ((key, ref()) for key, ref in list(self._held.items()))
+        alive = ((key, ref()) for key, ref in list(self._held.items()) if self._writeback)
         return [(key, value) for key, value in alive if value is not None and can_change(value)]
 
     # Who leaves.
@@ -234,7 +234,7 @@ class Memory(Generic[K]):
             self._order.restore(key, self._sizes[key])
         return False
 
-    def unstick(self, pinned: AbstractSet[K]) -> None:
+    def unstick(self, pinned: set[K]) -> None:
         """What could not be written may be writable now, but for what is ``pinned``."""
         for key in self.stuck - pinned:
             self._order.restore(key, self._sizes[key])

@@ -4,7 +4,6 @@ A name is relative to the chest's directory, its parts joined by ``/`` on every 
 """
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 import re
@@ -45,6 +44,8 @@ def key_to_filename(key: Any) -> str:
 
 def digest(key: Any) -> str:
     """The md5 of the text of ``key``: a name for what has no name of its own."""
+    import hashlib
+
     return hashlib.md5(str(key).encode("utf-8", "surrogatepass")).hexdigest()
 
 

@@ -1,12 +1,12 @@
 """What one object holds: the bytes that it takes by itself, and its parts.
 
-A *plan* is the function that tells both for the objects of one type; :mod:`chest.sizes` finds the plan of a type and adds up. No
-plan looks deeper than one step, runs a property or a method of the user's, or imports a library: the libraries' types
-are listed by name, in :data:`BY_NAME`.
+A *plan* is the function that tells both for the objects of one type; :mod:`chest.sizes` finds the plan of a type and
+adds up. No plan looks deeper than one step, runs a property or a method of the user's, or imports a library: the
+libraries' types are listed by name, in :data:`BY_NAME`.
 
-Of long containers a plan names a sample, an idea of ``dask.sizeof``. Here the positions are fixed by the length alone: one in
-each of equal stretches, at places that follow the golden ratio, so that a period in the data does not mislead, no
-generator's state is touched, and a value always has one size.
+Of long containers a plan names a sample, an idea of ``dask.sizeof``. Here the positions are fixed by the length alone:
+one in each of equal stretches, at places that follow the golden ratio, so that a period in the data does not mislead,
+no generator's state is touched, and a value always has one size.
 """
 
 from __future__ import annotations
@@ -20,7 +20,20 @@ from sys import getsizeof
 from types import BuiltinFunctionType, FunctionType, GetSetDescriptorType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any, NamedTuple, cast
 
-__all__ = ["BY_NAME", "PLAIN", "Borrowed", "Group", "Holding", "Plan", "array", "bare", "join", "places", "structural", "whole"]
+__all__ = [
+    "BY_NAME",
+    "PLAIN",
+    "Borrowed",
+    "Group",
+    "Holding",
+    "Plan",
+    "array",
+    "bare",
+    "join",
+    "places",
+    "structural",
+    "whole",
+]
 
 #: Some parts of an object, and how many parts each of them stands for.
 Group = tuple[Sequence[object], float]
@@ -71,7 +84,7 @@ def whole(number: object) -> int:
 def structural(kind: type) -> Plan:
     """Return the plan that follows from what a type is built of.
 
-    An ``nbytes`` is believed if it stands in a class or in the instance itself; nothing that answers to any name is asked.
+    An ``nbytes`` is believed if it stands in a class or in the instance itself: what answers to any name is not asked.
     """
     if issubclass(kind, (type, ModuleType)):
         return bare
@@ -212,7 +225,7 @@ def _memoryview(value: memoryview) -> Holding:
 
 
 def _view(value: Any) -> Holding:
-    """Plan of an array whose data belong to a file, to an object that knows its size (an array, as a rule) or to another."""
+    """Plan of an array whose data belong to a file, to an object that knows its size (most often an array) or not."""
     owner = _owner(value)
     if isinstance(owner, mmap.mmap):
         return _extent(value), ()

@@ -38,11 +38,11 @@ class _NBytes(Protocol):
 def _nbytes(value: object, /) -> int:
     """Return how many bytes of memory a value holds, as an int that is never negative.
 
-    An array counts its data alone: exactly ``array.nbytes`` if it owns them or they are mapped from a file, and all the memory
-    that it keeps alive if it is a view. An object with an integer ``nbytes`` counts exactly that. Lists, tuples,
-    sets, dicts and their like, and instances with attributes or slots, count themselves and all that they hold, each
-    object once. Frames, series, sparse matrices and Arrow tables count their columns and buffers. Classes, modules
-    and functions count as small constants.
+    An array counts its data alone: exactly ``array.nbytes`` if it owns them or they are mapped from a file, and all
+    the memory that it keeps alive if it is a view. An object with an integer ``nbytes`` counts exactly that. Lists,
+    tuples, sets, dicts and their like, and instances with attributes or slots, count themselves and all that they
+    hold, each object once. Frames, series, sparse matrices and Arrow tables count their columns and buffers. Classes,
+    modules and functions count as small constants.
 
     The value is not changed: no iterator is advanced, and no property but ``nbytes`` is asked. It raises nothing: a
     value that cannot be looked into counts what :func:`sys.getsizeof` says of it.

@@ -68,6 +68,11 @@ class State(Generic[K]):
             self._disown(key)
             self.memory.remove(key)
 
+    def discard(self, orphan: str | None) -> None:
+        """Remove a file that nothing names any more, if there is one.  Not within the lock: it takes a while."""
+        if orphan is not None:
+            self.store.remove([orphan])
+
     def _disown(self, key: K) -> None:
         """Whoever loads the value of ``key`` just now loads one that is no longer it."""
         load = self._loads.get(key)

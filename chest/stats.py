@@ -2,13 +2,12 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 __all__ = ["Counts", "Stats"]
 
 
-@dataclass(frozen=True)
-class Stats:
+class Stats(NamedTuple):
     """Counts since this handle was made.
 
     ``hits`` are values found in memory (or still held by the user after they left it), ``misses`` values loaded from
@@ -31,9 +30,8 @@ class Stats:
         """The share of values that came from memory, between 0 and 1."""
         return self.hits / max(self.hits + self.misses, 1)
 
-    def __getitem__(self, name: str) -> int:
-        value: int = getattr(self, name)
-        return value
+    def __getitem__(self, name: Any) -> Any:
+        return getattr(self, name) if isinstance(name, str) else tuple.__getitem__(self, name)
 
 
 class Counts:

@@ -1,4 +1,4 @@
-"""What ``nbytes`` promises: it counts what a value holds, each object once, and it neither raises nor touches the value."""
+"""What ``nbytes`` promises: it counts what a value holds, each object once, and never raises nor changes the value."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import threading
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -56,6 +56,11 @@ def test_a_bytearray_counts_its_content() -> None:
 # Containers
 
 
+class Pair(NamedTuple):
+    first: object
+    second: object
+
+
 @pytest.mark.parametrize(
     "wrap",
     [
@@ -71,7 +76,7 @@ def test_a_bytearray_counts_its_content() -> None:
         lambda item: collections.Counter({item: 1}),
         lambda item: collections.UserDict(key=item),
         lambda item: collections.UserList([item]),
-        lambda item: collections.namedtuple("Pair", "first second")(1, item),
+        lambda item: Pair(1, item),
         lambda item: types.SimpleNamespace(field=item),
         lambda item: functools.partial(print, item),
         lambda item: [[({"deep": [item]},)]],
@@ -201,6 +206,7 @@ class Slotted:
 
 class SlottedChild(Slotted):
     __slots__ = ("more",)
+    more: object
 
 
 class MixedChild(Slotted):
@@ -331,11 +337,11 @@ class Hostile:
         raise RuntimeError("sizeof")
 
 
-class HostileList(Hostile, list):  # type: ignore[type-arg]
+class HostileList(Hostile, list):  # type: ignore[type-arg, misc]
     pass
 
 
-class HostileDict(Hostile, dict):  # type: ignore[type-arg]
+class HostileDict(Hostile, dict):  # type: ignore[type-arg, misc]
     pass
 
 

@@ -1,0 +1,17 @@
+"""The logger ``chest``: what is told there, and what it costs while nobody listens."""
+from __future__ import annotations
+
+import sys
+
+__all__ = ["log"]
+
+
+def log(level: str, message: str, *details: object) -> None:
+    """Tell the logger ``chest`` of a commit, a spill or a recovery (``debug``), of leftovers and drops (``warning``).
+
+    A program that has not imported `logging` has nobody who listens; importing it here would double the time of
+    ``import chest``.
+    """
+    logging = sys.modules.get("logging")
+    if logging is not None:
+        getattr(logging.getLogger("chest"), level)(message, *details)

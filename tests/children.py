@@ -1,0 +1,41 @@
+"""Other processes for the tests: a fresh interpreter that runs a script, and a forked child that dies as it likes."""
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import traceback
+
+import chest
+
+HOME = os.path.dirname(os.path.dirname(os.path.abspath(chest.__file__)))  # so that a child imports the same chest
+
+
+def python(script, *arguments, code=0, stderr="", options=(), **environment):
+    """Run ``script`` in a fresh interpreter and return what it printed; its end and its errors must be as said.
+
+    ``stderr=None``: whatever it says there is fine.
+    """
+    paths = os.pathsep.join(filter(None, [HOME, os.environ.get("PYTHONPATH")]))
+    done = subprocess.run([sys.executable, *options, "-c", script, *map(str, arguments)], capture_output=True,
+                          text=True, timeout=120, env=dict(os.environ, PYTHONPATH=paths, **environment))
+    assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
+    if stderr is not None:
+        assert done.stderr == stderr, done.stderr
+    return done.stdout
+
+
+def forked(action, ends=os._exit):
+    """Run ``action()`` in a forked child, which then ends by ``ends(0)``; returns the status that it ended with."""
+    pid = os.fork()
+    if not pid:
+        try:
+            action()
+            ends(0)
+        except SystemExit as end:
+            os._exit(end.code or 0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(99)
+    return os.waitpid(pid, 0)[1]

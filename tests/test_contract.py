@@ -1,0 +1,301 @@
+"""What scripts written for chest 0.2.3 count on, and what was added to it."""
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+import chest
+from chest import Chest
+from chest.core import Chest as CoreChest
+from chest.core import key_to_filename, nbytes
+
+
+class Block:
+    """A value that says how large it is, and cannot be weakly referenced."""
+
+    __slots__ = ("nbytes",)
+
+    def __init__(self, nbytes):
+        self.nbytes = nbytes
+
+
+def test_the_public_names_are_where_they_were():
+    assert CoreChest is Chest
+    assert key_to_filename("x") == "x"
+    assert nbytes(b"") > 0
+    assert chest.__version__.split(".")[0] == "1"
+    assert sorted(chest.__all__) == ["Chest", "__version__"]
+
+
+def test_the_arguments_stand_in_the_old_order(tmp_path):
+    seen = []
+    c = Chest({"x": 1}, str(tmp_path / "c"), 1e6, pickle.dump, pickle.load, lambda key: "name", seen.append, seen.append,
+              open, None, "b")
+    c.flush()
+
+    assert sorted(os.listdir(c.path)) == [".keys", "name"]
+    assert c["x"] == 1
+    assert seen == ["x", "x"]
+
+
+def test_the_old_attributes_can_be_read(path):
+    c = Chest(path=path, available_memory=10**6)
+    c["x"] = 1
+
+    assert c.inmem == {"x": 1}
+    assert c.path == path
+    assert c.available_memory == 10**6
+    assert c.memory_usage == nbytes(1)
+    assert (c.mode, c.open, c._explicitly_given_path) == ("b", open, True)
+    assert list(c._keys) == ["x"]
+    assert callable(c.dump)
+    assert callable(c.load)
+    with c.lock, c.lock:
+        c.flush()
+    assert c._keys == {"x": "x"}
+    assert path in str(c)
+    assert not Chest()._explicitly_given_path
+
+
+def test_after_a_flush_there_are_the_index_and_the_values_and_nothing_else(path):
+    c = Chest({"x": [1, 2, 3], "y": 2}, path=path)
+    c.flush()
+
+    assert sorted(os.listdir(path)) == [".keys", "x", "y"]
+    assert c.memory_usage == 0
+    assert not c.inmem
+    with open(c.key_to_filename("x"), "rb") as file:
+        assert pickle.load(file) == [1, 2, 3]
+    with open(os.path.join(path, ".keys"), "rb") as file:
+        assert pickle.load(file) == [("x", "x"), ("y", "y")]
+
+
+def test_a_sync_commits_and_keeps_values_in_memory(path):
+    c = Chest({"x": [1]}, path=path)
+    c.sync()
+
+    assert c.inmem == {"x": [1]}
+    assert dict(Chest(path=path)) == {"x": [1]}
+
+
+def test_json_works_as_on_the_originals_page_without_naming_a_mode(path):
+    c = Chest(path=path, dump=json.dump, load=json.load)
+    c["x"] = [1, 2, 3]
+    c.flush()
+
+    with open(c.key_to_filename("x")) as file:
+        assert json.load(file) == [1, 2, 3]
+    with open(os.path.join(path, ".keys")) as file:
+        assert json.load(file) == [["x", "x"]]
+    assert dict(Chest(path=path, dump=json.dump, load=json.load)) == {"x": [1, 2, 3]}
+
+
+def test_a_temporary_chest_removes_its_directory_and_is_closed_for_good():
+    with Chest({"x": 1}) as c:
+        path = c.path
+        assert os.path.isdir(path)
+
+    assert not os.path.exists(path)
+    for use in (lambda: c["x"], lambda: len(c), lambda: c.flush(), lambda: c.update({"y": 1}), lambda: "x" in c):
+        with pytest.raises(ValueError, match="temporary"):
+            use()
+    c.close()
+    c.drop()
+
+
+def test_a_chest_with_a_path_opens_itself_again_after_with(path):
+    with Chest(path=path) as c:
+        c["x"] = 1
+    assert c["x"] == 1
+    c["y"] = 2
+    c.close()
+
+    assert dict(Chest(path=path)) == {"x": 1, "y": 2}
+
+
+def test_a_reader_that_only_looks_writes_nothing(path):
+    Chest({"x": [1]}, path=path).close()
+    before = {name: os.stat(os.path.join(path, name)).st_mtime_ns for name in os.listdir(path)}
+    with Chest(path=path) as c:
+        assert c["x"] == [1]
+        assert len(c) == 1
+
+    assert {name: os.stat(os.path.join(path, name)).st_mtime_ns for name in os.listdir(path)} == before
+
+
+def test_dropping_removes_the_chest_and_nothing_of_anyone_elses(path):
+    c = Chest({"x": 1, ("a", "b"): 2}, path=path)
+    c.flush()
+    c["z"] = 1
+    c.move_to_disk("z")
+    with open(os.path.join(path, "stranger"), "w"):
+        pass
+    c.drop()
+
+    assert os.listdir(path) == ["stranger"]
+    assert len(c) == 0
+    os.unlink(os.path.join(path, "stranger"))
+    c.drop()
+    assert not os.path.exists(path)
+
+
+def test_on_miss_and_on_overflow_are_told_the_key():
+    told = []
+    c = Chest(available_memory=250, on_miss=lambda key: told.append(("miss", key)),
+              on_overflow=lambda key: told.append(("overflow", key)))
+    c["a"], c["b"] = Block(200), Block(200)
+    c["b"]
+    c["a"]
+
+    assert told == [("overflow", "a"), ("miss", "a"), ("overflow", "b")]
+
+
+def test_values_of_equal_size_that_are_only_set_leave_first_in_first_out():
+    c = Chest(available_memory=250)
+    for key in "abcd":
+        c[key] = Block(100)
+
+    assert list(c.inmem) == ["c", "d"]
+
+
+def test_a_value_over_the_budget_pushes_nothing_else_out():
+    c = Chest(available_memory=250)
+    c["a"], c["b"] = Block(100), Block(100)
+    c["huge"] = Block(1000)
+
+    assert list(c.inmem) == ["a", "b"]
+    assert c["huge"].nbytes == 1000
+    assert list(c.inmem) == ["a", "b"]
+
+
+def test_what_cannot_be_dumped_stays_and_does_not_block_the_others():
+    c = Chest(available_memory=500)
+    c["f"] = lambda: 1
+    for i in range(20):
+        c[i] = Block(200)
+
+    assert c["f"]() == 1
+    assert c.memory_usage <= 500
+    assert [c[i].nbytes for i in range(20)] == [200] * 20
+
+
+def test_stats_count_hits_misses_spills_and_bytes(path):
+    c = Chest(path=path, available_memory=250)
+    c["a"], c["b"], c["c"] = Block(100), Block(100), Block(100)
+    c["c"], c["a"]
+    size = os.path.getsize(c.key_to_filename("a"))
+
+    assert c.stats == (1, 1, 2, size, 2 * size)
+    assert c.stats["hits"] == c.stats.hits == 1
+    assert c.stats.hit_rate == 0.5
+
+
+def test_prefetch_loads_what_it_is_asked_for_and_calls_no_on_miss(path):
+    Chest({"a": [1], ("a", "b"): [2], 3: [3]}, path=path).close()
+    told = []
+    c = Chest(path=path, on_miss=told.append)
+    c.prefetch("a")
+    assert list(c.inmem) == ["a"]
+    c.prefetch(("a", "b"))
+    assert list(c.inmem) == ["a", ("a", "b")]
+    c.prefetch(3)
+    c.prefetch(["a", 3, "a"])
+
+    assert set(c.inmem) == {"a", ("a", "b"), 3}
+    assert told == []
+    assert c.memory_usage == sum(nbytes(value) for value in c.inmem.values())
+
+
+def test_prefetch_of_a_key_that_is_not_there_reads_nothing(path):
+    Chest({"a": [1]}, path=path).close()
+    c = Chest(path=path)
+
+    for keys in ("zz", ["a", "zz"], ("a", "zz")):
+        with pytest.raises(KeyError, match="zz"):
+            c.prefetch(keys)
+    assert not c.inmem
+
+
+def test_prefetch_stops_when_the_budget_is_full(path):
+    Chest({i: b"x" * 1000 for i in range(20)}, path=path).close()
+    c = Chest(path=path, available_memory=5500)
+    c.prefetch(range(20))
+
+    assert 4 <= len(c.inmem) <= 5
+    assert c.stats.spills == 0
+
+
+@pytest.mark.parametrize(("text", "amount"), [("2 GB", 2e9), ("500 MiB", 500 * 2**20), ("1.5kb", 1500), ("100", 100),
+                                              ("1 TB", 1e12), (10, 10), (1e9, 1e9), (0, 0)])
+def test_the_budget_may_be_a_text_with_a_unit(text, amount):
+    c = Chest(available_memory=text)
+    assert c.available_memory == amount
+    c.available_memory = text
+    assert c.available_memory == amount
+
+
+@pytest.mark.parametrize("wrong", ["", "lots", "2 XB", "-1", -1, "1,5 GB", [], float("nan")])
+def test_an_unclear_budget_is_a_value_error_that_shows_the_right_form(wrong):
+    with pytest.raises(ValueError, match="'2 GB'"):
+        Chest(available_memory=wrong)
+
+
+@pytest.mark.parametrize("wrong", [dict(mode="x"), dict(mmap_mode="w"), dict(path="x", storage_options={}),
+                                   dict(path="memory://x", min_file_size=1)])
+def test_a_wrong_setting_is_a_value_error_and_leaves_nothing_behind(wrong, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(ValueError, match=next(reversed(wrong)).split("_")[0]):
+        Chest(**wrong)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_relative_path_is_fixed_when_the_chest_is_made(tmp_path, monkeypatch):
+    c = Chest(path="here")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    c["x"] = 1
+    c.close()
+
+    assert sorted(os.listdir(tmp_path / "here")) == [".keys", "x"]
+
+
+def test_popitem_takes_the_last_and_reversed_starts_there():
+    c = Chest({"a": 1, "b": 2, "c": 3})
+
+    assert list(reversed(c)) == ["c", "b", "a"]
+    assert c.popitem() == ("c", 3)
+    assert list(c) == ["a", "b"]
+
+
+def test_the_order_of_insertion_survives_a_reopening(path):
+    c = Chest(path=path)
+    for key in "cab":
+        c[key] = 0
+    c.sync()
+    del c["c"]
+    c["c"] = 1
+    c["a"] = 2
+    c.sync()
+
+    assert list(c) == list(Chest(path=path)) == ["a", "b", "c"]
+    c.close()
+    assert list(Chest(path=path)) == ["a", "b", "c"]
+
+
+def test_changing_the_size_while_iterating_is_the_error_that_a_dict_raises():
+    c = Chest({"a": 1, "b": 2})
+    with pytest.raises(RuntimeError, match="changed size"):
+        for key in c:
+            c[key * 2] = 1
+
+
+def test_importing_chest_imports_nothing_that_is_large():
+    program = ("import sys, chest; "
+               "print([name for name in ('numpy', 'pandas', 'sqlite3', 'fsspec', 'logging', 'multiprocessing',"
+               " 'concurrent.futures', 'dataclasses') if name in sys.modules])")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,303 @@
+"""What is left after a SIGKILL: exactly what the last completed commit left, or all of the one under way.
+
+Two ways to it.  `strace` kills a process that commits as it enters its first, second, third … system call, until the
+commit gets through; and several hundred processes that commit in a loop are killed at whatever moment comes.
+"""
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import pickle
+import random
+import re
+import shutil
+import signal
+import subprocess
+
+import pytest
+
+from chest import Chest
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+BASE = {"a": "base-a" * 50, "b": [1, 2], ("t", 1): "base-t", "same": "same", 5: "base-5"}
+
+
+class Scenario:
+    """A commit: how the chest is opened, what is changed in it, how it is committed."""
+
+    def __init__(self, change, commit=Chest.flush, base=BASE, **settings):
+        self.change, self.commit, self.base, self.settings = change, commit, base, settings
+
+    def open(self, path):
+        return Chest(path=path, **self.settings)
+
+    def prepare(self, path):
+        """A chest with the base committed and the changes made, and what it must hold after its next commit."""
+        with self.open(path) as c:
+            c.update(self.base)
+        c = self.open(path)
+        expected = dict(self.base)
+        self.change(c)
+        self.change(expected)
+        return c, expected
+
+
+def add(c):
+    for key in ("new", ("t", 2), 6):
+        c[key] = f"new-{key}" * 30
+
+
+def overwrite(c):
+    for key in BASE:
+        if key != "same":
+            c[key] = f"over-{key}" * 30
+
+
+def delete(c):
+    del c["a"], c["t", 1]
+
+
+def everything(c):
+    add(c)
+    delete(c)
+    c["b"] = "over"
+    c["b"] = "over and over"
+    c["t", 1] = "again"
+
+
+def in_place(c):
+    c["b"].append(3)
+
+
+def many(c):
+    for i in range(30):
+        c[i] = str(i)
+
+
+def spilled(c):
+    many(c)
+    delete(c)
+    if isinstance(c, Chest):
+        for key in list(c.inmem):
+            c.move_to_disk(key)
+
+
+def mixed(c):
+    everything(c)
+    c["large"] = "large" * 2000
+
+
+def updated(c):
+    other = Chest({"a": "other-a", "o": "other-o"}) if isinstance(c, Chest) else {"a": "other-a", "o": "other-o"}
+    c.update(other)
+
+
+def nothing_before(c):
+    c["first"] = 1
+
+
+SCENARIOS = {
+    "flush of new keys": Scenario(add),
+    "flush of new values": Scenario(overwrite),
+    "flush of deletions": Scenario(delete),
+    "flush of everything": Scenario(everything),
+    "flush of many": Scenario(many),
+    "flush of what was spilled": Scenario(spilled),
+    "flush of a change in place": Scenario(in_place),
+    "first flush": Scenario(nothing_before, base={}),
+    "sync of new keys": Scenario(add, Chest.sync),
+    "sync of everything": Scenario(everything, Chest.sync),
+    "close": Scenario(everything, Chest.close),
+    "write_keys": Scenario(spilled, Chest.write_keys),
+    "update by links": Scenario(updated, Chest.sync),
+    "durable flush": Scenario(everything, durable=True),
+    "durable sync": Scenario(everything, Chest.sync, durable=True),
+    "flush with pickle": Scenario(everything, dump=pickle.dump, load=pickle.load),
+    "flush of small values": Scenario(mixed, min_file_size=1000),
+    "sync of small values": Scenario(mixed, Chest.sync, min_file_size=1000),
+    "durable flush of small values": Scenario(mixed, min_file_size=1000, durable=True),
+}
+
+
+class Tracee:
+    """A forked child that has a commit to make, and stops before it until it is told to go on."""
+
+    def __init__(self, scenario, path):
+        self._report, report = os.pipe()
+        go, self._go = os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            try:
+                c, expected = scenario.prepare(path)
+                os.write(report, pickle.dumps(expected))
+                os.close(report)
+                os.read(go, 1)
+                scenario.commit(c)
+                os._exit(0)
+            finally:
+                os._exit(99)
+        os.close(report)
+        os.close(go)
+        with open(self._report, "rb") as file:
+            self.expected = pickle.load(file)
+
+    def go(self):
+        os.write(self._go, b"!")
+
+    def wait(self):
+        os.close(self._go)
+        return os.waitpid(self.pid, 0)[1]
+
+
+def killed_at(scenario, path, log, n):
+    """Commit in a child that is killed as it enters its ``n``-th system call.
+
+    Returns what the chest holds if the commit gets through, the system calls that were entered, the last of which never
+    ran, and whether the commit got through.
+    """
+    tracee = Tracee(scenario, path)
+    with subprocess.Popen(["strace", "-qq", "-f", "-o", log, "-e", f"inject=all:signal=SIGKILL:when={n + 1}",
+                           "-p", str(tracee.pid)], stderr=subprocess.PIPE, text=True) as strace:
+        said = strace.stderr.readline() if n else ""
+        while n and "attached" not in said:
+            if not said:
+                os.kill(tracee.pid, signal.SIGKILL)
+                tracee.wait()
+                pytest.skip("strace cannot attach to a process here")
+            said = strace.stderr.readline()
+        tracee.go()
+        status = tracee.wait()
+        strace.stderr.read()
+    with open(log) as file:
+        calls = [line.split(maxsplit=1)[1] for line in file if re.match(r"\d+ +\w+\(", line)]
+    if os.WIFSIGNALED(status):
+        assert os.WTERMSIG(status) == signal.SIGKILL
+    else:
+        assert os.WEXITSTATUS(status) == 0, calls[-5:]
+    return tracee.expected, calls, not os.WIFSIGNALED(status)
+
+
+KINDS = {
+    "create": re.compile(r"open(at)?\(.*O_CREAT"),
+    "write": re.compile(r"p?writev?(64)?\("),
+    "lock": re.compile(r"flock\(.*LOCK_EX"),
+    "replace": re.compile(r"rename(at2?)?\("),
+    "unlink": re.compile(r"(unlink(at)?|rmdir)\("),
+}
+
+
+def kind(call):
+    return next((kind for kind, pattern in KINDS.items() if pattern.match(call)), "other")
+
+
+def contents(scenario, path):
+    with scenario.open(path) as c:
+        return dict(c)
+
+
+@needs_fork
+@pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_commit_that_is_killed_at_any_system_call_happens_all_or_not_at_all(name, tmp_path, steps_reached):
+    scenario = SCENARIOS[name]
+    log = str(tmp_path / "strace.log")
+    seen = []
+    for n in range(1, 2000):
+        path = str(tmp_path / str(n))
+        expected, calls, through = killed_at(scenario, path, log, n)
+        steps_reached[kind(calls[-1])] += 1
+        found = contents(scenario, path)
+        seen.append(found == expected)
+        assert found in (scenario.base, expected), (n, calls[-3:])
+        assert seen == sorted(seen), f"killed later, at call {n}, it is the earlier state again: {calls[-3:]}"
+        with scenario.open(path) as c:  # and life goes on: leftovers are in nobody's way
+            c.update(dict.fromkeys(expected, "after"))
+        assert contents(scenario, path) == {**found, **dict.fromkeys(expected, "after")}
+        shutil.rmtree(path)
+        if through:
+            break
+    assert through
+    assert seen[0] is False
+    assert seen[-1] is True
+
+
+@pytest.fixture(scope="module")
+def steps_reached():
+    """How often a process was killed as it was about to do what; counted over all commits of this module."""
+    reached = collections.Counter()
+    yield reached
+    if reached:
+        print("\nkilled at:", dict(reached))
+        for step in KINDS:
+            assert reached[step] > 0, f"nothing was ever killed at a {step}: {reached}"
+
+
+# At random moments.
+
+
+def rounds(path, settings, acknowledge):
+    """Commit one state after another, for ever; acknowledge the number of each that is complete."""
+    c = Chest(path=path, **settings)
+    for number in range(10**9):
+        for key, value in state(number).items():
+            c[key] = value
+        for key in list(c):
+            if key not in state(number):
+                del c[key]
+        if number % 5 == 4:
+            c.flush()
+        elif number % 7 == 6:
+            c.close()
+        else:
+            c.sync()
+        os.write(acknowledge, b"%d\n" % number)
+
+
+def state(number):
+    """What the chest holds after commit ``number``: every key changes, some come and go."""
+    pairs = {f"k{i}": f"{number}:" * (1 + i * 40) for i in range(4)}
+    pairs["t", number % 3] = number
+    pairs["list"] = [number] * (number % 50)
+    return pairs
+
+
+@needs_fork
+@pytest.mark.parametrize(("settings", "times"), [
+    ({}, 150), ({"available_memory": 500}, 100), ({"min_file_size": 300}, 80), ({"dump": pickle.dump, "load": pickle.load}, 60)],
+    ids=["default", "spilling", "small values", "plain pickle"])
+def test_a_process_that_is_killed_at_a_random_moment_leaves_its_last_commit(settings, times, tmp_path):
+    chance = random.Random(f"{settings}")
+    moments = collections.Counter()
+    for attempt in range(times):
+        path = str(tmp_path / str(attempt))
+        acknowledged, acknowledge = os.pipe()
+        pid = os.fork()
+        if not pid:
+            with contextlib.suppress(BaseException):
+                rounds(path, settings, acknowledge)
+            os._exit(99)
+        os.close(acknowledge)
+        with open(acknowledged, "rb", buffering=0) as file:
+            said = b""
+            until = chance.randrange(8)
+            while said.count(b"\n") < until:
+                said += file.read(1)
+            for _ in range(chance.randrange(30000)):
+                pass
+            os.kill(pid, signal.SIGKILL)
+            assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+            said += file.readall()
+        last = int(said.split(b"\n")[-2]) if b"\n" in said else -1
+        with Chest(path=path, **settings) as c:
+            found = dict(c)
+        allowed = [state(last) if last >= 0 else {}, state(last + 1)]
+        assert found in allowed, (attempt, last, found)
+        moments["before" if found == allowed[0] else "after"] += 1
+        with Chest(path=path, **settings) as c:
+            c["after"] = "life goes on"
+        with Chest(path=path, **settings) as c:
+            assert dict(c) == {**found, "after": "life goes on"}
+        shutil.rmtree(path)
+    assert moments["before"] > 0
