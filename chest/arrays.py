@@ -1,8 +1,8 @@
 """The default `dump` and `load`, and what tells whether a value still is what its file holds.
 
-The format is in `aligned`, the memory maps are in `maps`. `same` never keeps a second copy of an array: it pickles the
-value into a file-like object that compares, in blocks that stay in the processor's cache, and stops at the first
-difference; of an array that is a map of the very file it looks only at the pages that were written.
+The format is in `aligned`, the memory maps are in `maps`. `same` needs no second copy of an array: it pickles the
+value into a file-like object that compares with the file and stops at the first difference; of an array that is a map
+of this very file it looks only at the pages that were written.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ import pickle
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 from . import maps
 from .aligned import MARK, File, Note, Writer, fill, load_aligned, read_layout
+from .changeable import can_change
 
 __all__ = ["MARK", "can_change", "dump", "load", "marked", "same"]
 
-_BLOCK = 256 * 1024  # bytes compared at a time
+_BLOCK = 1024 * 1024  # bytes read at a time to be compared
 _LONGEST_STREAM = 32 * 1024 * 1024  # bytes of opcodes held in memory to compare two values
 
 
@@ -72,7 +74,7 @@ def load(file: File, mmap_mode: str | None = None) -> Any:
         under = maps.map_file(file.fileno(), mmap_mode) if mmap_mode else None
         value = load_aligned(file, layout, under)
         if under is not None:
-            under.look = _look(value)
+            under.look, under.begin = _look(value), layout.notes[0].begin()
         return value
     with _buffered(file) as buffered:
         return pickle.load(buffered)
@@ -131,10 +133,9 @@ def _is_unwritten_map(value: Any, file: File) -> bool:
     place = maps.place(value) if look else None
     if not look or not place or not place.under.look or type(file) not in (io.FileIO, io.BufferedReader):
         return False
-    before = place.under.look
-    if look[0] is not before[0] or look[1] != before[1] or place.under.identity != maps.identity(file.fileno()):
-        return False
-    return not maps.touched(place)
+    under = place.under
+    as_loaded = look[0] is under.look[0] and look[1] == under.look[1] and place.begin == under.begin
+    return as_loaded and under.identity == maps.identity(file.fileno()) and not maps.touched(place)
 
 
 class _Differs(Exception):
@@ -146,58 +147,74 @@ class _Comparer(Writer):
 
     def __init__(self, file: File) -> None:
         super().__init__(file)
-        layout = read_layout(file)
-        self.identity = layout and layout.identity
-        self.known = iter(layout.notes if layout else ())
+        self.layout = read_layout(file)
+        self.coming = iter(self.layout.notes if self.layout else ())
         self.compared_in_place = False
         self.array_differs = False
 
+    @cached_property
+    def shown(self) -> maps.Map | None:
+        """A map of what the file holds: comparing with it is quicker than reading."""
+        return maps.map_file(self.file.fileno(), "r")
+
     def put_aligned(self, head: bytes, view: memoryview) -> None:
-        note = next(self.known, None)
-        place = note and self.place_as_loaded(note, view)
-        if note is None or place is None:
+        if self.layout is None:
             return super().put_aligned(head, view)
         self.put(head)
-        if self.at != note.start:
+        note = next(self.coming, None)
+        if note is None or (note.start, note.size) != (self.at, view.nbytes):
+            raise _Differs
+        begin = note.begin()
+        self.array_differs = not all(self.holds(view[a:b], begin + a) for a, b in self.suspected(note, begin, view))
+        if self.array_differs:
             raise _Differs
         self.notes.append(note)
-        for start, stop in maps.touched(place):
-            self.file.seek(place.begin + start)
-            self.put_buffer(view[start:stop])
-        self.at = self.file.seek(place.begin + place.size)
+        self.at = self.file.seek(begin + note.size)
         self.compared_in_place = True
 
-    def place_as_loaded(self, note: Note, view: memoryview) -> maps.Place | None:
-        """Where `view` lies in a map of this file, if it is the noted array there, as writable as it was loaded."""
+    def suspected(self, note: Note, begin: int, view: memoryview) -> list[tuple[int, int]]:
+        """The parts of an array that may differ from the noted one: what was written of a map of it, else all."""
         place = maps.place(view)
-        if place is None or (place.under.identity, place.begin, place.size) != (self.identity, note.begin(), note.size):
-            return None
-        return place if view.readonly == (note.readonly or not place.under.writable) else None
+        in_file = self.layout and (self.layout.identity, begin)
+        of_this = place if place and place.of_file() == in_file else None
+        if view.readonly != (note.readonly or bool(of_this and not of_this.under.writable)):
+            raise _Differs
+        return maps.touched(of_this) if of_this else [(0, view.nbytes)]
+
+    def holds(self, view: memoryview, begin: int) -> bool:
+        """Whether the file holds these bytes at this place."""
+        if self.shown is not None:
+            return maps.equal(view, memoryview(self.shown)[begin : begin + view.nbytes])
+        self.file.seek(begin)
+        return self.continues_with(view)
 
     def put_buffer(self, view: memoryview) -> None:
-        if self.compared_in_place:
-            self.compared_in_place = False
-            return
-        try:
-            self.put(view)
-        except _Differs:
-            self.array_differs = True
-            raise
+        self.at += 0 if self.compared_in_place else view.nbytes
+        self.array_differs = not self.compared_in_place and not self.continues_with(view)
+        self.compared_in_place = False
+        if self.array_differs:
+            raise _Differs
 
     def put(self, data: bytes | memoryview) -> None:
         view = memoryview(data)
         self.at += view.nbytes
+        if not self.continues_with(view):
+            raise _Differs
+
+    def continues_with(self, view: memoryview) -> bool:
+        """Whether these bytes come next in the file."""
         block = bytearray(min(view.nbytes, _BLOCK))
         for start in range(0, view.nbytes, _BLOCK):
             expected = view[start : start + _BLOCK]
             del block[expected.nbytes :]
             # A bytearray on the left compares with any buffer as memcmp does; two memoryviews compare item by item.
             if not fill(self.file, memoryview(block)) or block != expected:
-                raise _Differs
+                return False
+        return True
 
 
 class _Stream:
-    """Collects the opcodes of a value, without its arrays."""
+    """Collects the opcodes of a value, without its arrays, as long as they are not too many to hold twice."""
 
     def __init__(self) -> None:
         self.opcodes = bytearray()
@@ -229,10 +246,13 @@ def _same_as_loaded(value: object, file: File) -> bool:
     """
     try:
         opcodes, buffers = _parts(value)
-        read_only = any(place and not place.under.writable for place in map(maps.place, buffers))
-        file.seek(0)
-        other_opcodes, other_buffers = _parts(load(file, "r" if read_only else "c"))
     except _Differs:
+        return False
+    read_only = any(place and not place.under.writable for place in map(maps.place, buffers))
+    file.seek(0)
+    try:
+        other_opcodes, other_buffers = _parts(load(file, "r" if read_only else "c"))
+    except Exception:  # Whatever cannot be loaded is not what the value is.
         return False
     return opcodes == other_opcodes and all(map(_equal, buffers, other_buffers))
 
@@ -244,55 +264,4 @@ def _equal(one: memoryview, other: memoryview) -> bool:
     place, other_place = maps.place(one), maps.place(other)
     alike = place and other_place and place.of_file() == other_place.of_file()
     parts = maps.touched(place) if place and alike else [(0, one.nbytes)]
-    return all(
-        bytearray(one[start : min(start + _BLOCK, stop)]) == other[start : min(start + _BLOCK, stop)]
-        for first, stop in parts
-        for start in range(first, stop, _BLOCK)
-    )
-
-
-_FIXED = frozenset((type(None), bool, int, float, complex, str, bytes, range, type(Ellipsis), type(NotImplemented)))
-_DEEPEST = 4  # levels of tuples and frozensets that are looked through
-
-
-def can_change(value: object) -> bool:
-    """Whether `value` might be changed in place. True also when it is not known.
-
-    False for numbers, strings, bytes, `None`, read-only arrays whose memory nobody can write, and tuples and frozensets
-    of such. Exact types only: a subclass may have attributes.
-
-    >>> can_change(1.5), can_change(("a", b"b", None)), can_change(([],)), can_change([])
-    (False, False, True, True)
-    """
-    return type(value) not in _FIXED and _can_change(value, _DEEPEST)
-
-
-def _can_change(value: Any, deepest: int) -> bool:
-    kind = type(value)
-    if kind in _FIXED:
-        return False
-    if kind is tuple or kind is frozenset:
-        return not deepest or any(_can_change(item, deepest - 1) for item in value)
-    numpy: Any = sys.modules.get("numpy")
-    if numpy is None:
-        return True
-    if kind is numpy.ndarray:
-        return value.dtype.hasobject or _can_be_written(value)
-    scalars = (numpy.number, numpy.bool_, numpy.datetime64, numpy.character)
-    return kind.__module__ != "numpy" or not issubclass(kind, scalars)
-
-
-def _can_be_written(memory: Any) -> bool:
-    """Whether an array, or the memory that it is a view of, at any remove, can be written."""
-    while memory is not None:
-        if isinstance(memory, memoryview):
-            if not memory.readonly:
-                return True
-            memory = memory.obj
-        elif isinstance(memory, (bytes, maps.Map)):
-            return False
-        elif not hasattr(memory, "flags") or memory.flags.writeable:
-            return True
-        else:
-            memory = memory.base
-    return False
+    return all(maps.equal(one[start:stop], other[start:stop]) for start, stop in parts)

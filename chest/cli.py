@@ -22,7 +22,7 @@ from chest.codec import Codec
 from chest.core import Chest
 from chest.errors import ChestError
 from chest.human import amount, plural
-from chest.survey import Entry, Fault, Survey, codec_of
+from chest.survey import Entry, Fault, Leftover, Survey, codec_of
 
 __all__ = ["main"]
 
@@ -233,6 +233,8 @@ def _drop(survey: Survey, names: dict[Any, str]) -> None:
 
 
 def _check(arguments: Any) -> int:
+    if arguments.leftovers and not arguments.repair:
+        raise ValueError("--leftovers says what --repair may remove; give both")
     with _survey(arguments) as survey:
         faults = [fault for key, name in survey.names.items() if (fault := survey.check(name, key))]
         for fault in faults:
@@ -245,10 +247,7 @@ def _check(arguments: Any) -> int:
             return DAMAGED if faults else OK
         remaining = len(faults) - _repaired(survey, [fault for fault in faults if fault.lost], arguments.yes)
         if arguments.leftovers and any(one.ours for one in left):
-            ask = f"Remove {plural(sum(one.ours for one in left), 'leftover')} of chest's own? No other process may " \
-                  f"have the chest open"
-            if _agreed(ask, arguments.yes):
-                print(f"removed {plural(len(survey.remove(left)), 'leftover')}")
+            _clear(survey, left, arguments.yes)
     return DAMAGED if remaining else OK
 
 
@@ -262,6 +261,13 @@ def _repaired(survey: Survey, lost: list[Fault], yes: bool) -> int:
     _drop(survey, {fault.key: fault.name for fault in lost})
     print(f"dropped {plural(len(lost), 'key')}")
     return len(lost)
+
+
+def _clear(survey: Survey, left: list[Leftover], yes: bool) -> None:
+    """Remove what is left over and provably chest's own, if the user agrees."""
+    ours = plural(sum(one.ours for one in left), "leftover")
+    if _agreed(f"Remove {ours} of chest's own? No other process may have the chest open", yes):
+        print(f"removed {plural(len(survey.remove(left)), 'leftover')}")
 
 
 def _agreed(question: str, yes: bool) -> bool:

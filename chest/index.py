@@ -37,7 +37,9 @@ class Index(Generic[K]):
     ``names`` is the whole view: a key's value is in the file ``names[key]``, or nowhere on disk if that is `None`.
     ``pending`` has the keys that this handle set, deleted or found changed since its own last commit, each with the
     name that the newest commit gives it, or `None` if it gives none.  ``inherited`` are those of them that were so
-    before a fork: the parent commits them.
+    before a fork: the parent commits them.  ``lent`` are the names of files that only the parent knew of then, each
+    with the mark that tells that file from a later one of its name.  ``replaced`` counts how often the whole list was
+    read: a name may have changed hands in between and come back.
     """
 
     def __init__(self, keys: Keys, reserved: Names[K]):
@@ -46,8 +48,11 @@ class Index(Generic[K]):
         self.names: dict[K, str | None] = {}
         self.pending: dict[K, str | None] = {}
         self._moved: set[K] = set()  # deleted and set again: they stand last now, as in a dict
-        self._fresh: set[str] = set()  # names of this handle's that no commit knows
+        self._fresh: dict[str, Any] = {}  # names of this handle's that no commit knows, with the marks of their files
+        self._tried: dict[str, Any] | None = None  # those in a commit that began, and that we did not see succeed
         self.inherited: set[K] = set()
+        self.lent: dict[str, Any] = {}
+        self.replaced = 0
         self.appended = False  # did this handle's last commit leave a list with records behind it?
         self.turns = 0  # how often a key came or went through this handle, for iterators
 
@@ -69,7 +74,7 @@ class Index(Generic[K]):
         self._moved.discard(key)
         self._reserved.release(key)
         self.turns += 1
-        if self.pending[key] is None and self._keys.current() == self._keys.signature:
+        if self.pending[key] is None and self._tried is None and self._keys.current() == self._keys.signature:
             del self.pending[key]  # nobody else ever saw it
         return orphan
 
@@ -79,17 +84,17 @@ class Index(Generic[K]):
         self.names[key] = None
         self.inherited.discard(key)
         self.pending.setdefault(key, name)
-        if name in self._fresh:
-            self._fresh.discard(name)
+        if name is not None and name in self._fresh:
+            del self._fresh[name]
             self._free(name)
             return name
         return None
 
-    def written(self, key: K, name: str) -> None:
-        """The value of ``key`` is in the new file ``name``."""
+    def written(self, key: K, name: str, mark: Any = None) -> None:
+        """The value of ``key`` is in the new file ``name``; ``mark`` tells it from later files of that name."""
         self.names[key] = name
         self._reserved.release(key)
-        self._fresh.add(name)
+        self._fresh[name] = mark
         self._take(name)
 
     def _take(self, name: str | None) -> None:
@@ -114,35 +119,47 @@ class Index(Generic[K]):
 
     def refresh(self) -> list[K]:
         """Take over what others committed.  Returns the keys whose values are no longer what this handle has."""
-        if self._keys.current() == self._keys.signature:
+        if self._tried is not None:
+            self._keys.close()  # so that everything is read: did it succeed?
+        elif self._keys.current() == self._keys.signature:
             return []
         whole, changes = self._keys.read()
+        if self._tried is not None:
+            named = {name for _, name in changes}
+            self._fresh.update((name, mark) for name, mark in self._tried.items() if name not in named)
+            self._tried = None
         return self._replaced(dict(changes)) if whole else self._appended(changes)
 
     def _appended(self, changes: Pairs) -> list[K]:
         stale = []
-        self._handed_over(key for key, _ in changes)
+        handed = self._handed_over(key for key, _ in changes)
         for key, name in changes:
             if key in self.pending:
                 self._free(self.pending[key])
                 self.pending[key] = name
-            elif self.names.get(key) != name:
+            elif key in handed or self.names.get(key) != name:
                 self._free(self.names.get(key))
                 apply(self.names, [(key, name)])
                 stale.append(key)
             self._take(name)
         return stale
 
-    def _handed_over(self, keys: Iterable[K]) -> None:
+    def _handed_over(self, keys: Iterable[K]) -> set[K]:
         """What a fork's child had from its parent gives way to what is committed for these keys."""
-        for key in self.inherited.intersection(keys) if self.inherited else ():
+        handed = self.inherited.intersection(keys) if self.inherited else set()
+        for key in handed:
             self.inherited.discard(key)
+            self._moved.discard(key)
+            self.lent.pop(self.names.get(key) or "", None)
             del self.pending[key]
+        return handed
 
     def _replaced(self, committed: dict[K, str | None]) -> list[K]:
+        self.replaced += 1
         ours = self.names
-        self._handed_over(committed)
-        stale = [key for key, name in ours.items() if key not in self.pending and committed.get(key) != name]
+        handed = self._handed_over(key for key in list(self.inherited) if committed.get(key) != self.pending[key])
+        stale = [key for key, name in ours.items()
+                 if key not in self.pending and (key in handed or committed.get(key) != name)]
         for key in self.pending:
             self.pending[key] = committed.get(key)
         self._reserved.taken.clear()
@@ -173,18 +190,25 @@ class Index(Generic[K]):
             changes += [(key, self.names[key]) for key in done if key in self.names]
             if not changes and (not plain or self._keys.plain()):
                 return stale, []
+            names = (self.names.get(key) or "" for key in done)
+            self._tried = {name: self._fresh.pop(name) for name in names if name in self._fresh}
             self.appended = not plain and self._keys.append(changes)
             if not self.appended:
                 self._keys.replace(self._committed())
+            orphans = self._settled(done)
+            self._tried = None
+        return stale, orphans
+
+    def _settled(self, done: list[K]) -> list[str]:
+        """The changes of ``done`` are committed.  Returns the names that they superseded."""
         orphans = []
         for key in done:
-            before, now = self.pending.pop(key), self.names.get(key, "")
+            before = self.pending.pop(key)
             self._moved.discard(key)
-            self._fresh.discard(now or "")
-            if before is not None and before != now:
+            if before is not None and before != self.names.get(key):
                 self._free(before)
                 orphans.append(before)
-        return stale, orphans
+        return orphans
 
     def _ready(self, key: K) -> bool:
         return key not in self.inherited and self.names.get(key, "") is not None
@@ -204,9 +228,11 @@ class Index(Generic[K]):
 
     def forget(self) -> list[str]:
         """Forget everything, as nothing of it is on disk any more.  Returns the names of all that were there."""
-        known = {name for name in (*self.names.values(), *self.pending.values(), *self._fresh) if name is not None}
-        for held in (self.names, self.pending, self._moved, self._fresh, self.inherited):
+        ours = (*self.names.values(), *self.pending.values(), *self._fresh, *(self._tried or ()))
+        known = {name for name in ours if name is not None and name not in self.lent}
+        for held in (self.names, self.pending, self._moved, self._fresh, self.inherited, self.lent):
             held.clear()
+        self._tried = None
         self._reserved.taken.clear()
         self._reserved.reserved.clear()
         self._keys.close()
@@ -219,7 +245,8 @@ class Index(Generic[K]):
     def after_fork(self) -> None:
         """In the child: what is pending is the parent's to commit, and what is fresh the parent's to remove."""
         self.inherited = set(self.pending)
-        self._fresh = set()
+        self.lent = {**self.lent, **self._fresh, **(self._tried or {})}
+        self._fresh, self._tried = {}, None
 
     def close(self) -> None:
         self._keys.close()

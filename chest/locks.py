@@ -60,17 +60,27 @@ class Gate:
 
     def __enter__(self) -> None:
         shield.__enter__()
-        self._mutex.acquire()
         try:
-            if not self._depth:
-                self._fd = system.lock(self._directory)
-            self._depth += 1
-        except BaseException:
-            self._mutex.release()
+            self._mutex.acquire()
+            try:
+                if not self._depth:
+                    self._fd = system.lock(self._directory)
+                self._depth += 1
+            except BaseException:
+                self._mutex.release()
+                raise
+        except BaseException:  # Ctrl-C while we waited, or a directory that is gone
             shield.__exit__()
             raise
 
     def __exit__(self, *exception: object) -> None:
+        try:
+            if self._depth:  # else: a fork's child comes out of a block that its parent went into
+                self._leave()
+        finally:
+            shield.__exit__()
+
+    def _leave(self) -> None:
         try:
             self._depth -= 1
             if not self._depth and self._fd is not None:
@@ -78,15 +88,12 @@ class Gate:
                 system.unlock(fd)
         finally:
             self._mutex.release()
-            shield.__exit__()
 
     def abandon(self) -> None:
-        """In a fork's child: the lock, if it is held, is the parent's.  Closing our copy leaves it locked there."""
+        """In a fork's child: the lock, if it is held, is the parent's, and stays locked there."""
         self._mutex = threading.RLock()
         self._depth = 0
-        if self._fd is not None:
-            fd, self._fd = self._fd, None
-            os.close(fd)
+        self._fd = None
 
 
 _gates: weakref.WeakValueDictionary[str, Gate] = weakref.WeakValueDictionary()
@@ -106,6 +113,7 @@ def gate(directory: str) -> Gate:
 def _after_fork_in_child() -> None:
     global _gates_mutex
     _gates_mutex = threading.Lock()
+    system.abandon_locks()
     for held in list(_gates.values()):
         held.abandon()
 

@@ -12,9 +12,9 @@ import mmap
 import os
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 _ACCESS = {"c": mmap.ACCESS_COPY, "r": mmap.ACCESS_READ}
 # A map made without this keyword (before Python 3.13) keeps a descriptor of its own open for as long as it lives.
@@ -40,6 +40,8 @@ class Map(mmap.mmap):
     writable: bool
     look: Look | None = None
     """For a file whose value is one array: all of it but its bytes, as it was when it was loaded."""
+    begin: int = 0
+    """Where in the file the bytes of that array begin."""
 
     def part(self, start: int, size: int) -> Any:
         """`size` bytes from `start` on, as an object of exactly these: a slice would lead back to the whole map."""
@@ -118,6 +120,23 @@ def _address(memory: Any) -> int:
         memory = sys.modules["numpy"].frombuffer(memory, "u1", 1)
     address: int = memory.__array_interface__["data"][0]
     return address
+
+
+def equal(one: memoryview, other: memoryview) -> bool:
+    """Whether two pieces of memory of the same size are equal, with neither copied: Python compares views by item."""
+    if "numpy" not in sys.modules or not one.nbytes:
+        return bytes(one) == bytes(other)
+    return _memcmp()(_address(one), _address(other), one.nbytes) == 0
+
+
+@cache
+def _memcmp() -> Callable[[int, int, int], int]:
+    """The C library's, through ctypes, which numpy has imported already. It runs without the interpreter's lock."""
+    import ctypes
+
+    function = ctypes.CDLL(None).memcmp
+    function.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+    return cast("Callable[[int, int, int], int]", function)
 
 
 def touched(place: Place) -> list[tuple[int, int]]:

@@ -72,6 +72,7 @@ class RemoteFiles(Generic[K]):
     """
 
     grain = 0
+    remote = True  # saving needs threads, which cannot be started at the very end
 
     def __init__(self, store: Store, codec: Codec, names: Names[K], watch: bool):
         self._store = store

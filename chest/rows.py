@@ -42,7 +42,7 @@ _RANGE = "id BETWEEN ? AND ?"
 
 _SCHEMA = f"""
     CREATE TABLE value (id INTEGER PRIMARY KEY, writer INTEGER, data BLOB);
-    CREATE TABLE writer (id INTEGER PRIMARY KEY, process TEXT);
+    CREATE TABLE writer (id INTEGER PRIMARY KEY AUTOINCREMENT, process TEXT);
     CREATE TABLE state (next INTEGER, bytes INTEGER);
     INSERT INTO state VALUES (1, 0);
     PRAGMA user_version = {FORMAT};
@@ -68,6 +68,7 @@ class Rows:
     def _forget(self) -> None:
         self._guard = _Guard(self.path)
         self._connection: sqlite3.Connection | None = None
+        self._closer: weakref.finalize[..., Rows] | None = None
         self._identity: tuple[int, ...] = ()
         self._writer: int | None = None
 
@@ -84,6 +85,9 @@ class Rows:
         if identity != self._identity[:2] or (len(self._identity) > 2 and not self._still(found)):
             self._disconnect()
             self._connection = self._connect(found)
+            if self._connection is not None:
+                self._closer = weakref.finalize(self, self._connection.close)
+                self._closer.atexit = False  # chests are saved then
         return self._connection
 
     def _connect(self, found: os.stat_result) -> sqlite3.Connection | None:
@@ -113,9 +117,12 @@ class Rows:
 
         connection = sqlite3.connect(f"{pathlib.Path(self.path).as_uri()}?{mode}", uri=True, timeout=PATIENCE,
                                      isolation_level=None, check_same_thread=False, cached_statements=32)
-        # NORMAL: a loss of power may lose the newest rows, but never damages the file.
-        connection.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'NORMAL'}")
-        connection.execute(f"PRAGMA journal_size_limit = {1 << 22}")
+        try:  # NORMAL: a loss of power may lose the newest rows, but never damages the file
+            connection.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'NORMAL'}")
+            connection.execute(f"PRAGMA journal_size_limit = {1 << 22}")
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _create(self) -> None:
@@ -132,10 +139,10 @@ class Rows:
                 connection.close()
 
     def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        self._identity, self._writer = (), None
-        if connection is not None:
-            connection.close()
+        closer, self._closer = self._closer, None
+        self._connection, self._identity, self._writer = None, (), None
+        if closer is not None:
+            closer()
 
     def _transact(self, connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
         """``work(connection)`` in one transaction, within the guard."""
@@ -292,13 +299,9 @@ class Rows:
                 self._guard.forking = False
                 self._guard.lock.release()
             return
-        if self._connection is not None:
-            _leaked.append(self._connection)  # closing it would act upon the parent's files
+        if self._closer is not None:
+            _leaked.append(self._closer.detach())  # closing it would act upon the parent's files
         self._forget()
-
-    def __del__(self) -> None:
-        if getattr(self, "_connection", None) is not None:
-            self._disconnect()
 
 
 class _Guard:

@@ -154,7 +154,7 @@ class Small(Generic[K]):
             except Exception as caught:
                 error = caught
             for name in part:
-                yield self._loaded(name, rows.pop(number(name), None)) if error is None else Loaded(None, 0, error)
+                yield self._loaded(name, rows.get(number(name))) if error is None else Loaded(None, 0, error)
 
     def _loaded(self, name: str, data: bytes | None) -> Loaded:
         if data is None:

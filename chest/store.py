@@ -6,6 +6,7 @@ import functools
 import importlib
 import re
 import secrets
+import sys
 import threading
 import weakref
 from collections import deque
@@ -121,6 +122,8 @@ class Store:
     def run(self, work: Callable[[Any], T], cached: bool = False) -> T:
         """``work`` with a file system, below all caches unless ``cached``.  One attempt, or two if the first
         found a connection that broke while it was idle.  Errors are those of the system, with a number and a text."""
+        if sys.is_finalizing():  # fsspec's own thread has ended: it would be waited for for ever
+            raise ConnectionError(errno.ECONNABORTED, "the interpreter has ended", self.shown())
         with self._places:
             while True:
                 fs, used = self._borrow()

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 
-__all__ = ["HOLDS_OPEN", "lock", "replace", "sync_directory", "unlock"]
+__all__ = ["HOLDS_OPEN", "abandon_locks", "lock", "replace", "sync_directory", "unlock"]
 
 if sys.platform == "win32":
     import msvcrt
@@ -40,6 +40,9 @@ if sys.platform == "win32":
                     raise
                 time.sleep(0.005)
 
+    def abandon_locks() -> None:
+        """Nothing forks here."""
+
     def sync_directory(directory: str) -> None:
         """Windows writes a directory's entries with the file's own flush."""
 
@@ -50,6 +53,8 @@ else:
 
     replace = os.replace
 
+    _locks: set[int] = set()  # descriptors that hold a lock, or wait for one
+
     def lock(directory: str) -> int:
         """Wait for the directory's lock and return the descriptor that holds it.
 
@@ -57,19 +62,32 @@ else:
         """
         while True:
             fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+            _locks.add(fd)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX)
                 if os.path.samestat(os.fstat(fd), os.stat(directory)):
                     return fd
             except BaseException:
-                os.close(fd)
+                _close(fd)
                 raise
-            os.close(fd)
+            _close(fd)
 
     def unlock(fd: int) -> None:
         """Let go explicitly: closing would not do while a process that was forked just now still has the descriptor."""
         fcntl.flock(fd, fcntl.LOCK_UN)
+        _close(fd)
+
+    def _close(fd: int) -> None:
+        _locks.discard(fd)
         os.close(fd)
+
+    def abandon_locks() -> None:
+        """In a fork's child: close the parent's descriptors, lest the parent's death leave its locks to us.
+
+        That leaves them locked there.
+        """
+        while _locks:
+            os.close(_locks.pop())
 
     def sync_directory(directory: str) -> None:
         """Make the names in ``directory`` survive a loss of power."""

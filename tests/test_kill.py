@@ -158,10 +158,10 @@ def killed_at(scenario, path, log, n):
     ran, and whether the commit got through.
     """
     tracee = Tracee(scenario, path)
-    with subprocess.Popen(["strace", "-qq", "-f", "-o", log, "-e", f"inject=all:signal=SIGKILL:when={n + 1}",
+    with subprocess.Popen(["strace", "-f", "-o", log, "-e", f"inject=all:signal=SIGKILL:when={n + 1}",
                            "-p", str(tracee.pid)], stderr=subprocess.PIPE, text=True) as strace:
-        said = strace.stderr.readline() if n else ""
-        while n and "attached" not in said:
+        said = strace.stderr.readline()
+        while "attached" not in said:
             if not said:
                 os.kill(tracee.pid, signal.SIGKILL)
                 tracee.wait()
