@@ -131,11 +131,11 @@ def _is_unwritten_map(value: Any, file: File) -> bool:
     """Whether `value` is nothing but the array mapped from this file, as it was loaded: the short way to "the same"."""
     look = _look(value)
     place = maps.place(value) if look else None
-    if not look or not place or not place.under.look or type(file) not in (io.FileIO, io.BufferedReader):
+    before = place and place.under.look
+    if not look or not place or not before or type(file) not in (io.FileIO, io.BufferedReader):
         return False
-    under = place.under
-    as_loaded = look[0] is under.look[0] and look[1] == under.look[1] and place.begin == under.begin
-    return as_loaded and under.identity == maps.identity(file.fileno()) and not maps.touched(place)
+    as_loaded = look[0] is before[0] and look[1] == before[1] and place.begin == place.under.begin
+    return as_loaded and place.under.identity == maps.identity(file.fileno()) and not maps.touched(place)
 
 
 class _Differs(Exception):

@@ -53,7 +53,8 @@ class Arriving(Leaving[K]):
         value = self.memory.current(key)
         if value is not ABSENT:
             if key not in self.memory.values:
-                self.memory.put(key, value, nbytes(value), on_disk=self.index.names.get(key) is not None)
+                self.memory.put(key, value, nbytes(value), self.index.names.get(key) is not None,
+                                self.memory.marks.get(key))
             self.memory.used(key)
             self.counts.hit()
         return value
@@ -69,28 +70,34 @@ class Arriving(Leaving[K]):
     def _load(self, key: K, name: str, mine: Load, trusted: Callable[[], bool]) -> Any:
         try:
             loaded: Loaded = next(self.store.load([name], lambda: mine.valid and trusted()))
-            return self._arrive(key, name, loaded, mine)
+            return self._arrive(key, name, loaded, mine, trusted)
         finally:
             with self.lock:
                 if self._loads.get(key) is mine:
                     del self._loads[key]
                 self._arrived.notify_all()
 
-    def _arrive(self, key: K, name: str, loaded: Loaded, mine: Load) -> Any:
+    def _arrive(self, key: K, name: str, loaded: Loaded, mine: Load, trusted: Callable[[], bool]) -> Any:
         """Take a loaded value into memory; `ABSENT` if the key has to be looked up anew."""
         size = nbytes(loaded.value)
         with self.lock:
-            if loaded.error is None and mine.valid:
+            lent = self.index.lent.get(name, loaded.mark)
+            if loaded.error is None and mine.valid and loaded.mark == lent:
                 self.counts.missed(loaded.nbytes)
-                self.memory.put(key, loaded.value, size, on_disk=True)
+                self.memory.put(key, loaded.value, size, True, loaded.mark)
                 return loaded.value
             self.refresh()
-            if not mine.valid or isinstance(loaded.error, Stale) or self.index.names.get(key) != name:
+            if not mine.valid or isinstance(loaded.error, Stale) or self.index.names.get(key) != name or not trusted():
                 return ABSENT
-        if isinstance(loaded.error, FileNotFoundError):
+        if isinstance(loaded.error, FileNotFoundError) or self._taken_back(name):
             raise KeyError(f"{key!r}: its file {self.store.path(name)} is gone; set or delete the key to heal it")
         assert loaded.error is not None
         raise explained(loaded.error, key, self.store.path(name), "load")
+
+    def _taken_back(self, name: str) -> bool:
+        """Did the parent that we were forked from give the name of a file that it never committed to another file?"""
+        lent = self.index.lent
+        return name in lent and self.store.mark(name) != lent[name]
 
     # Many at once.
 
@@ -133,7 +140,7 @@ class Arriving(Leaving[K]):
             order = [names[key] for key in mine]
             loaded = self.store.load(order, trusted, WORKERS)
             for (key, load), one in zip(mine.items(), loaded):
-                self._arrive(key, cast(str, names[key]), one, load)
+                self._arrive(key, cast(str, names[key]), one, load, trusted)
         finally:
             with self.lock:
                 for key, load in mine.items():

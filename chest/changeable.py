@@ -42,12 +42,10 @@ def _can_change(value: Any, deepest: int) -> bool:
 def _can_be_written(memory: Any) -> bool:
     """Whether an array, or the memory that it is a view of, at any remove, can be written."""
     while memory is not None:
-        if isinstance(memory, memoryview):
-            if not memory.readonly:
-                return True
+        if isinstance(memory, memoryview) and (memory.readonly or isinstance(memory.obj, maps.Map)):
             memory = memory.obj
         elif isinstance(memory, (bytes, maps.Map)):
-            return False
+            return False  # A map is only ever written through the arrays that are parts of it.
         elif not hasattr(memory, "flags") or memory.flags.writeable:
             return True
         else:

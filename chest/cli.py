@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, Optional
+from typing import Any
 
 from chest import __version__
 from chest.codec import Codec
@@ -35,7 +35,7 @@ and `check` unpickle values too, and unpickling runs code: use this on chests th
 KEY = "a Python literal such as 1 or \"('a', 2)\" if there is such a key, else the text itself"
 
 
-def main(argv: Optional[list[str]] = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status.
 
     >>> main(["get", "/nowhere", "x"])
@@ -226,7 +226,8 @@ def _key(text: str, survey: Survey) -> Any:
 def _drop(survey: Survey, names: dict[Any, str]) -> None:
     """Delete keys, but for those that another process gave a new value meanwhile."""
     codec = survey.codec
-    with Chest(path=survey.path, dump=codec.dump, load=codec.load, open=codec.open, mode=codec.mode) as chest:
+    chest: Chest[Any, Any] = Chest(path=survey.path, dump=codec.dump, load=codec.load, open=codec.open, mode=codec.mode)
+    with chest:
         for key, name in names.items():
             if key in chest and chest._keys[key] == name:
                 del chest[key]

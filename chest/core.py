@@ -189,6 +189,7 @@ class Chest(SpillMapping[K, V]):
             if self._owner == os.getpid() and life.store.exists():
                 with life.index.gate:
                     life.index.refresh()
+                    life.index.erase()
                     life.store.remove(life.index.forget())
                     life.store.destroy()
             life.index.forget()

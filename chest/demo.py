@@ -45,8 +45,8 @@ def run(size: str = "1 GB", available_memory: str = "100 MB") -> int:
     try:
         free = shutil.disk_usage(scratch).free
         if free < 1.2 * total:
-            raise ChestError(f"the demo needs {amount(1.2 * total)} of disk, and {scratch} has {amount(free)}; set TMPDIR "
-                             f"to another directory, or give a smaller --size")
+            raise ChestError(f"the demo needs {amount(1.2 * total)} of disk, and {scratch} has {amount(free)}; set "
+                             f"TMPDIR to another directory, or give a smaller --size")
         _tell(os.path.join(scratch, "tables"), total, available)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -59,8 +59,8 @@ def _tell(path: str, total: int, available: int) -> None:
     print(f"How alike are the modules of Python {python}?  A chest with a budget of {amount(available)} in {path}\n")
     print("Writing: of each module a table, how often each byte follows each other", flush=True)
     wrote = _in_a_process("write", path, total, available)
-    print(f"  {plural(wrote['keys'], 'array')}, {amount(wrote['bytes'])} in all; {amount(wrote['spilled'])} were spilled "
-          f"on the way, the rest saved at the end")
+    print(f"  {plural(wrote['keys'], 'array')}, {amount(wrote['bytes'])} in all; {amount(wrote['spilled'])} were "
+          f"spilled on the way, the rest saved at the end")
     print(f"  {wrote['seconds']:.1f} s\n")
     print("Reading: a new process opens the chest by its path, and compares each table with each other", flush=True)
     read = _in_a_process("read", path, total, available)

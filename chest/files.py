@@ -4,6 +4,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from collections.abc import Hashable, Iterable, Iterator
 from typing import IO, Any, Callable, Generic, NamedTuple, TypeVar
 
@@ -23,19 +24,25 @@ class Stale(Exception):
 
 
 class Written(NamedTuple):
-    """One value's way out: the new file's name and bytes, or what went wrong."""
+    """One value's way out: the new file's name, bytes and mark, or what went wrong."""
 
     name: str
     nbytes: int
     error: Exception | None = None
+    mark: int | None = None
 
 
 class Loaded(NamedTuple):
-    """One value's way back: the value and the bytes its file has, or what went wrong."""
+    """One value's way back: the value and the bytes and mark of its file, or what went wrong.
+
+    The mark tells the file from all that had its name before or will have it after.  It is `None` where names are not
+    used again, as those of rows.
+    """
 
     value: Any
     nbytes: int
     error: Exception | None = None
+    mark: int | None = None
 
 
 class Files(Generic[K]):
@@ -72,9 +79,12 @@ class Files(Generic[K]):
             name, file = self._create(key)
             with file:
                 self._codec.dump(value, file)
+            # No two files that had one inode one after another were finished in the same nanosecond.
+            os.utime(self.path(name), ns=(time.time_ns(),) * 2)
             if self._durable:
                 self._settle(name)
-            return Written(name, self.size(name))
+            size, mark = self._look(name)
+            return Written(name, size, None, mark)
         except BaseException as error:  # a half-written file must not stay, whatever stopped us
             if name:
                 self.remove([name])
@@ -179,10 +189,11 @@ class Files(Generic[K]):
                     yield Loaded(None, 0, error)
 
     def _read(self, name: str, file: IO[Any], trusted: Callable[[], bool]) -> Loaded:
+        size, mark = self._look(name)
         if not trusted():
             raise Stale(name)
         try:
-            return Loaded(self._codec.read(file), self.size(name))
+            return Loaded(self._codec.read(file), size, None, mark)
         except FileNotFoundError:
             raise
         except Exception as error:
@@ -195,10 +206,18 @@ class Files(Generic[K]):
 
     def size(self, name: str) -> int:
         """Bytes that the file has, 0 if it is gone.  One ``stat``."""
+        return self._look(name)[0]
+
+    def mark(self, name: str) -> int | None:
+        """What tells the file ``name`` from others that had the name or will have it.  One ``stat``."""
+        return self._look(name)[1]
+
+    def _look(self, name: str) -> tuple[int, int | None]:
         try:
-            return os.stat(self.path(name)).st_size
+            s = os.stat(self.path(name))
         except OSError:
-            return 0
+            return 0, None
+        return s.st_size, hash((s.st_ino, s.st_size, s.st_mtime_ns))
 
     # Between chests, and away.
 
@@ -244,11 +263,10 @@ class Files(Generic[K]):
 
     def destroy(self) -> None:
         """Remove the directory itself, if nothing of anyone else's is in it."""
-        for spare in (".keys", ".keys~"):
-            try:
-                os.unlink(os.path.join(self._directory, spare))
-            except OSError:
-                pass
+        try:
+            os.unlink(self.path(".keys~"))
+        except OSError:
+            pass
         try:
             os.rmdir(self._directory)
         except OSError:

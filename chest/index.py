@@ -28,6 +28,7 @@ class Keys(Protocol):
     def append(self, changes: Pairs) -> bool: ...
     def replace(self, pairs: Pairs) -> None: ...
     def plain(self) -> bool: ...
+    def erase(self) -> None: ...
     def close(self) -> None: ...
 
 
@@ -225,6 +226,10 @@ class Index(Generic[K]):
     def own(self) -> list[K]:
         """The keys that this handle has changed since its own last commit."""
         return [key for key in self.pending if key not in self.inherited]
+
+    def erase(self) -> None:
+        """Remove the index itself: a chest that is dropped is empty before its first value goes."""
+        self._keys.erase()
 
     def forget(self) -> list[str]:
         """Forget everything, as nothing of it is on disk any more.  Returns the names of all that were there."""

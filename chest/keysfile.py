@@ -262,6 +262,13 @@ class KeysFile:
         """Is the file one list and nothing behind it?"""
         return self.signature is not None and (not self._list_end or self.signature.size == self._list_end)
 
+    def erase(self) -> None:
+        """Remove the file, so that nothing that it names is a value any more."""
+        try:
+            os.unlink(self.path)
+        except FileNotFoundError:
+            pass
+
     def close(self) -> None:
         """Let go of the file.  The next look reads it anew."""
         if self._fd is not None:

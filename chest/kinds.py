@@ -23,6 +23,7 @@ ENOUGH = 64 * 1024  # bytes of opcodes that are looked at; of what is longer the
 
 _MARK: Any = object()
 _LENGTHS = {"BINUNICODE8": 8, "BINBYTES8": 8, "BYTEARRAY8": 8, "BINUNICODE": 4, "BINBYTES": 4}
+_OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
 _MAKERS = {"_frombuffer": "ndarray", "_reconstruct": "ndarray", "_mareconstruct": "MaskedArray", "encode": "bytes",
            "xrange": "range"}
 _NUMPY_KINDS = {"b": "bool", "i": "int", "u": "uint", "f": "float", "c": "complex"}
@@ -90,7 +91,9 @@ class Machine:
         else:
             raise ValueError(f"{name} is not followed here")
 
-    def grow(self, items: int) -> None:
+    def grow(self, items: int, leaves: int = 0) -> None:
+        """``leaves`` items leave the stack, and the container below has ``items`` more."""
+        del self.stack[len(self.stack) - leaves :]
         container = self.stack[-1]
         if isinstance(container, Container) and container.length is not None:
             container.length += items
@@ -136,10 +139,10 @@ _ACTIONS: dict[str, Callable[[Machine, Any], Any]] = {
     "LIST": lambda m, _: m.stack.append(Container("list", len(m.to_mark()))),
     "DICT": lambda m, _: m.stack.append(Container("dict", len(m.to_mark()) // 2)),
     "FROZENSET": lambda m, _: m.stack.append(Container("frozenset", len(m.to_mark()))),
-    "APPEND": lambda m, _: (m.stack.pop(), m.grow(1)),
+    "APPEND": lambda m, _: m.grow(1, leaves=1),
     "APPENDS": lambda m, _: m.grow(len(m.to_mark())),
     "ADDITEMS": lambda m, _: m.grow(len(m.to_mark())),
-    "SETITEM": lambda m, _: (m.stack.pop(), m.stack.pop(), m.grow(1)),
+    "SETITEM": lambda m, _: m.grow(1, leaves=2),
     "SETITEMS": lambda m, _: m.grow(len(m.to_mark()) // 2),
     "GLOBAL": lambda m, arg: m.stack.append(Name(arg.replace(" ", "."))),
     "STACK_GLOBAL": lambda m, _: m.take(2, _pair),
@@ -212,7 +215,7 @@ def _run(machine: Machine, head: bytes) -> tuple[bool, bytes]:
 
 def _long(rest: bytes) -> str:
     """A value that is one long text or piece of bytes: its opcode tells how long."""
-    opcode = pickletools.code2op.get(rest[:1].decode("latin-1"))
+    opcode = _OPCODES.get(rest[:1].decode("latin-1"))
     width = _LENGTHS.get(opcode.name, 0) if opcode else 0
     if not opcode or not width or len(rest) <= width:
         return UNKNOWN
@@ -243,7 +246,7 @@ def _last(name: str) -> str:
 
 
 def _made(value: Made, behind: list[Any]) -> str:
-    """``behind`` is what stands on the stack after the value: the state that an array of older protocols is built of."""
+    """``behind`` is what stands on the stack after the value: the state of which older protocols build an array."""
     name = value.maker.name if isinstance(value.maker, Name) else UNKNOWN
     args = value.args if isinstance(value.args, tuple) else ()
     if name.startswith("numpy") and name.endswith("._frombuffer") and len(args) == 4:

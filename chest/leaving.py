@@ -64,14 +64,24 @@ class Leaving(State[K]):
                     self.counts.spills += 1
 
     def _is_on_disk(self, key: K, value: Any) -> bool:
-        """Does a file hold the value just as it is now?"""
-        name = self.index.names.get(key)
-        if name is None or (key in self.memory.values and key not in self.memory.watched):
-            return name is not None
-        try:
-            return bool(self.store.same(name, value))
-        except Exception:
-            return False  # what cannot be compared, or is gone, is written again
+        """Is there nothing to write: does a file hold the value just as it is now, or is it the key's no more?
+
+        Only under the newest index does a difference tell that the value was changed in place.
+        """
+        while True:
+            with self.lock:
+                name, trusted = self.index.names.get(key), self.index.unchanged()
+                if name is None or (key in self.memory.values and key not in self.memory.watched):
+                    return name is not None
+            try:
+                same = bool(self.store.same(name, value))
+            except Exception:
+                same = False  # what cannot be compared, or is gone, is written again
+            if same or trusted():
+                return same
+            self.refresh()
+            if self.memory.current(key) is not value:
+                return True
 
     def write(self, items: Sequence[tuple[K, Any]], ticket: Ticket) -> list[tuple[K, Exception]]:
         """Write values to new files and note their names.  Returns what went wrong, by key."""
@@ -90,7 +100,8 @@ class Leaving(State[K]):
                     if self.index.names.get(key) is not None:  # changed in place
                         self.memory.renote(key, value)
                     orphan = self.index.set(key)
-                    self.index.written(key, done.name)
+                    self.index.written(key, done.name, done.mark)
+                    self.memory.note(key, done.mark)
                     if not ticket.leaves:
                         self.memory.watch(key, value, on_disk=True)
             if orphan is not None:
@@ -147,8 +158,13 @@ class Leaving(State[K]):
 
     def commit(self, plain: bool) -> None:
         """Commit the index as it stands, then remove the files that nothing names any more."""
-        with self.lock:
-            stale, orphans = self.index.commit(plain)
+        with self.lock, self.index.gate:
+            self.refresh()
+            try:
+                stale, orphans = self.index.commit(plain)
+            except BaseException:
+                self.refresh()  # was it committed all the same?
+                raise
             self._drop(stale)
         self.store.remove(orphans)
         log("debug", "committed %s", self.store.path(""))

@@ -41,7 +41,7 @@ class Life(Arriving[K]):
         """The value of ``key`` is what the new file ``name`` holds."""
         with self.lock:
             orphan = self.index.set(key)
-            self.index.written(key, name)
+            self.index.written(key, name, self.store.mark(name))
             self._disown(key)
             self.memory.remove(key)
         self.discard(orphan)

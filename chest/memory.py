@@ -62,7 +62,8 @@ class Memory(Generic[K]):
     """The values in memory, and which of them leaves next.
 
     ``values`` is the dictionary itself, ``usage`` the sum of the bytes noted for what is in it, ``used`` what a hit
-    calls.  ``watched`` has the keys whose values are on disk too, but may be changed in place.
+    calls.  ``watched`` has the keys whose values are on disk too, but may be changed in place; ``marks`` tells the
+    files that values came from, or went to, from later ones of the same name.
     """
 
     def __init__(self, writeback: bool):
@@ -75,20 +76,29 @@ class Memory(Generic[K]):
         self.usage = 0
         self.used = self._order.used
         self.watched: dict[K, None] = {}
+        self.marks: dict[K, int] = {}
         self.stuck: set[K] = set()
 
     # In.
 
-    def put(self, key: K, value: Any, size: int, on_disk: bool) -> None:
-        """The value of ``key`` is ``value``, noted with ``size`` bytes; ``on_disk`` if its file holds it too."""
+    def put(self, key: K, value: Any, size: int, on_disk: bool, mark: int | None = None) -> None:
+        """The value of ``key`` is ``value``, noted with ``size`` bytes; ``on_disk`` if its file, marked, has it too."""
         self._tickets.pop(key, None)
         self._held.pop(key, None)
         self.stuck.discard(key)
         self.usage += size - self._sizes.get(key, 0)
         self._sizes[key] = size
         self.values[key] = value
+        self.note(key, mark)
         self.watch(key, value, on_disk)
         self._order.put(key, size, on_disk)
+
+    def note(self, key: K, mark: int | None) -> None:
+        """The value of ``key`` is what the file with this mark holds, as far as anyone knows."""
+        if mark is None:
+            self.marks.pop(key, None)
+        else:
+            self.marks[key] = mark
 
     def watch(self, key: K, value: Any, on_disk: bool) -> None:
         """Note whether a change of the value in place would have to be written."""
@@ -112,6 +122,7 @@ class Memory(Generic[K]):
         self._tickets.pop(key, None)
         self._held.pop(key, None)
         self._let_go(key)
+        self.marks.pop(key, None)
         self._order.leave(key)
 
     def forget(self, key: K) -> None:
@@ -131,10 +142,13 @@ class Memory(Generic[K]):
             held = _Held(value, self._died)
             held.key = key
             self._held[key] = held
+        else:
+            self.marks.pop(key, None)
 
     def _died(self, held: _Held) -> None:
         if self._held.get(held.key) is held:
             del self._held[held.key]
+            self.marks.pop(held.key, None)
 
     def _let_go(self, key: K) -> Any:
         self.watched.pop(key, None)
@@ -144,7 +158,7 @@ class Memory(Generic[K]):
         return value
 
     def clear(self) -> None:
-        for held in (self.values, self._sizes, self.watched, self.stuck, self._held, self._tickets):
+        for held in (self.values, self._sizes, self.watched, self.marks, self.stuck, self._held, self._tickets):
             held.clear()
         self.usage = 0
         self._order.clear()
@@ -255,6 +269,7 @@ class Memory(Generic[K]):
         assert self.usage == sum(self._sizes.values()), (self.usage, self._sizes)
         assert self._sizes.keys() == self.values.keys(), (self._sizes.keys(), self.values.keys())
         assert self.watched.keys() <= self.values.keys()
+        assert self.marks.keys() <= self.values.keys() | self._held.keys()
         assert self.stuck <= self.values.keys()
         self._order._check()
 

@@ -117,7 +117,7 @@ class RemoteFiles(Generic[K]):
         try:
             self._store.put(name, data)
         except Exception as error:
-            return Written(name, 0, error)
+            return Written(name, 0, error.with_traceback(None))
         if watched:
             self._prints[name] = (_Print(data).digest(),)
         if not _OURS.search(name):
@@ -156,7 +156,7 @@ class RemoteFiles(Generic[K]):
         try:
             return self._store.get(name, cached=True)
         except Exception as error:
-            return error
+            return error.with_traceback(None)  # its frames would keep the chest for as long as the error is kept
 
     def _loaded(self, name: str, data: bytes | Exception) -> Loaded:
         if isinstance(data, Exception):
@@ -213,6 +213,9 @@ class RemoteFiles(Generic[K]):
         return size
 
     # Between chests, and away.
+
+    def mark(self, name: str) -> None:
+        """Nothing has to tell an object from others of its name: there are none."""
 
     def link(self, key: K, store: Any, name: str, trusted: Callable[[], bool]) -> str:
         """No store has hard links: `OSError`, and the caller copies."""
@@ -317,6 +320,10 @@ class RemoteKeys(KeysFile):
     def append(self, changes: Pairs) -> bool:
         """Nothing can be appended to an object: `False`."""
         return False
+
+    def erase(self) -> None:
+        """Remove the index object."""
+        self._store.remove([KEYS])
 
     def replace(self, pairs: Pairs) -> None:
         """Commit ``pairs`` as the whole list.  `ChestError` if the store found another writer's commit in between."""

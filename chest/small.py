@@ -13,7 +13,7 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any, Callable, Generic, TypeVar
 
 from chest.codec import Codec
-from chest.errors import LoadError
+from chest.errors import ChestError, LoadError
 from chest.files import Files, Loaded, Stale, Written
 from chest.keysfile import small
 from chest.rows import SMALL, Rows
@@ -175,17 +175,26 @@ class Small(Generic[K]):
         return next(self.same_many([(name, value)]))
 
     def same_many(self, pairs: Sequence[tuple[str, Any]]) -> Iterator[bool]:
-        """For each name and value, what `same` says; rows come from the file many at a time, and one that is gone is
-        not the same.  A file that is gone is an error, as in `same`."""
+        """For each name and value, what `same` says; rows come from the file many at a time.  What cannot be told, as
+        the row or file is gone or cannot be read, is not the same."""
         dumper = _Dumper(self._codec, max(self._limit, 1))
         for start in range(0, len(pairs), AHEAD):
             part = pairs[start : start + AHEAD]
-            rows = self._rows.many(sorted(number(name) for name, _ in part if small(name)))
+            try:
+                rows = self._rows.many(sorted(number(name) for name, _ in part if small(name)))
+            except (OSError, ChestError):
+                rows = {}
             for name, value in part:
                 if small(name):
                     yield self._same(rows.get(number(name)), value, dumper)
                 else:
-                    yield self._files.same(name, value)
+                    yield self._same_file(name, value)
+
+    def _same_file(self, name: str, value: Any) -> bool:
+        try:
+            return self._files.same(name, value)
+        except Exception:
+            return False
 
     def _same(self, data: bytes | None, value: Any, dumper: _Dumper) -> bool:
         if data is None:
@@ -199,6 +208,10 @@ class Small(Generic[K]):
     def size(self, name: str) -> int:
         """Bytes that the file or row has, 0 if it is gone.  One ``stat``, or one SELECT."""
         return next(self.sizes([name]))
+
+    def mark(self, name: str) -> int | None:
+        """What tells the file ``name`` from later ones of that name; `None` for a row, as its name has one row only."""
+        return None if small(name) else self._files.mark(name)
 
     def sizes(self, names: Sequence[str]) -> Iterator[int]:
         """The `size` of each; those of rows come from the file many at a time."""

@@ -61,12 +61,21 @@ class State(Generic[K]):
     def refresh(self) -> None:
         """Take over what others committed, and drop the values that they changed."""
         with self.lock:
+            replaced = self.index.replaced
             self._drop(self.index.refresh())
+            if self.index.replaced != replaced:
+                self._drop(self._reused())
 
     def _drop(self, stale: Iterable[K]) -> None:
         for key in stale:
             self._disown(key)
             self.memory.remove(key)
+
+    def _reused(self) -> list[K]:
+        """The keys whose files may be others by now, of the same names: names can be free and taken again."""
+        names, pending, mark = self.index.names, self.index.pending, self.store.mark
+        return [*self._loads, *(key for key, noted in self.memory.marks.items()
+                                if key not in pending and mark(names[key]) != noted)]
 
     def discard(self, orphan: str | None) -> None:
         """Remove a file that nothing names any more, if there is one.  Not within the lock: it takes a while."""

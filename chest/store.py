@@ -1,6 +1,7 @@
 """The way to one place of a store: connections, errors in one tongue, and several things at once."""
 from __future__ import annotations
 
+import concurrent.futures.thread
 import errno
 import functools
 import importlib
@@ -16,7 +17,6 @@ from itertools import chain, islice
 from typing import Any, Callable, NoReturn, TypeVar
 
 from chest.codec import Codec
-from chest.errors import ChestError
 from chest.keysfile import KEYS
 from chest.locks import Gate, shield
 
@@ -96,7 +96,15 @@ class Store:
             raise ImportError(f"a chest at {self.shown()} needs fsspec: pip install 'chest[remote]'") from error
 
     def _connected(self) -> tuple[Any, str]:
-        """A file system of our own, which no cache of fsspec's gives to anybody else, and the path in it."""
+        """A file system of our own, which no cache of fsspec's gives to anybody else, and the path in it.
+
+        It is made in another thread: paramiko keeps the frames of those who connect, and with ours the chest would
+        stay until the garbage is collected.
+        """
+        with ThreadPoolExecutor(1) as pool:
+            return self._started(pool, self._connect)()
+
+    def _connect(self) -> tuple[Any, str]:
         options = dict(self._options)
         for link in self.url.split("::")[1:]:
             protocol = link.partition("://")[0]
@@ -122,8 +130,9 @@ class Store:
     def run(self, work: Callable[[Any], T], cached: bool = False) -> T:
         """``work`` with a file system, below all caches unless ``cached``.  One attempt, or two if the first
         found a connection that broke while it was idle.  Errors are those of the system, with a number and a text."""
-        if sys.is_finalizing():  # fsspec's own thread has ended: it would be waited for for ever
-            raise ConnectionError(errno.ECONNABORTED, "the interpreter has ended", self.shown())
+        if self._too_late():
+            raise ConnectionError(errno.ECONNABORTED, "the interpreter ends, and no connection can be had any more; flush "
+                                  "or close the chest before that", self.shown())
         with self._places:
             while True:
                 fs, used = self._borrow()
@@ -140,6 +149,10 @@ class Store:
                 self._give_back(fs)
                 return result
 
+    def _too_late(self) -> bool:
+        """Would fsspec wait for ever?  Its loop needs a pool of threads, and has a thread, that end before us."""
+        return sys.is_finalizing() or (self._shared and bool(getattr(concurrent.futures.thread, "_shutdown", False)))
+
     def _borrow(self) -> tuple[Any, bool]:
         with self._making:  # one after another: servers refuse a crowd of newcomers
             if self._spare:
@@ -154,19 +167,24 @@ class Store:
             self._spare.append(fs)
 
     def _fail(self, error: Exception) -> NoReturn:
-        clear = self._clear(error)
-        if clear is error:
-            raise error
-        raise clear from error
+        """Raise ``error`` as one of the system's own, with the number and the text that callers look for.
 
-    def _clear(self, error: Exception) -> Exception:
-        """``error`` as one of the system's own, with the number that callers look for."""
+        Its traceback goes: fsspec's error, and the frames of its own thread, keep each other and all who called, also
+        the chest, until the garbage is collected, which may be in that very thread.
+        """
+        cause = error.with_traceback(None)
+        try:
+            raise self._clear(cause) from cause
+        finally:
+            del cause, error
+
+    def _clear(self, error: Exception) -> OSError:
         text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
         for kind, number in zip(_CALM, (errno.ENOENT, errno.EEXIST, errno.EACCES)):
             if isinstance(error, kind):
                 return kind(error.errno or number, text, self.shown())
-        if isinstance(error, ChestError) or (isinstance(error, OSError) and error.errno is not None):
-            return error
+        if isinstance(error, OSError) and error.errno is not None:
+            return OSError(error.errno, text, self.shown())
         return ConnectionError(errno.ECONNABORTED, f"the store does not answer ({type(error).__name__}: {text})",
                                self.shown())
 

@@ -69,7 +69,7 @@ def test_ls_shows_key_kind_and_size_of_each_value(capsys, filled):
 
 
 def test_ls_json_tells_bytes_and_files(capsys, filled):
-    status, out = run(capsys, "ls", "--json", filled)
+    _, out = run(capsys, "ls", "--json", filled)
     entries = json.loads(out)
 
     assert [entry["key"] for entry in entries] == ["'text'", "1", "'1'", "('a', 'b')", "'nothing'"]
@@ -220,7 +220,7 @@ def test_rm_removes_nothing_if_one_key_is_unknown(capsys, filled):
 
 
 def test_rm_keeps_the_format_of_the_chest(capsys, path):
-    settings = dict(path=path, dump=json.dump, load=json.load)
+    settings = {"path": path, "dump": json.dump, "load": json.load}
     with Chest(**settings) as chest:
         chest.update(x=1, y=2)
 
@@ -403,7 +403,7 @@ def test_the_module_is_the_command(filled):
 
 def test_a_pipe_that_closes_early_is_no_error(path):
     with Chest(path=path, min_file_size=4096) as chest:
-        chest.update({n: None for n in range(5000)})
+        chest.update(dict.fromkeys(range(5000)))
     command = subprocess.Popen([sys.executable, "-m", "chest", "ls", path], stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE)
 

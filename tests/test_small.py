@@ -472,13 +472,15 @@ def test_a_handle_whose_directory_was_dropped_and_made_anew_harms_nobody(path):
 
 
 def test_a_handle_that_sleeps_through_a_drop_does_not_take_the_new_file_s_companions_away(path):
-    old = make(path)
+    old, older = make(path), make(path)
     put(old, "old")
+    assert get(older, ".small/1") == ["old"]
     make(path).destroy()
     new = make(path)
     (name,) = put(new, "new")
     old.close()
-    assert get(make(path), name) == ["new"]
+    assert get(older, name) == ["new"]
+    older.close()
     (second,) = put(new, "more")
     new.close()
     assert get(new, name, second) == ["new", "more"]

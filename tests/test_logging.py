@@ -1,0 +1,100 @@
+"""The logger ``chest``: silent until asked, then a line for what a chest does by itself."""
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+
+from chest import Chest
+from chest.keysfile import KEYS
+
+
+@pytest.fixture
+def told(caplog):
+    """The lines of the logger ``chest``, as pairs of level and text."""
+    caplog.set_level(logging.DEBUG, logger="chest")
+    return lambda: [(record.levelname, record.getMessage()) for record in caplog.records if record.name == "chest"]
+
+
+def test_a_commit_is_a_line_that_names_the_path(told, path):
+    chest = Chest(path=path)
+    chest["x"] = 1
+    before = len(told())
+
+    chest.sync()
+
+    commits = [text for level, text in told()[before:] if level == "DEBUG" and "commit" in text]
+    assert len(commits) == 1
+    assert path in commits[0]
+
+
+def test_a_spill_is_a_line(told, path):
+    chest = Chest(path=path, available_memory=1500)
+    chest["x"] = bytes(1000)
+
+    chest["y"] = bytes(1000)
+
+    assert any(level == "DEBUG" and "spill" in text for level, text in told())
+
+
+def test_a_torn_commit_of_a_process_that_died_is_a_line(told, path):
+    chest = Chest(path=path)
+    chest["x"] = 1
+    chest.flush()
+    chest["y"] = 2
+    chest.sync()
+    with open(os.path.join(path, KEYS), "ab") as file:
+        file.write(b"+chs torn")
+
+    assert dict(Chest(path=path)) == {"x": 1, "y": 2}
+
+    assert any(level == "DEBUG" and "torn record" in text and path in text for level, text in told())
+
+
+def test_a_leftover_in_the_way_is_a_warning_that_names_it(told, path):
+    chest = Chest(path=path)
+    with open(os.path.join(path, "x"), "w") as file:
+        file.write("somebody's")
+
+    chest["x"] = 1
+    chest.sync()
+
+    warnings = [text for level, text in told() if level == "WARNING"]
+    assert len(warnings) == 1
+    assert os.path.join(path, "x") in warnings[0]
+
+
+def test_dropping_a_chest_is_a_warning_that_names_the_path(told, path):
+    chest = Chest({"x": 1}, path=path)
+    chest.flush()
+
+    chest.drop()
+
+    assert [text for level, text in told() if level == "WARNING" and path in text]
+
+
+def test_a_temporary_chest_ends_without_a_warning(told):
+    chest = Chest({"x": 1}, available_memory=10)
+    chest.flush()
+
+    chest.close()
+
+    assert [text for level, text in told() if level == "WARNING"] == []
+
+
+@pytest.mark.parametrize("first", ["", "import logging"])
+def test_nothing_is_printed_unless_asked(path, first):
+    script = f"""
+{first}
+from chest import Chest
+c = Chest({{"x": 1, "y": bytes(1000)}}, path={path!r}, available_memory=500)
+open(c.path + "/z", "w").close()
+c["z"] = 1
+c.flush()
+c.drop()
+"""
+
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+
+    assert (found.stdout, found.stderr) == ("", "")
