@@ -145,9 +145,9 @@ class Index(Generic[K]):
             self._take(name)
         return stale
 
-    def _handed_over(self, keys: Iterable[K]) -> set[K]:
+    def _handed_over(self, keys: Iterable[K]) -> frozenset[K]:
         """What a fork's child had from its parent gives way to what is committed for these keys."""
-        handed = self.inherited.intersection(keys) if self.inherited else set()
+        handed = frozenset(self.inherited.intersection(keys) if self.inherited else ())
         for key in handed:
             self.inherited.discard(key)
             self._moved.discard(key)
