@@ -29,6 +29,7 @@ MARK = b"\x80\x05C\x05chest0"
 
 ALIGNMENT = 64
 LEAST = 64 * 1024  # bytes; from this size on the C pickler writes a buffer by itself
+_MOST_GATHERED = 64  # pieces written at once, each at most a frame of 64 KiB or a part of the value itself
 _READ_AT_ONCE = 1024 * 1024  # bytes of opcodes read in one piece
 _NEXT_BUFFER = b"\x97"
 _MAGIC = b"\xffchest\r\n"
@@ -122,13 +123,14 @@ class Writer:
         self.at = 0
         self.notes: list[Note] = []
         self.announced: memoryview | None = None
-        self.may_take_less = isinstance(file, io.RawIOBase)
+        self.gathered: list[memoryview] = []
 
     def dump(self, value: object) -> None:
         """Write the value and the note. The memo dies with the pickler, and with it its hold on parts of the value."""
         pickle.Pickler(self, 5, buffer_callback=self.announce).dump(value)
         if self.notes:
             self.put(_trailer(self.notes, self.at))
+        self.flush()
 
     def announce(self, buffer: pickle.PickleBuffer) -> bool:
         """Called by the pickler for a buffer that it is about to write; true means "in line"."""
@@ -136,10 +138,13 @@ class Writer:
         self.announced = view if view.nbytes >= LEAST and _is_array(view.obj) else None
         return True
 
-    def write(self, data: bytes | pickle.PickleBuffer) -> None:
+    def write(self, data: bytes | memoryview | pickle.PickleBuffer) -> None:
         """Called by the pickler with opcodes, or with one large payload."""
         if isinstance(data, pickle.PickleBuffer):
             return self.put_buffer(data.raw())
+        if isinstance(data, memoryview):  # of a text that the pickler encoded: valid during this call only
+            self.put(data)
+            return self.flush()
         if not self.at:
             data = MARK + data[2:]
         view, self.announced = self.announced, None
@@ -160,17 +165,34 @@ class Writer:
         self.put(view)
 
     def put(self, data: bytes | memoryview) -> None:
-        """Write bytes. A raw file may take less than it is given; others take everything."""
+        """Write bytes; to a raw file a few pieces at a time, in one system call."""
         self.at += memoryview(data).nbytes
-        if not self.may_take_less:
+        if not isinstance(self.file, io.RawIOBase):
             self.file.write(data)
             return
-        rest = memoryview(data)
-        while rest.nbytes:
-            written = self.file.write(rest)
-            if written is None:
-                raise BlockingIOError("the file takes no more bytes now")
-            rest = rest[written:]
+        self.gathered.append(memoryview(data))
+        if len(self.gathered) >= _MOST_GATHERED:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was gathered. A raw file may take less than it is given."""
+        pieces = self.gathered
+        while pieces:
+            taken = _write_some(self.file, pieces)
+            while pieces and taken >= pieces[0].nbytes:
+                taken -= pieces.pop(0).nbytes
+            if taken:
+                pieces[0] = pieces[0][taken:]
+
+
+def _write_some(file: File, pieces: list[memoryview]) -> int:
+    """Write as much as a raw file takes at once; the number of bytes."""
+    if type(file) is io.FileIO and hasattr(os, "writev"):
+        return os.writev(file.fileno(), pieces)
+    taken: int | None = file.write(pieces[0])
+    if taken is None:
+        raise BlockingIOError("the file takes no more bytes now")
+    return taken
 
 
 def load_aligned(file: File, layout: Layout, under: maps.Map | None) -> Any:

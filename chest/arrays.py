@@ -12,7 +12,6 @@ import pickle
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from typing import Any
 
 from . import maps
@@ -112,11 +111,9 @@ def same(value: object, file: File) -> bool:
         comparer = _Comparer(buffered)
         try:
             comparer.dump(value)
-            if not buffered.read(1):
-                return True
+            return True
         except _Differs:
-            pass
-        return not comparer.array_differs and _same_as_loaded(value, buffered)
+            return not comparer.array_differs and _same_as_loaded(value, buffered)
 
 
 def _look(value: Any) -> maps.Look | None:
@@ -152,11 +149,6 @@ class _Comparer(Writer):
         self.compared_in_place = False
         self.array_differs = False
 
-    @cached_property
-    def shown(self) -> maps.Map | None:
-        """A map of what the file holds: comparing with it is quicker than reading."""
-        return maps.map_file(self.file.fileno(), "r")
-
     def put_aligned(self, head: bytes, view: memoryview) -> None:
         if self.layout is None:
             return super().put_aligned(head, view)
@@ -183,10 +175,11 @@ class _Comparer(Writer):
 
     def holds(self, view: memoryview, begin: int) -> bool:
         """Whether the file holds these bytes at this place."""
-        if self.shown is not None:
-            return maps.equal(view, memoryview(self.shown)[begin : begin + view.nbytes])
-        self.file.seek(begin)
-        return self.continues_with(view)
+        try:
+            return maps.equals_file(view, self.file.fileno(), begin)
+        except OSError:
+            self.file.seek(begin)
+            return self.continues_with(view)
 
     def put_buffer(self, view: memoryview) -> None:
         self.at += 0 if self.compared_in_place else view.nbytes

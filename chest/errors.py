@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["ChestError", "DumpError", "LoadError", "explained"]
+__all__ = ["ChestError", "DumpError", "LoadError", "explained", "uncommitted"]
 
 
 class ChestError(Exception):
@@ -31,3 +31,9 @@ def explained(error: Exception, key: Any, path: str, what: str, more: str = "") 
     explained = DumpError(text)
     explained.__cause__ = error
     return explained
+
+
+def uncommitted(error: OSError, path: str) -> OSError:
+    """``error``, for which the index could not be written, with its path and what is left."""
+    return OSError(error.errno, f"cannot commit the index: {error.strerror}; nothing is lost in memory, and what was "
+                                f"committed before is untouched", path)

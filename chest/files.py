@@ -283,8 +283,17 @@ class Files(Generic[K]):
 
     def make(self) -> None:
         """Make the directory, and those above it."""
+        new = missing(self._directory) if self._durable else []
         try:
             os.makedirs(self._directory, exist_ok=True)
         except FileExistsError:
             raise NotADirectoryError(errno.ENOTDIR, "a chest is a directory, and this is a file; choose another path",
                                      self._directory) from None
+        for folder in new:
+            system.sync_directory(os.path.dirname(folder))
+
+
+def missing(folder: str) -> list[str]:
+    """The directories that have to be made for ``folder`` to be there, in the order of their making."""
+    above = os.path.dirname(folder)
+    return [] if above == folder or os.path.isdir(folder) else [*missing(above), folder]

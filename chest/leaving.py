@@ -4,7 +4,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any, Callable, TypeVar
 
-from chest.errors import explained
+from chest.errors import explained, uncommitted
+from chest.keysfile import KEYS
 from chest.log import log
 from chest.memory import ABSENT, Ticket
 from chest.state import State
@@ -162,8 +163,10 @@ class Leaving(State[K]):
             self.refresh()
             try:
                 stale, orphans = self.index.commit(plain)
-            except BaseException:
+            except BaseException as error:
                 self.refresh()  # was it committed all the same?
+                if isinstance(error, OSError) and error.errno is not None:
+                    raise uncommitted(error, self.store.path(KEYS)) from error
                 raise
             self._drop(stale)
         self.store.remove(orphans)

@@ -21,6 +21,7 @@ _ACCESS = {"c": mmap.ACCESS_COPY, "r": mmap.ACCESS_READ}
 _WITHOUT_DESCRIPTOR: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) and os.name == "posix" else {}
 
 _PAGE = mmap.PAGESIZE
+_WINDOW = 16 * 1024 * 1024  # bytes of a file mapped at a time to be compared
 _ENTRY = 8  # bytes of one entry of the page map
 _ENTRIES_AT_ONCE = 1 << 16
 # The highest byte of an entry holds the bits "present" (7), "swapped" (6) and "file" (5). A page is as the file has it
@@ -127,6 +128,22 @@ def equal(one: memoryview, other: memoryview) -> bool:
     if "numpy" not in sys.modules or not one.nbytes:
         return bytes(one) == bytes(other)
     return _memcmp()(_address(one), _address(other), one.nbytes) == 0
+
+
+def equals_file(view: memoryview, descriptor: int, begin: int) -> bool:
+    """Whether a file holds these bytes from `begin` on. `OSError` if it cannot be mapped.
+
+    A map saves the copy that reading makes. It shows a part of the file at a time, as its pages count as memory of this
+    process while they are mapped.
+    """
+    for start in range(0, view.nbytes, _WINDOW):
+        part = view[start : start + _WINDOW]
+        before = (begin + start) % mmap.ALLOCATIONGRANULARITY
+        offset = begin + start - before
+        shown = mmap.mmap(descriptor, before + part.nbytes, access=mmap.ACCESS_READ, offset=offset)
+        if not equal(part, memoryview(shown)[before:]):
+            return False
+    return True
 
 
 @cache

@@ -209,8 +209,7 @@ def array(value: Any) -> Holding:
     """Plan of a numpy array: its data if they are its own, else what it keeps alive."""
     if value.base is not None:
         return _view(value)
-    dtype = value.dtype
-    if dtype.hasobject or dtype.kind == "T":  # Kind T: numpy's own strings, the long ones kept outside the array.
+    if value.dtype.hasobject:  # Objects, and numpy's own strings of any length.
         return value.nbytes, (_picked(value.size, value.item),)
     return value.nbytes, ()
 
@@ -221,7 +220,10 @@ def _mapped(value: Any) -> Holding:
 
 
 def _memoryview(value: memoryview) -> Holding:
-    return getsizeof(value), (([_borrowed(_owner(value), value.nbytes)], 1),)
+    owner = _owner(value)
+    if isinstance(owner, mmap.mmap):
+        return getsizeof(value) + value.nbytes, ()
+    return getsizeof(value), (([_borrowed(owner, value.nbytes)], 1),)
 
 
 def _view(value: Any) -> Holding:
@@ -254,9 +256,7 @@ def _extent(view: Any) -> int:
 
 
 def _borrowed(owner: Any, extent: int) -> Borrowed:
-    """Describe the memory of a view's owner: its whole buffer, or as much as is seen of a file or an opaque owner."""
-    if isinstance(owner, mmap.mmap):
-        return Borrowed(owner, extent)
+    """Describe the memory of a view's owner: its whole buffer, or as much as is seen of an owner that shows none."""
     try:
         with memoryview(owner) as buffer:
             return Borrowed(owner, buffer.nbytes)

@@ -281,6 +281,7 @@ class RemoteKeys(KeysFile):
     def _look(self, fs: Any) -> Any:
         path = self._store.inner(KEYS)
         if self._tagged is not False:
+            fs.invalidate_cache(path)  # fsspec may answer from a listing that somebody asked for
             info = fs.info(path)
             tag = info.get("ETag") or info.get("etag")
             self._tagged = tag is not None

@@ -40,11 +40,12 @@ _MARKS = ",".join("?" * AT_ONCE)
 _SOME = f"id IN ({_MARKS})"
 _RANGE = "id BETWEEN ? AND ?"
 
+START = "1 + abs(random()) % (1 << 40)"  # a file that is made anew, after a drop, has other ids than the one before
 _SCHEMA = f"""
     CREATE TABLE value (id INTEGER PRIMARY KEY, writer INTEGER, data BLOB);
     CREATE TABLE writer (id INTEGER PRIMARY KEY AUTOINCREMENT, process TEXT);
     CREATE TABLE state (next INTEGER, bytes INTEGER);
-    INSERT INTO state VALUES (1, 0);
+    INSERT INTO state VALUES (%s, 0);
     PRAGMA user_version = {FORMAT};
 """
 
@@ -134,7 +135,7 @@ class Rows:
             try:
                 connection.execute(f"PRAGMA page_size = {self._page}")
                 connection.execute("PRAGMA journal_mode = WAL")
-                connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+                connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA % START} COMMIT;")
             finally:
                 connection.close()
 

@@ -10,18 +10,21 @@ import io
 import pickle
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from itertools import repeat
 from typing import Any, Callable, Generic, TypeVar
 
 from chest.codec import Codec
+from chest.dumper import Dumper
 from chest.errors import ChestError, LoadError
 from chest.files import Files, Loaded, Stale, Written
-from chest.keysfile import small
 from chest.rows import SMALL, Rows
 
 __all__ = ["Small"]
 
 K = TypeVar("K", bound=Hashable)
 
+_PREFIX = f"{SMALL}/"
+_DIGITS = len(_PREFIX)
 AHEAD = 512  # rows that are read at a time
 CHUNK = 1 << 20  # bytes that wait in memory for their transaction
 CROWD = 20_000  # values that do so
@@ -43,7 +46,10 @@ class Small(Generic[K]):
         self._files = files
         self._directory = directory
         self._codec = codec
+        # A row is a plain pickle: there is nothing in it to map.
+        self.decode: Callable[[bytes], Any] = pickle.loads if codec.native else codec.loaded
         self._limit = limit
+        self._native = codec.native
         # Pages of twice the limit hold at least two rows each, so that no page is less than half full.
         page = min(max(1 << (2 * limit - 1).bit_length(), 4096), 65536) if limit else 4096
         self._rows = Rows(directory, durable, page)
@@ -64,8 +70,8 @@ class Small(Generic[K]):
         return self._write(items) if self._limit else self._files.write(items)
 
     def _write(self, items: Iterable[tuple[K, Any]]) -> Iterator[Written]:
-        dumper = _Dumper(self._codec, self._limit)
-        done: deque[Written] = deque()  # in order; rows have no name yet
+        dumper = Dumper(self._codec, self._limit)
+        done: list[Written | None] = []  # in order; None stands for the next of the rows
         rows: list[bytes] = []
         waiting = 0
         try:
@@ -75,43 +81,41 @@ class Small(Generic[K]):
                 except Exception as error:
                     done.append(Written("", 0, error))
                     continue
-                if data is None:
-                    done.extend(self._files.write([(key, value)]))
-                    waiting += done[-1].nbytes
-                else:
-                    done.append(Written("", len(data)))
+                if data is not None:
+                    done.append(None)
                     rows.append(data)
                     waiting += len(data)
+                else:
+                    done += self._files.write([(key, value)])
+                    waiting += done[-1].nbytes if done[-1] else 0
                 if not rows or waiting > CHUNK or len(done) > CROWD:
-                    done = self._settled(done, rows)
-                    rows, waiting = [], 0
-                    while done:
-                        yield done.popleft()
-            done = self._settled(done, rows)
-            while done:
-                yield done.popleft()
+                    written, done, rows, waiting = self._settled(done, rows), [], [], 0
+                    yield from self._reported(written)
+            written, done = self._settled(done, rows), []
+            yield from self._reported(written)
         finally:
-            self.remove([written.name for written in done if written.name])  # nobody will ever know these
+            self.remove([one.name for one in done if one and one.name])
 
-    def _settled(self, done: deque[Written], rows: list[bytes]) -> deque[Written]:
-        """``done`` with the rows written, and their names."""
-        if not rows:
-            return done
-        spent = self._take_spent()
+    def _settled(self, done: list[Written | None], rows: list[bytes]) -> list[Written]:
+        """``done`` with its rows written."""
+        spent = self._take_spent() if rows else []
         try:
-            row = self._rows.insert(rows, spent)
+            first = self._rows.insert(rows, spent) if rows else 0
+            names = [f"{_PREFIX}{row}" for row in range(first, first + len(rows))]
+            written = map(Written, names, map(len, rows))
         except BaseException as error:
             self._spent.extend(spent)
             if not isinstance(error, Exception):
                 raise
-            return deque(written._replace(nbytes=0, error=error) if _unnamed(written) else written for written in done)
-        settled: deque[Written] = deque()
-        for written in done:
-            if _unnamed(written):
-                written = Written(f"{SMALL}/{row}", written.nbytes)
-                row += 1
-            settled.append(written)
-        return settled
+            written = map(Written, repeat(""), repeat(0, len(rows)), repeat(error))
+        return list(written) if len(done) == len(rows) else [one or next(written) for one in done]
+
+    def _reported(self, written: list[Written]) -> Iterator[Written]:
+        waiting = iter(written)
+        try:
+            yield from waiting
+        finally:
+            self.remove([one.name for one in waiting if one.name])  # nobody will ever know these
 
     # Back.
 
@@ -119,12 +123,14 @@ class Small(Generic[K]):
         """The values of ``names``, in order, one after another as they are asked for; rows come from the file many at
         a time.  ``trusted()`` is asked when they have come, and before they are believed."""
         names = list(names)
-        if len(names) == 1 and small(names[0]):
+        rows = [name for name in names if name.startswith(_PREFIX)]
+        if len(rows) == len(names) == 1:
             return iter((self._load_one(names[0], trusted),))
-        rows = [name for name in names if small(name)]
         if not rows:
             return self._files.load(names, trusted, workers)
-        return self._load(names, rows, trusted, workers)
+        if len(rows) == len(names):
+            return self._load_rows(rows, trusted)
+        return self._load_mixed(names, rows, trusted, workers)
 
     def _load_one(self, name: str, trusted: Callable[[], bool]) -> Loaded:
         try:
@@ -135,40 +141,56 @@ class Small(Generic[K]):
             return Loaded(None, 0, error)
         return self._loaded(name, data)
 
-    def _load(self, names: list[str], rows: list[str], trusted: Callable[[], bool], workers: int) -> Iterator[Loaded]:
+    def _load_mixed(self, names: list[str], rows: list[str], trusted: Callable[[], bool],
+                    workers: int) -> Iterator[Loaded]:
         from_rows = self._load_rows(rows, trusted)
-        files = [name for name in names if not small(name)]
-        from_files = self._files.load(files, trusted, workers) if files else iter(())
+        from_files = self._files.load([name for name in names if not name.startswith(_PREFIX)], trusted, workers)
         for name in names:
-            yield next(from_rows if small(name) else from_files)
+            yield next(from_rows if name.startswith(_PREFIX) else from_files)
 
     def _load_rows(self, names: list[str], trusted: Callable[[], bool]) -> Iterator[Loaded]:
         for start in range(0, len(names), AHEAD):
             part = names[start : start + AHEAD]
-            rows: dict[int, bytes] = {}
-            error: Exception | None = None
+            ids = [int(name[_DIGITS:]) for name in part]
             try:
-                rows = self._rows.many(sorted(map(number, part)))
+                rows = self._rows.many(sorted(ids))
                 if not trusted():
                     raise Stale(part[0])
-            except Exception as caught:
-                error = caught
-            for name in part:
-                yield self._loaded(name, rows.get(number(name))) if error is None else Loaded(None, 0, error)
+            except Exception as error:
+                yield from (Loaded(None, 0, error) for _ in part)
+                continue
+            yield from map(self._loaded, part, map(rows.get, ids))
 
     def _loaded(self, name: str, data: bytes | None) -> Loaded:
         if data is None:
             return Loaded(None, 0, self._gone(name))
         try:
-            # A row is a plain pickle: there is nothing in it to map.
-            value = pickle.loads(data) if self._codec.native else self._codec.loaded(data)
+            return Loaded(self.decode(data), len(data))
         except Exception as error:
             text = f"{self.path(name)} cannot be read ({type(error).__name__}: {error})"
             return Loaded(None, 0, _caused(LoadError(text), error))
-        return Loaded(value, len(data))
 
     def _gone(self, name: str) -> FileNotFoundError:
         return FileNotFoundError(errno.ENOENT, f"there is no such row in {SMALL}", self.path(name))
+
+    def peek(self, names: Sequence[str | None], trusted: Callable[[], bool]) -> list[bytes | None]:
+        """The bytes of rows, all read at once, for `decode`; `None` for what is no row, is gone or cannot be trusted."""
+        ids = [int(name[_DIGITS:]) if name is not None and name.startswith(_PREFIX) else 0 for name in names]
+        try:
+            rows = self._rows.many(sorted(filter(None, ids)))
+        except (OSError, ChestError):
+            rows = {}
+        return list(map(rows.get, ids)) if trusted() else [None] * len(ids)
+
+    def alike(self, value: Any, data: bytes) -> bool:
+        """Are the bytes of a row just what would be written for ``value`` now?"""
+        if self._native:
+            try:
+                if pickle.dumps(value, 5) == data:
+                    return True
+            except Exception:
+                return False
+        return self._same(data, value, Dumper(self._codec, len(data) + 1))
 
     def same(self, name: str, value: Any) -> bool:
         """Does the file or row hold just what would be written for ``value`` now?"""
@@ -177,15 +199,15 @@ class Small(Generic[K]):
     def same_many(self, pairs: Sequence[tuple[str, Any]]) -> Iterator[bool]:
         """For each name and value, what `same` says; rows come from the file many at a time.  What cannot be told, as
         the row or file is gone or cannot be read, is not the same."""
-        dumper = _Dumper(self._codec, max(self._limit, 1))
+        dumper = Dumper(self._codec, max(self._limit, 1))
         for start in range(0, len(pairs), AHEAD):
             part = pairs[start : start + AHEAD]
             try:
-                rows = self._rows.many(sorted(number(name) for name, _ in part if small(name)))
+                rows = self._rows.many(sorted(number(name) for name, _ in part if name.startswith(_PREFIX)))
             except (OSError, ChestError):
                 rows = {}
             for name, value in part:
-                if small(name):
+                if name.startswith(_PREFIX):
                     yield self._same(rows.get(number(name)), value, dumper)
                 else:
                     yield self._same_file(name, value)
@@ -196,7 +218,7 @@ class Small(Generic[K]):
         except Exception:
             return False
 
-    def _same(self, data: bytes | None, value: Any, dumper: _Dumper) -> bool:
+    def _same(self, data: bytes | None, value: Any, dumper: Dumper) -> bool:
         if data is None:
             return False
         dumper.limit = len(data) + 1
@@ -211,22 +233,22 @@ class Small(Generic[K]):
 
     def mark(self, name: str) -> int | None:
         """What tells the file ``name`` from later ones of that name; `None` for a row, as its name has one row only."""
-        return None if small(name) else self._files.mark(name)
+        return None if name.startswith(_PREFIX) else self._files.mark(name)
 
     def sizes(self, names: Sequence[str]) -> Iterator[int]:
         """The `size` of each; those of rows come from the file many at a time."""
         for start in range(0, len(names), AHEAD):
             part = names[start : start + AHEAD]
-            rows = self._rows.lengths(sorted(number(name) for name in part if small(name)))
+            rows = self._rows.lengths(sorted(number(name) for name in part if name.startswith(_PREFIX)))
             for name in part:
-                yield rows.get(number(name), 0) if small(name) else self._files.size(name)
+                yield rows.get(number(name), 0) if name.startswith(_PREFIX) else self._files.size(name)
 
     # Between chests, and away.
 
     def link(self, key: K, store: Any, name: str, trusted: Callable[[], bool]) -> str:
         """A second name, for ``key``, of a file of another store; of a row it is a copy.  `OSError` where that cannot
         be, as for a row where this store has none of its own."""
-        if not small(name):
+        if not name.startswith(_PREFIX):
             return self._files.link(key, store, name, trusted)
         if not self._limit or not isinstance(store, Small):
             raise OSError(errno.EXDEV, "rows are copied from one file of small values to another only", self.path(name))
@@ -241,7 +263,7 @@ class Small(Generic[K]):
         """Remove files and rows.  One that is gone already is as well.  A few rows wait for the next transaction."""
         files = []
         for name in names:
-            if small(name):
+            if name.startswith(_PREFIX):
                 self._spent.append(number(name))
             else:
                 files.append(name)
@@ -272,7 +294,10 @@ class Small(Generic[K]):
 
         ``named`` is asked after it was found who is dead.  What a process that lives has not committed yet is none.
         """
-        return [f"{SMALL}/{row}" for row in self._rows.leftovers(lambda: {number(n) for n in named() if small(n)})]
+        def rows() -> set[int]:
+            return {number(name) for name in named() if name.startswith(_PREFIX)}
+
+        return [f"{_PREFIX}{row}" for row in self._rows.leftovers(rows)]
 
     def after_fork(self) -> None:
         """In a fork's child: what is to be removed is the parent's to remove; the connection was closed before."""
@@ -298,111 +323,11 @@ class Small(Generic[K]):
         self._files.clear_away()
 
 
-class _Full(Exception):
-    """There is more to write than was wanted."""
-
-
-class _Dumper:
-    """Dumps values one after another as a `Codec` does, and gives up on one as soon as it has ``limit`` bytes."""
-
-    def __init__(self, codec: Codec, limit: int):
-        self._codec = codec
-        self._pieces = _Pieces()
-        self._pickler = pickle.Pickler(self._pieces, 5, buffer_callback=self._pieces.in_line)
-        self.limit = limit
-
-    def dumped(self, value: Any) -> bytes | None:
-        """The bytes of ``value``, or `None` if it is not small."""
-        data = self._pickled(value) if self._codec.native else self._by_user(value)
-        return data if data is not None and len(data) < self.limit else None
-
-    def _pickled(self, value: Any) -> bytes | None:
-        if type(value).__module__ == "numpy" and getattr(value, "nbytes", 0) >= self.limit:
-            return None  # numpy would copy one that is not contiguous before any byte is written
-        self._pieces.start(self.limit)
-        try:
-            self._pickler.dump(value)
-        except _Full:
-            return None
-        finally:
-            self._pickler.clear_memo()
-        return b"".join(self._pieces.all)
-
-    def _by_user(self, value: Any) -> bytes | None:
-        file: Any = _Text(self.limit) if self._codec.mode == "t" else _Bytes(self.limit)
-        try:
-            self._codec.dump(value, file)
-        except Exception:
-            if file.full:
-                return None
-            raise
-        if file.full:  # it took the error for one of its own
-            return None
-        data = file.getvalue()
-        return data.encode("utf-8") if isinstance(data, str) else bytes(data)
-
-
-class _Pieces:
-    """The file of a pickler: takes its bytes up to a limit."""
-
-    def start(self, limit: int) -> None:
-        self.room = limit
-        self.all: list[bytes] = []
-
-    def write(self, data: Any) -> None:
-        self.room -= len(data)
-        if self.room <= 0:
-            raise _Full
-        self.all.append(data)
-
-    def in_line(self, buffer: Any) -> bool:
-        """Leaves the memory of an array in the pickle, unless that alone is too much: then it is not even copied."""
-        if memoryview(buffer).nbytes >= self.room:
-            raise _Full
-        return True
-
-
-
-class _Bytes(io.BytesIO):
-    """A binary file in memory, up to a limit, that takes text as well, as all of chest's do."""
-
-    def __init__(self, limit: int):
-        super().__init__()
-        self._limit = limit
-        self.full = False
-
-    def write(self, data: Any) -> int:
-        data = data.encode("utf-8") if isinstance(data, str) else data
-        if self.tell() + memoryview(data).nbytes >= self._limit:
-            self.full = True
-            raise _Full
-        return super().write(data)
-
-
-class _Text(io.StringIO):
-    """A text file in memory, up to a limit."""
-
-    def __init__(self, limit: int):
-        super().__init__()
-        self._limit = limit
-        self.full = False
-
-    def write(self, text: str) -> int:
-        if self.tell() + len(text) >= self._limit:
-            self.full = True
-            raise _Full
-        return super().write(text)
-
-
 def number(name: str) -> int:
     """The id of the row that ``name`` names."""
-    return int(name[len(SMALL) + 1 :])
+    return int(name[_DIGITS:])
 
 
 def _caused(error: Exception, cause: Exception) -> Exception:
     error.__cause__ = cause
     return error
-
-
-def _unnamed(written: Written) -> bool:
-    return not written.name and written.error is None

@@ -11,8 +11,9 @@ import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Generator, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import chain, islice
 from typing import Any, Callable, NoReturn, TypeVar
 
@@ -40,6 +41,18 @@ class _Gate(Gate):
         self._depth += 1
 
 
+class _Inline(ThreadPoolExecutor):
+    """Does at once what is submitted.  While the interpreter ends fsspec's loop finds no other that takes anything."""
+
+    def submit(self, work: Callable[..., Any], /, *args: Any, **more: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(work(*args, **more))
+        except BaseException as error:
+            future.set_exception(error)
+        return future
+
+
 _gates: weakref.WeakValueDictionary[str, _Gate] = weakref.WeakValueDictionary()
 
 
@@ -61,10 +74,12 @@ class Store:
         self.gate = _gates.setdefault(self.url, _Gate(self.url))
         self._fsspec: Any = self._imported()
         self._spare: deque[Any] = deque()
-        first, self._base = self._connected()
-        kind = type(self._under(first))
+        self._inherited: list[Any] = []
+        kind = self._kind()
         protocols = {kind.protocol} if isinstance(kind.protocol, str) else set(kind.protocol)
         self._shared = bool(getattr(kind, "async_impl", False))
+        self._own = not self._shared  # must the next connection be a new one?
+        first, self._base = self._connected()
         self.folders = "ssh" in protocols or (kind.mv is not self._fsspec.AbstractFileSystem.mv and not self._shared)
         self._tidy = bool(protocols & _TIDY)
         self._matches = "s3" in protocols  # s3fs hands the condition If-Match on
@@ -95,8 +110,23 @@ class Store:
         except ImportError as error:
             raise ImportError(f"a chest at {self.shown()} needs fsspec: pip install 'chest[remote]'") from error
 
+    def _kind(self) -> Any:
+        """The class of the file system below those that only cache."""
+        protocol = self.url.split("::")[-1].partition("://")[0]
+        with self._explained():
+            return self._fsspec.get_filesystem_class(protocol)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except ImportError as error:
+            raise ImportError(f"a chest at {self.shown()} needs a package that is not installed: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"there can be no chest at {self.shown()}: {error}") from error
+
     def _connected(self) -> tuple[Any, str]:
-        """A file system of our own, which no cache of fsspec's gives to anybody else, and the path in it.
+        """A file system, where that matters one that fsspec gives to nobody else, and the path in it.
 
         It is made in another thread: paramiko keeps the frames of those who connect, and with ours the chest would
         stay until the garbage is collected.
@@ -108,16 +138,15 @@ class Store:
         options = dict(self._options)
         for link in self.url.split("::")[1:]:
             protocol = link.partition("://")[0]
-            options[protocol] = {**options.get(protocol, {}), "skip_instance_cache": True}
+            options[protocol] = {**options.get(protocol, {}), "skip_instance_cache": self._own}
         url_to_fs = importlib.import_module("fsspec.core").url_to_fs
-        try:
-            fs, base = url_to_fs(self.url, skip_instance_cache=True, **options)
-        except ImportError as error:
-            raise ImportError(f"a chest at {self.shown()} needs a package that is not installed: {error}") from error
-        except ValueError as error:
-            raise ValueError(f"there can be no chest at {self.shown()}: {error}") from error
-        except Exception as error:
-            self._fail(error)
+        with self._explained():
+            try:
+                fs, base = url_to_fs(self.url, skip_instance_cache=self._own, **options)
+            except (ImportError, ValueError):
+                raise
+            except Exception as error:
+                self._fail(error)
         return fs, base
 
     def _under(self, fs: Any) -> Any:
@@ -130,9 +159,8 @@ class Store:
     def run(self, work: Callable[[Any], T], cached: bool = False) -> T:
         """``work`` with a file system, below all caches unless ``cached``.  One attempt, or two if the first
         found a connection that broke while it was idle.  Errors are those of the system, with a number and a text."""
-        if self._too_late():
-            raise ConnectionError(errno.ECONNABORTED, "the interpreter ends, and no connection can be had any more; flush "
-                                  "or close the chest before that", self.shown())
+        if sys.is_finalizing():  # fsspec's own thread has ended, and it would be waited for for ever
+            raise ConnectionError(errno.ECONNABORTED, "the interpreter has ended", self.shown())
         with self._places:
             while True:
                 fs, used = self._borrow()
@@ -142,25 +170,25 @@ class Store:
                     self._give_back(fs)
                     self._fail(error)
                 except Exception as error:
-                    self._spare.clear()
+                    self.close()
+                    self._hang_up(fs)
+                    self._own = True
                     if not used or self._shared:
                         self._fail(error)
                     continue
                 self._give_back(fs)
                 return result
 
-    def _too_late(self) -> bool:
-        """Would fsspec wait for ever?  Its loop needs a pool of threads, and has a thread, that end before us."""
-        return sys.is_finalizing() or (self._shared and bool(getattr(concurrent.futures.thread, "_shutdown", False)))
-
     def _borrow(self) -> tuple[Any, bool]:
         with self._making:  # one after another: servers refuse a crowd of newcomers
-            if self._spare:
-                return (self._spare[-1] if self._shared else self._spare.pop()), True
-            fs, _ = self._connected()
-            if self._shared:
-                self._spare.append(fs)
-            return fs, False
+            used = bool(self._spare)
+            if not used:
+                self._spare.append(self._connected()[0])
+            if not self._shared:
+                return self._spare.pop(), used
+            if getattr(concurrent.futures.thread, "_shutdown", False):
+                self._under(self._spare[-1]).loop.set_default_executor(_Inline(1))
+            return self._spare[-1], used
 
     def _give_back(self, fs: Any) -> None:
         if not self._shared:
@@ -189,10 +217,23 @@ class Store:
                                self.shown())
 
     def close(self) -> None:
-        self._spare.clear()
+        """Let go of the spare connections.  What fsspec shares stays open for others."""
+        spare, self._spare = self._spare, deque()
+        for fs in spare:
+            self._hang_up(fs)
+
+    def _hang_up(self, fs: Any) -> None:
+        """End the connection of sftp now, with its thread, and not when the garbage is collected."""
+        client = None if self._shared else getattr(self._under(fs), "client", None)
+        if client is not None:
+            client.close()
 
     def after_fork(self) -> None:
-        """In the child: none of the parent's connections, and no lock that a thread of the parent may hold."""
+        """In the child: none of the parent's connections, and no lock that a thread of the parent may hold.
+
+        The connections are kept, though: paramiko says goodbye to the server when it lets go of one.
+        """
+        self._inherited.append(self._spare)
         self.gate.abandon()
         self._making = threading.Lock()
         self._places = threading.Semaphore(self.width)
@@ -233,7 +274,8 @@ class Store:
     @staticmethod
     def _started(pool: ThreadPoolExecutor, work: Callable[[], T]) -> Callable[[], T]:
         try:
-            return pool.submit(work).result
+            with shield:  # the garbage collector may run here, and a chest that it ends here would wait for our own lock
+                return pool.submit(work).result
         except RuntimeError:
             return work
 

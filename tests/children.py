@@ -12,13 +12,14 @@ HOME = os.path.dirname(os.path.dirname(os.path.abspath(chest.__file__)))  # so t
 
 
 def python(script, *arguments, code=0, stderr="", options=(), **environment):
-    """Run ``script`` in a fresh interpreter and return what it printed; its end and its errors must be as said.
+    """Run ``script``, a text or the path of a file, in a fresh interpreter and return what it printed.
 
-    ``stderr=None``: whatever it says there is fine.
+    Its end and its errors must be as said; ``stderr=None``: whatever it says there is fine.
     """
     paths = os.pathsep.join(filter(None, [HOME, os.environ.get("PYTHONPATH")]))
-    done = subprocess.run([sys.executable, *options, "-c", script, *map(str, arguments)], capture_output=True,
-                          text=True, timeout=120, env=dict(os.environ, PYTHONPATH=paths, **environment))
+    what = [script] if script.endswith(".py") else ["-c", script]
+    done = subprocess.run([sys.executable, *options, *what, *map(str, arguments)], capture_output=True, text=True,
+                          timeout=120, env=dict(os.environ, PYTHONPATH=paths, **environment))
     assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
     if stderr is not None:
         assert done.stderr == stderr, done.stderr

@@ -47,7 +47,7 @@ def array_places(data):
     magic, stop, count, checksum = struct.unpack("<8sQII", data[-24:])
     if magic != b"\xffchest\r\n" or stop + 17 * count + 24 != len(data):
         return []
-    assert zlib.crc32(struct.pack("<Q", stop) + data[stop:-24]) == checksum
+    assert zlib.crc32(data[stop:-24] + struct.pack("<Q", stop)) == checksum
     places = []
     for start, size, readonly in struct.iter_unpack("<QQ?", data[stop:-24]):
         end = start + (5 if readonly and size < 1 << 32 else 9)

@@ -4,16 +4,18 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import independent_reader
 import pytest
 
 import chest
-from chest import Chest
+from chest import Chest, cli
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.rst", *sorted((ROOT / "docs").glob("*.rst"))]
+SPOKEN_OF = r"<([\w./-]+\.(?:rst|txt))>|image:: (\S+)|literalinclude:: (\S+)"
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -44,7 +46,7 @@ def test_the_pool_of_the_page_on_processes_works(tmp_path):
 
 def test_files_that_the_pages_speak_of_are_there():
     for page in PAGES:
-        for target in re.findall(r"<([\w./-]+\.(?:rst|txt))>|image:: (\S+)|literalinclude:: (\S+)", page.read_text("utf-8")):
+        for target in re.findall(SPOKEN_OF, page.read_text(encoding="utf-8")):
             name = next(filter(None, target))
 
             assert (page.parent / name).is_file(), f"{page.name} speaks of {name}"
@@ -65,6 +67,18 @@ def test_the_pages_build_without_a_warning(tmp_path):
 
     assert found.stderr == ""
     assert found.returncode == 0
+
+
+def test_breaking_a_commit_as_the_page_for_contributors_says_leaves_the_last_one(tmp_path):
+    page = (ROOT / "CONTRIBUTING.rst").read_text(encoding="utf-8")
+    script = textwrap.dedent(re.search(r"python - <<'END'\n(.*?)    END", page, re.DOTALL)[1])
+
+    broken = subprocess.run([sys.executable, "-c", script], timeout=60, check=False, cwd=tmp_path)
+
+    assert broken.returncode == 9
+    assert dict(Chest(path="broken")) == {"x": 1}
+    assert cli.main(["check", "broken", "--repair", "--leftovers", "--yes"]) == 0
+    assert sorted(os.listdir("broken")) == [".keys", "x"]
 
 
 # The format

@@ -135,3 +135,14 @@ def test_without_durable_nothing_is_synced(tmp_path):
     seen = trace(tmp_path, "c.flush()", False)
     assert ("rename", ".keys") in seen
     assert [where for what, where in seen if what == "sync"] == []
+
+
+def test_a_new_directory_is_synced_into_its_parent_as_are_those_above_it(tmp_path):
+    """Else a loss of power could take the whole chest, with all that was committed in it."""
+    seen = trace(tmp_path, f"""
+    new = Chest(path={str(tmp_path / 'chest' / 'far' / 'away')!r}, durable=True)
+    new['x'] = 1
+    new.flush()""", True)
+    commit = seen.index(("rename", "far/away/.keys"))
+    for made, parent in (("far", "."), ("far/away", "far")):
+        assert seen.index(("mkdir", made)) < last(seen[:commit], ("sync", parent))

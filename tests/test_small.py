@@ -20,6 +20,7 @@ from children import HOME, forked, python
 
 from chest import Chest, rows
 from chest.codec import Codec
+from chest.dumper import Dumper
 from chest.errors import ChestError, LoadError
 from chest.files import Files, Stale
 from chest.locks import later
@@ -30,6 +31,11 @@ LIMIT = 1000
 SMALLER, LARGER = b"s" * 100, b"l" * 5000
 WAIT = 30  # seconds until something counts as hung
 posix = pytest.mark.skipif(os.name != "posix", reason="forks and signals are POSIX's")
+
+
+@pytest.fixture(autouse=True)
+def ids_from_one(monkeypatch):
+    monkeypatch.setattr(rows, "START", 1)
 
 
 def always():
@@ -151,9 +157,7 @@ def test_a_large_array_is_not_copied_to_learn_that_it_is(make_array):
 
 
 def held_to_its_limit(value):
-    from chest.small import _Dumper
-
-    dumper = _Dumper(Codec(), LIMIT)
+    dumper = Dumper(Codec(), LIMIT)
     tracemalloc.start()
     try:
         assert dumper.dumped(value) is None
@@ -351,7 +355,9 @@ def test_durable_waits_for_the_disk_and_otherwise_the_file_is_never_damaged(path
 # Names and space.
 
 
-def test_ids_are_never_used_again(path):
+@pytest.mark.parametrize("dropped", [False, True])
+def test_ids_are_never_used_again(path, dropped, monkeypatch):
+    monkeypatch.undo()
     seen = set()
     for _ in range(4):
         store = make(path)
@@ -359,7 +365,7 @@ def test_ids_are_never_used_again(path):
         assert seen.isdisjoint(names)
         seen.update(names)
         store.remove(names)
-        store.close()
+        store.destroy() if dropped else store.close()
 
 
 @pytest.mark.parametrize("kept", [
@@ -557,7 +563,7 @@ def test_update_between_chests_of_different_settings(path, limits):
 
 def small_of(*lines):
     return "\n".join(["import os, sys", f"sys.path.insert(0, {os.path.dirname(__file__)!r})",
-                      "from test_small import *", "store = make(sys.argv[1])", *lines])
+                      "from test_small import *", "rows.START = 1", "store = make(sys.argv[1])", *lines])
 
 
 def one_that_waits(path):

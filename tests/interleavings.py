@@ -1,0 +1,320 @@
+"""Every order in which the file-system steps of a few actors can happen, driving the real code step by step.
+
+Each actor runs in a thread of its own and stops before every call that touches the directory under test; a scheduler
+says who goes on.  One run follows one order.  The orders are visited depth first, each from a fresh start, and two that
+differ only in steps that touch different files, or that only read, count as one: that is what sleep sets are for
+(P. Godefroid, *Partial-Order Methods for the Verification of Concurrent Systems*, 1996).
+
+A lock that somebody else has disables the step that asks for it.  A kill is one more thing that can happen to an actor
+where it stands: none of its calls has an effect any more, and its lock is released, as the kernel would do.
+"""
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+
+from chest import keysfile, system
+from chest.codec import Codec
+
+LOCK = "the lock"
+
+
+class Killed(BaseException):
+    """Ends an actor's thread; it passes every handler, and whatever these still try has no effect."""
+
+
+class Step:
+    """What an actor is about to do: the paths it reads and those it writes."""
+
+    def __init__(self, what, reads=(), writes=()):
+        self.what = what
+        self.reads = frozenset(reads)
+        self.writes = frozenset(writes)
+
+    def clashes(self, other):
+        """Could it matter which of the two comes first?"""
+        return bool(self.writes & (other.reads | other.writes) or other.writes & self.reads)
+
+
+class Actor:
+    """A thread that runs ``program(actor)`` and waits before each of its steps."""
+
+    def __init__(self, name, program, world):
+        self.name = name
+        self.world = world
+        self.step = None  # what comes next; None when all is done
+        self.error = None
+        self.killed = False
+        self.torn = False
+        self._program = program
+        self._go = threading.Semaphore(0)
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self):
+        self.world.actors_by_thread[threading.get_ident()] = self
+        try:
+            self.stop(Step("start"))
+            self._program(self)
+        except Killed:
+            pass
+        except BaseException as error:
+            self.error = error
+        finally:
+            self.step = None
+            self.world.actors_by_thread.pop(threading.get_ident(), None)
+            self.world.stopped.release()
+
+    def stop(self, step):
+        if self.killed:
+            raise Killed
+        self.step = step
+        self.world.stopped.release()
+        self._go.acquire()
+        if self.killed:
+            raise Killed
+
+    def proceed(self):
+        """Take the step that comes next, up to the one after it."""
+        self._go.release()
+        self.world.stopped.acquire()
+
+    def kill(self):
+        self.killed = True
+        if self.step is not None:
+            self.proceed()
+        if self.world.holder is self:
+            self.world.holder = None
+
+
+class World:
+    """One run: the actors, who has the lock, and what happened."""
+
+    def __init__(self, root):
+        self.root = root
+        self.actors = []
+        self.actors_by_thread = {}
+        self.stopped = threading.Semaphore(0)
+        self.holder = None
+        self.log = []
+        self.fds = {}  # descriptors of ours, and their paths
+        self.on_commit = lambda actor: None
+        self.moves_root = False  # may the directory itself come and go?
+
+    def start(self, programs):
+        for name, program in programs.items():
+            self.actors.append(Actor(name, program, self))
+            self.actors[-1].thread.start()
+            self.stopped.acquire()
+
+    def choices(self, kills):
+        """What can happen next, by name: an actor goes on, or is killed there, or dies in the middle of a write."""
+        found = {}
+        for actor in self.actors:
+            step = actor.step
+            if step is None:
+                continue
+            if step.what != "lock" or self.holder is None:
+                found[actor.name] = step
+            if actor.name in kills and not any(a.killed for a in self.actors):
+                found["kill " + actor.name] = Step("kill", writes=[LOCK] if self.holder is actor else [])
+                if step.what == "write":
+                    found["tear " + actor.name] = Step("tear", writes=[LOCK, *step.writes])
+        return found
+
+    def take(self, choice):
+        what, _, name = choice.rpartition(" ")
+        actor = next(a for a in self.actors if a.name == name)
+        self.log.append((choice, actor.step.what, *sorted(map(os.path.basename, actor.step.reads | actor.step.writes))))
+        if what == "kill":
+            actor.kill()
+        else:
+            actor.torn = what == "tear"
+            actor.proceed()
+
+    def end(self):
+        """Let nobody do anything any more."""
+        for actor in self.actors:
+            actor.kill()
+        for actor in self.actors:
+            actor.thread.join()
+
+    # The patched calls.
+
+    def me(self):
+        return self.actors_by_thread.get(threading.get_ident())
+
+    def mine(self, path):
+        """The path as a step names it, or None if it is no business of ours."""
+        if not isinstance(path, (str, os.PathLike)):
+            return None
+        path = os.fspath(path)
+        return path if path.startswith(self.root) and (self.moves_root or path != self.root) else None
+
+    def _stop(self, what, reads=(), writes=()):
+        """Announce a step on these paths; it also needs the folders above them to be there."""
+        reads, writes = ([p for p in map(self.mine, paths) if p] for paths in (reads, writes))
+        above = {p[:i] for p in reads + writes for i in range(len(self.root) + 1, len(p)) if p[i] == os.sep}
+        if self.moves_root:
+            above |= {self.root} - set(writes)
+        if reads or writes:
+            self.me().stop(Step(what, {*reads, *above}, writes))
+
+    def _patched(self, real, what):
+        def call(*args, **kwargs):
+            if self.me() is None:
+                return real(*args, **kwargs)
+            return what(real, *args, **kwargs)
+        return call
+
+    def _reading(self, real, path, *args, **kwargs):
+        self._stop("look", [path])
+        return real(path, *args, **kwargs)
+
+    def _writing(self, real, path, *args, **kwargs):
+        self._stop("change", writes=[path])
+        return real(path, *args, **kwargs)
+
+    def _making(self, real, path, *args, **kwargs):
+        self._stop("make", *(([], [path]) if path != self.root or not os.path.isdir(path) else ([path], [])))
+        return real(path, *args, **kwargs)
+
+    def _os_open(self, real, path, flags, *args, **kwargs):
+        if flags & os.O_CREAT:
+            self._stop("create", writes=[path])
+        else:
+            self._stop("open", [path])
+        fd = real(path, flags, *args, **kwargs)
+        self.fds[fd] = path
+        return fd
+
+    def _open(self, real, path, mode, **kwargs):
+        path_of = self.fds.get(path, path)
+        self._stop("read" if mode == "rb" else "create", *([path_of], []) if mode == "rb" else ([], [path_of]))
+        return real(path, mode, **kwargs)
+
+    def _read_value(self, real, codec, path):
+        self._stop("open", [path])
+        return real(codec, path)
+
+    def _create_value(self, real, codec, path):
+        self._stop("create", writes=[path])
+        file = real(codec, path)
+        try:
+            self._stop("fill", writes=[path])
+        except Killed:
+            file.close()
+            raise
+        return file
+
+    def _fstat(self, real, fd):
+        self._stop("look", [self.fds.get(fd)])
+        return real(fd)
+
+    def _write(self, real, fd, data):
+        actor = self.me()
+        self._stop("write", writes=[self.fds.get(fd)])
+        if actor.torn:
+            real(fd, data[: len(data) // 2])
+            actor.killed = True
+            raise Killed
+        done = real(fd, data)
+        self.on_commit(actor)
+        return done
+
+    def _replace(self, real, source, target):
+        self._stop("replace", writes=[source, target])
+        done = real(source, target)
+        self.on_commit(self.me())
+        return done
+
+    def _link(self, real, source, target, **kwargs):
+        self._stop("link", [source], [target])
+        return real(source, target, **kwargs)
+
+    def _flock(self, real, fd, how):
+        actor = self.me()
+        if how == fcntl.LOCK_EX:
+            actor.stop(Step("lock", writes=[LOCK]))
+            real(fd, how | fcntl.LOCK_NB)
+            self.holder = actor
+            return
+        if self.holder is actor:
+            if not actor.killed:
+                actor.stop(Step("unlock", writes=[LOCK]))
+            self.holder = None
+        real(fd, how)
+
+    def _close(self, real, fd):
+        self.fds.pop(fd, None)
+        return real(fd)
+
+    def patch(self, monkeypatch):
+        for name, what in dict(open=self._os_open, stat=self._reading, lstat=self._reading, fstat=self._fstat,
+                               write=self._write, replace=self._replace, unlink=self._writing, utime=self._writing,
+                               mkdir=self._making, rmdir=self._making, link=self._link, close=self._close).items():
+            monkeypatch.setattr(os, name, self._patched(getattr(os, name), what))
+        monkeypatch.setattr(system, "replace", os.replace)
+        monkeypatch.setattr(keysfile, "open", self._patched(open, self._open), raising=False)
+        monkeypatch.setattr(Codec, "reader", self._patched(Codec.reader, self._read_value))
+        monkeypatch.setattr(Codec, "create", self._patched(Codec.create, self._create_value))
+        monkeypatch.setattr(fcntl, "flock", self._patched(fcntl.flock, self._flock))
+
+
+class Node:
+    """A point where several things could happen: which of them were tried, and which need not be."""
+
+    def __init__(self, choices, asleep):
+        self.choices = choices
+        self.asleep = asleep
+        self.tried = {}
+        self.chosen = None
+
+    def next(self):
+        """Choose what was not tried yet; False if there is nothing."""
+        if self.chosen is not None:
+            self.tried[self.chosen] = self.choices[self.chosen]
+        self.chosen = next((c for c in self.choices if c not in self.asleep and c not in self.tried), None)
+        return self.chosen is not None
+
+    def below(self):
+        """What sleeps at the next node: all that was, or will have been, tried here and may as well come later."""
+        step, who = self.choices[self.chosen], self.chosen.rpartition(" ")[2]
+        return {choice: other for choice, other in {**self.asleep, **self.tried}.items()
+                if choice.rpartition(" ")[2] != who and not step.clashes(other)}
+
+
+def explore(begin, kills=(), limit=None):
+    """Visit all orders.  ``begin()`` gives a started `World` and what to call when all its actors are done.
+
+    Returns how many orders were followed to their end.  With ``limit`` no more than so many runs are made.
+    """
+    path = []
+    complete = runs = 0
+    while limit is None or runs < limit:
+        runs += 1
+        world, check = begin()
+        try:
+            for node in path:
+                world.take(node.chosen)
+            while True:
+                choices = world.choices(kills)
+                if not any(actor.step for actor in world.actors):
+                    complete += 1; print([" ".join(l) for l in world.log]) if os.environ.get("SHOW") else None
+                    check()
+                    break
+                assert choices, "nobody can go on"
+                node = Node(choices, path[-1].below() if path else {})
+                if not node.next():
+                    break  # all that could happen here was, or will be, seen in another order
+                path.append(node)
+                world.take(node.chosen)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\nafter:\n" + "\n".join(map(str, world.log))) from error
+        finally:
+            world.end()
+        while path and not path[-1].next():
+            path.pop()
+        if not path:
+            return complete
+    return complete
