@@ -169,8 +169,6 @@ def _write(path: str, total: int, available: int) -> dict[str, Any]:
 
 def _read(path: str, total: int, available: int) -> dict[str, Any]:
     """Compare all tables with all others, block by block, as one does with matrices that do not fit into memory."""
-    import numpy as np
-
     start = time.perf_counter()
     chest: Chest[str, Any] = Chest(path=path, available_memory=available)
     keys = list(chest)
@@ -186,8 +184,7 @@ def _read(path: str, total: int, available: int) -> dict[str, Any]:
             rows, done = _unit_rows(chest, keys[tall]), tall
         columns = _unit_rows(chest, keys[wide])
         loading += time.perf_counter() - before
-        alike = np.triu(rows @ columns.T, tall.start - wide.start + 1)  # each pair once, and none with itself
-        best = _best(best, alike, keys[tall], keys[wide])
+        best = _best(best, _once(rows @ columns.T, tall, wide), keys[tall], keys[wide])
         most = max(most, rows.nbytes + columns.nbytes)
     stats = chest.stats
     return {"seconds": time.perf_counter() - start, "loading": loading, "reads": stats.hits + stats.misses,
@@ -204,6 +201,13 @@ def _blocks(count: int, tall: int, wide: int) -> Iterator[tuple[slice, slice]]:
         columns = [slice(left, left + wide) for left in range(top, count, wide)]
         for column in reversed(columns) if turn % 2 else columns:
             yield slice(top, top + tall), column
+
+
+def _once(alike: Any, tall: slice, wide: slice) -> Any:
+    """A block of the square without its lower half: each pair once, and none with itself."""
+    import numpy as np
+
+    return np.triu(alike, tall.start - wide.start + 1)
 
 
 def _unit_rows(chest: Chest[str, Any], keys: list[str]) -> Any:

@@ -1,7 +1,8 @@
-"""How a chest in a store ends when the garbage collector finds it.
+"""How a chest in a store ends: its last save needs a connection, and so fsspec's own threads and those below it.
 
-The collector may do so in the middle of starting a thread, or in fsspec's own thread, where the last save would wait for
-ever: it needs both.  What it finds is ended by a thread that stands by.
+When the interpreter ends, paramiko hangs up by itself; so chests in a store are ended before that.  And the garbage
+collector may find a chest in the middle of starting a thread, or in fsspec's own thread, where a save would wait for
+ever: what it finds is ended by a thread that stands by.
 """
 from __future__ import annotations
 
@@ -19,12 +20,15 @@ _state = threading.local()
 _thread: threading.Thread | None = None
 
 
-def attend() -> None:
-    """See to it that `collecting` can tell, and that `hand_over` has a taker."""
+def attend(end: Callable[[], None]) -> None:
+    """See to it that ``end`` is called before connections are, and that `hand_over` has a taker.
+
+    Called when a first connection was made: what is registered last for the interpreter's end comes first.
+    """
     global _thread
     if _note not in gc.callbacks:
         gc.callbacks.append(_note)
-        atexit.register(_last_call)
+        atexit.register(_last_call, end)
     if _thread is None:
         _thread = threading.Thread(target=_stand_by, name="chest-farewell", daemon=True)
         _thread.start()
@@ -56,12 +60,13 @@ def _stand_by() -> None:
         del action
 
 
-def _last_call() -> None:
+def _last_call(end: Callable[[], None]) -> None:
     global _thread
     thread, _thread = _thread, None
     if thread is not None:
         _found.put(None)
         thread.join()
+    end()
 
 
 def _after_fork_in_child() -> None:

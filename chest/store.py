@@ -135,7 +135,7 @@ class Store:
             return self._started(pool, self._connect)()
 
     def _connect(self) -> tuple[Any, str]:
-        options = dict(self._options)
+        options = copied(self._options)
         for link in self.url.split("::")[1:]:
             protocol = link.partition("://")[0]
             options[protocol] = {**options.get(protocol, {}), "skip_instance_cache": self._own}
@@ -274,7 +274,7 @@ class Store:
     @staticmethod
     def _started(pool: ThreadPoolExecutor, work: Callable[[], T]) -> Callable[[], T]:
         try:
-            with shield:  # the garbage collector may run here, and a chest that it ends here would wait for our own lock
+            with shield:  # a chest that the garbage collector ends here would wait for a lock that we have
                 return pool.submit(work).result
         except RuntimeError:
             return work
@@ -407,6 +407,11 @@ class Store:
         except FileNotFoundError:
             pass
         self._made = False
+
+
+def copied(options: Mapping[str, Any]) -> dict[str, Any]:
+    """``options`` with the mappings in them, to which botocore adds things, copied too."""
+    return {name: copied(value) if isinstance(value, dict) else value for name, value in options.items()}
 
 
 def above(name: str) -> list[str]:

@@ -125,12 +125,14 @@ class World:
     def take(self, choice):
         what, _, name = choice.rpartition(" ")
         actor = next(a for a in self.actors if a.name == name)
-        self.log.append((choice, actor.step.what, *sorted(map(os.path.basename, actor.step.reads | actor.step.writes))))
+        self.log.append((choice, actor.step.what, *sorted(actor.step.reads | actor.step.writes)))
         if what == "kill":
             actor.kill()
         else:
             actor.torn = what == "tear"
             actor.proceed()
+            if actor.killed:
+                self.holder = None
 
     def end(self):
         """Let nobody do anything any more."""
@@ -145,18 +147,18 @@ class World:
         return self.actors_by_thread.get(threading.get_ident())
 
     def mine(self, path):
-        """The path as a step names it, or None if it is no business of ours."""
-        if not isinstance(path, (str, os.PathLike)):
-            return None
-        path = os.fspath(path)
-        return path if path.startswith(self.root) and (self.moves_root or path != self.root) else None
+        """The path as a step names it, relative to the root; empty if it is no business of ours."""
+        if not isinstance(path, (str, os.PathLike)) or not os.fspath(path).startswith(self.root):
+            return ""
+        path = os.path.relpath(os.fspath(path), self.root)
+        return path if self.moves_root or path != "." else ""
 
     def _stop(self, what, reads=(), writes=()):
         """Announce a step on these paths; it also needs the folders above them to be there."""
         reads, writes = ([p for p in map(self.mine, paths) if p] for paths in (reads, writes))
-        above = {p[:i] for p in reads + writes for i in range(len(self.root) + 1, len(p)) if p[i] == os.sep}
+        above = {p[:i] for p in reads + writes for i in range(len(p)) if p[i] == os.sep}
         if self.moves_root:
-            above |= {self.root} - set(writes)
+            above |= {"."} - set(writes)
         if reads or writes:
             self.me().stop(Step(what, {*reads, *above}, writes))
 
@@ -240,8 +242,11 @@ class World:
             self.holder = actor
             return
         if self.holder is actor:
-            if not actor.killed:
+            try:
                 actor.stop(Step("unlock", writes=[LOCK]))
+            except Killed:
+                os.close(fd)
+                raise
             self.holder = None
         real(fd, how)
 
@@ -300,7 +305,7 @@ def explore(begin, kills=(), limit=None):
             while True:
                 choices = world.choices(kills)
                 if not any(actor.step for actor in world.actors):
-                    complete += 1; print([" ".join(l) for l in world.log]) if os.environ.get("SHOW") else None
+                    complete += 1
                     check()
                     break
                 assert choices, "nobody can go on"
@@ -316,5 +321,6 @@ def explore(begin, kills=(), limit=None):
         while path and not path[-1].next():
             path.pop()
         if not path:
-            return complete
+            break
+    print("RUNS", runs)
     return complete

@@ -150,7 +150,7 @@ def user() -> str:
 
 
 def descendants(pid: int) -> list[int]:
-    """The processes that ``pid`` started, and those that they started: sshd has a session of its own for each client."""
+    """The processes that ``pid`` started, and those that these did: sshd has one for each client."""
     listed = subprocess.run(["ps", "-eo", "pid=,ppid="], check=True, capture_output=True, text=True).stdout
     pairs = [tuple(map(int, line.split())) for line in listed.splitlines()]
     found = [pid]

@@ -224,10 +224,25 @@ def test_values_are_loaded_and_compared_in_every_kind_of_file(mode: str | None, 
             assert not file.closed
         with opener() as file:
             assert arrays.same(loaded, file)
+            assert not file.closed
         if loaded["x"].flags.writeable:
             loaded["x"][-1] += 1
             with opener() as file:
                 assert not arrays.same(loaded, file)
+
+
+def test_a_raw_file_stays_open_when_it_is_read_through_a_buffer(tmp_path: Path) -> None:
+    path = write(tmp_path / "value", ["small"])
+    with open(path, "rb", buffering=0) as file:
+        assert arrays.load(file) == ["small"]
+        file.seek(0)
+        assert arrays.same(["small"], file)
+        assert not file.closed
+
+
+def test_a_value_of_very_many_pieces_is_written_whole(tmp_path: Path) -> None:
+    value = [bytes([i % 256]) * 65_536 for i in range(700)]
+    assert pickle.loads(write(tmp_path / "value", value).read_bytes()) == value
 
 
 class Undumpable:

@@ -78,12 +78,19 @@ def test_without_numpy_the_demo_says_in_one_line_how_to_install_it(capsys, monke
     assert "pip install 'chest[numpy]'" in told
 
 
-def test_a_full_disk_is_told_beforehand(capsys):
+def test_a_full_disk_is_told_beforehand(capsys, monkeypatch):
     pytest.importorskip("numpy")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Usage)
 
-    assert cli.main(["demo", "--size", "900 TB"]) == 2
+    assert cli.main(["demo", "--size", "40 MB", "--budget", "8 MB"]) == 2
 
     assert "--size" in capsys.readouterr().err
+
+
+class Usage:
+    """A disk with little room."""
+
+    free = 1_000_000
 
 
 @pytest.mark.parametrize("arguments", [["--budget", "1 kB"], ["--size", "much"]])
@@ -95,9 +102,12 @@ def test_sizes_that_will_not_do_are_errors(capsys, arguments):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_blocks_cover_each_pair_once():
-    seen = []
-    for tall, wide in demo._blocks(23, tall=5, wide=3):
-        seen += [(row, column) for row in range(23)[tall] for column in range(23)[wide] if column > row]
+def test_blocks_compare_each_pair_once():
+    numpy = pytest.importorskip("numpy")
+    compared = numpy.zeros((23, 23))
 
-    assert sorted(seen) == [(row, column) for row in range(23) for column in range(row + 1, 23)]
+    for tall, wide in demo._blocks(23, tall=5, wide=3):
+        block = compared[tall, wide]
+        block += demo._once(numpy.ones_like(block), tall, wide)
+
+    assert (compared == numpy.triu(numpy.ones((23, 23)), 1)).all()

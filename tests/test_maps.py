@@ -136,6 +136,20 @@ def test_an_unwritten_map_is_known_to_be_the_same_without_its_bytes(
 
 
 @posix
+def test_an_array_longer_than_the_part_of_a_file_that_is_mapped_at_a_time_is_compared_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maps, "_WINDOW", maps.mmap.ALLOCATIONGRANULARITY * 3 + 1000)
+    value = [np.arange(LARGE), np.arange(LARGE)]
+    path = write(tmp_path / "value", value)
+    for index in (0, LARGE // 2, LARGE - 1):
+        assert is_same(value, path)
+        value[1][index] += 1
+        assert not is_same(value, path)
+        value[1][index] -= 1
+
+
+@posix
 def test_files_that_cannot_be_mapped_are_read_and_compared_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,8 @@
 """A chest at a URL: the same promises over fsspec, and as few round trips one after another as can be."""
 from __future__ import annotations
 
+import concurrent.futures.thread
+import gc
 import gzip
 import io
 import json
@@ -16,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from chest import Chest, store
+from chest import Chest, farewell, store
 from chest.errors import ChestError, LoadError
 
 fsspec = pytest.importorskip("fsspec", reason="a chest at a URL needs fsspec")
@@ -40,6 +42,7 @@ class Counted(MemoryFileSystem):
     before = staticmethod(lambda what, path: None)
     under_way = peak = 0
     mutex = threading.Lock()
+    mine = threading.local()
 
     @classmethod
     def _strip_protocol(cls, path):
@@ -47,6 +50,9 @@ class Counted(MemoryFileSystem):
 
     def _call(self, what, path, work):
         kind = type(self)
+        if getattr(self.mine, "busy", False):  # the base class calls its own methods
+            return work()
+        self.mine.busy = True
         with self.mutex:
             kind.calls.append((what, path))
             Counted.under_way += 1
@@ -55,6 +61,7 @@ class Counted(MemoryFileSystem):
             kind.before(what, path)
             return work()
         finally:
+            self.mine.busy = False
             with self.mutex:
                 Counted.under_way -= 1
 
@@ -137,10 +144,15 @@ def server(request):
     found.start()
 
 
+def below(place):
+    """fsspec's own view of the place, and the path there."""
+    fs, base = fsspec.core.url_to_fs(place["path"], skip_instance_cache=True, **place.get("storage_options", {}))
+    return getattr(fs, "fs", fs), base
+
+
 def objects(place):
     """The names of all objects there."""
-    fs, base = fsspec.core.url_to_fs(place["path"], skip_instance_cache=True, **place.get("storage_options", {}))
-    fs = getattr(fs, "fs", fs)
+    fs, base = below(place)
     try:
         return sorted(name[len(base):].strip("/") for name in fs.find(base))
     except FileNotFoundError:
@@ -210,8 +222,7 @@ def test_drop_takes_everything_but_what_is_not_its_own(place):
     c = Chest(**place)
     c["a", "b"] = c["x"] = 1
     c.flush()
-    fs, base = fsspec.core.url_to_fs(place["path"], **place.get("storage_options", {}))
-    fs = getattr(fs, "fs", fs)
+    fs, base = below(place)
     fs.pipe_file(f"{base}/mine", b"mine")
     c.drop()
     assert objects(place) == ["mine"]
@@ -246,14 +257,14 @@ def test_no_round_trip_tells_whether_a_value_changed():
     del Counted.calls[:]
     c.flush()
     assert counted("put") == []
-    assert len(counted("get")) <= 1  # the head of the index
+    assert {path for _, path in Counted.calls} == {"/a/.keys"}
 
 
 def test_a_missing_object_is_a_missing_value_that_heals(place):
     with Chest(**place) as c:
         c.update(x=1, y=2)
-    fs, base = fsspec.core.url_to_fs(place["path"], **place.get("storage_options", {}))
-    getattr(fs, "fs", fs).rm_file(f"{base}/{c._keys['x']}")
+    fs, base = below(place)
+    fs.rm_file(f"{base}/{c._keys['x']}")
     assert len(c) == 2
     with pytest.raises(KeyError, match="is gone"):
         c["x"]
@@ -278,7 +289,8 @@ def test_chests_here_and_there_take_from_each_other(place, path):
     with Chest({"x": [1], ("a", "b"): 2}, **place) as there:
         here = Chest(path=path)
         here.update(there)
-        there.drop()
+        there.clear()
+        there.flush()
         there.update(here)
     assert dict(Chest(**place)) == dict(here) == {"x": [1], ("a", "b"): 2}
 
@@ -299,8 +311,7 @@ def test_another_format_is_kept_as_the_user_writes_it(place, mode):
     settings = dict(place, dump=json.dump, load=json.load, mode=mode)
     with Chest(**settings) as c:
         c.update({"x": [1, "ü"], ("a", 1): None})
-    fs, base = fsspec.core.url_to_fs(place["path"], **place.get("storage_options", {}))
-    fs = getattr(fs, "fs", fs)
+    fs, base = below(place)
     assert [key for key, _ in json.loads(fs.cat_file(f"{base}/.keys"))] == ["x", ["a", 1]]
     assert json.loads(fs.cat_file(f"{base}/{c._keys['x']}")) == [1, "ü"]
     assert dict(Chest(**settings)) == {"x": [1, "ü"], ("a", 1): None}
@@ -319,8 +330,7 @@ def test_the_users_open_is_used_for_every_value_and_the_index(place):
     written = {path for path, mode in opened if mode == "wb"}
     assert {*paths} < written
     assert len(written) == 3
-    fs, base = fsspec.core.url_to_fs(place["path"], **place.get("storage_options", {}))
-    fs = getattr(fs, "fs", fs)
+    fs, base = below(place)
     for name in objects(place):
         gzip.decompress(fs.cat_file(f"{base}/{name}"))
     del opened[:]
@@ -348,7 +358,7 @@ def test_without_fsspec_one_sentence_says_what_to_install(monkeypatch):
 
 def test_without_the_package_for_a_kind_of_url_one_sentence_names_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    monkeypatch.delitem(fsspec.registry._registry if hasattr(fsspec.registry, "_registry") else {}, "s3", raising=False)
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
     with pytest.raises(ImportError, match="package that is not installed: Install s3fs"):
         Chest(path="s3://bucket/run")
 
@@ -417,13 +427,15 @@ def test_old_objects_are_removed_several_at_once(company):
     assert len(counted("remove")) == 96
 
 
-def test_a_commit_of_one_value_costs_four_round_trips():
+def test_a_commit_of_one_value_costs_a_handful_of_round_trips():
     c = Chest({n: n for n in range(100)}, path="counted://a")
     c.flush()
     del Counted.calls[:]
     c[0] = "new"
     c.sync()
-    assert [what for what, _ in Counted.calls] == ["put", "get", "put", "remove"]  # value, index as it is, index, old
+    assert len(counted("put")) == 2
+    assert len(counted("remove")) == 1
+    assert len(Counted.calls) <= 5  # and a look or two at the index as it is
 
 
 def test_large_values_do_not_travel_in_a_crowd(monkeypatch):
@@ -475,7 +487,7 @@ def test_an_interrupted_flush_leaves_no_object_that_nobody_knows():
 
 
 def test_a_failed_commit_changes_nothing_and_the_next_one_works(company):
-    c = Chest({n: "old" for n in range(20)}, path="counted://a")
+    c = Chest(dict.fromkeys(range(20), "old"), path="counted://a")
     c.sync()
     c.update((n, "new") for n in range(20))
 
@@ -569,8 +581,7 @@ def test_a_store_that_knows_no_conditional_put_is_used_without(monkeypatch):
 
 def test_an_index_that_cannot_be_read_is_an_error_and_stays(place):
     Chest({"x": 1}, **place).close()
-    fs, base = fsspec.core.url_to_fs(place["path"], **place.get("storage_options", {}))
-    fs = getattr(fs, "fs", fs)
+    fs, base = below(place)
     whole = fs.cat_file(f"{base}/.keys")
     for torn in (whole[: len(whole) // 2], b"", pickle.dumps([("x", "../outside")])):
         fs.pipe_file(f"{base}/.keys", torn)
@@ -582,8 +593,7 @@ def test_an_index_that_cannot_be_read_is_an_error_and_stays(place):
 def test_a_value_that_cannot_be_read_names_its_url(place):
     with Chest({"x": [1] * 1000}, **place) as c:
         url = c.key_to_filename("x")
-    fs, base = fsspec.core.url_to_fs(place["path"], **place.get("storage_options", {}))
-    fs = getattr(fs, "fs", fs)
+    fs, base = below(place)
     name = f"{base}/{c._keys['x']}"
     fs.pipe_file(name, fs.cat_file(name)[:20])
     with pytest.raises(LoadError) as caught:
@@ -591,7 +601,29 @@ def test_a_value_that_cannot_be_read_names_its_url(place):
     assert url in str(caught.value)
 
 
-# Processes.
+# Its end.
+
+
+def test_what_the_garbage_collector_finds_is_saved_though_no_thread_could_be_started_there():
+    c = Chest({n: [n] for n in range(20)}, path="counted://a")
+    c.itself = c
+
+    def collect():
+        with concurrent.futures.thread._global_shutdown_lock:  # as in the middle of a submit
+            gc.collect()
+
+    gone = weakref.ref(c)
+    del c
+    collector = threading.Thread(target=collect, daemon=True)
+    collector.start()
+    collector.join(30)
+    assert not collector.is_alive()
+    assert gone() is None
+    ended = threading.Event()
+    farewell.hand_over(ended.set)
+    assert ended.wait(30)
+    assert dict(Chest(path="counted://a")) == {n: [n] for n in range(20)}
+
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
