@@ -176,7 +176,7 @@ class Chest(SpillMapping[K, V]):
             warnings.warn(f"the directory of {self} is gone, and {len(life.index.own())} unsaved values with it",
                           RuntimeWarning, stacklevel=3)
         with life.lock:
-            life.memory.clear()
+            life.clear_memory()
             life.index.forget()
         if remove:
             life.store.clear_away()
@@ -185,7 +185,7 @@ class Chest(SpillMapping[K, V]):
         """Remove the chest's files, and its directory if nothing of anyone else's is in it."""
         life = self._life
         with life.lock:
-            life.memory.clear()
+            life.clear_memory()
             if self._owner == os.getpid() and life.store.exists():
                 with life.index.gate:
                     life.index.refresh()

@@ -37,7 +37,7 @@ def _from_chest(chest: Any, other: Any, overwrite: bool, progress: Progress) -> 
     except (ChestError, OSError):
         pass  # what cannot be saved there is copied from its memory
     linked = chest._codec.same_format(other._codec)
-    keys = list(other)
+    keys = other._alive().keys()  # at one moment, whatever other threads do to it
     for key in progress(keys, total=len(keys)):
         if not overwrite and key in chest:
             continue

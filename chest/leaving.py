@@ -102,9 +102,7 @@ class Leaving(State[K]):
                         self.memory.renote(key, value)
                     orphan = self.index.set(key)
                     self.index.written(key, done.name, done.mark)
-                    self.memory.note(key, done.mark)
-                    if not ticket.leaves:
-                        self.memory.watch(key, value, on_disk=True)
+                    self.memory.saved(key, value, done.mark)
             if orphan is not None:
                 orphans.append(orphan)
         self.store.remove(orphans)

@@ -129,7 +129,7 @@ class SpillMapping(MutableMapping[K, V]):
 
     def clear(self) -> None:
         """Remove all keys.  What is saved stays on disk until the next commit."""
-        for key in list(self):
+        for key in self._alive().keys():
             with self._life.lock:
                 if self._alive().known(key):
                     self._life.delete(key)

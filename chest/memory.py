@@ -100,6 +100,12 @@ class Memory(Generic[K]):
         else:
             self.marks[key] = mark
 
+    def saved(self, key: K, value: Any, mark: int | None) -> None:
+        """The file with this mark holds the value of ``key`` as it is now."""
+        self.note(key, mark)
+        self.watch(key, value, on_disk=True)
+        self._order.saved(key)
+
     def watch(self, key: K, value: Any, on_disk: bool) -> None:
         """Note whether a change of the value in place would have to be written."""
         if on_disk and self._writeback and key in self.values and can_change(value):

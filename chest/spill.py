@@ -51,6 +51,9 @@ WIDTHS = [1] + [after - before for before, after in zip(EDGES, EDGES[1:])]
 FIRST_GUESS = (0.25, 0.0)
 STRENGTH = 5.0
 
+# Until so many uses of known keys were seen, nothing is taken for learnt.
+ENOUGH = 32
+
 # A dirty value may save its write as well: surely if it is replaced, and perhaps, later, if it is read before.
 GAINS = ((1.0, 0.0), (1.5, 1.0))
 
@@ -67,21 +70,19 @@ NOBODY = _Nobody()
 def chances(ended: list[float], waiting: list[float], parent: Chances | None) -> Chances:
     """For each age: how likely is it that a value that reached this age is read, or replaced, before the next?
 
-    `ended` holds pairs of how many waits ended there, `waiting` how many have come as far and go on.  Where little was seen,
-    the wider group's chances count (`parent`), but never as more than at the age before: a guess must not make a value dearer for
-    mere age, so that with nothing learnt the oldest leaves first.
+    `ended` holds pairs of how many waits ended there, `waiting` how many have come as far and go on.  Where little was
+    seen, the chances of the wider group count, `parent`; where there is none, the chances at the age before.
     """
     reached = sum(ended) + sum(waiting)
-    read, replaced = FIRST_GUESS
+    guess = FIRST_GUESS
     found = []
     for bucket, still in enumerate(waiting):
         if parent is not None:
-            wide_read, wide_replaced = parent[bucket]
-            read, replaced = (min(read, wide_read), min(replaced, wide_replaced)) if bucket else (wide_read, wide_replaced)
+            guess = parent[bucket]
         reads, replacements = ended[2 * bucket], ended[2 * bucket + 1]
         seen = reached - still / 2 + STRENGTH
-        read, replaced = (reads + STRENGTH * read) / seen, (replacements + STRENGTH * replaced) / seen
-        found.append((read, replaced))
+        guess = (reads + STRENGTH * guess[READ]) / seen, (replacements + STRENGTH * guess[REPLACED]) / seen
+        found.append(guess)
         reached -= reads + replacements + still
     return found
 
@@ -144,7 +145,8 @@ class Rates(dict[int, "list[float]"]):
         key = id(group)
         if key not in self._chances:
             self._chances[key] = self._ages.chances_of(group)
-        rates = self[state] = best_rates(self._chances[key], GAINS[state & DIRTY])
+        gains = GAINS[state & DIRTY if self._ages.learnt else 0]
+        rates = self[state] = best_rates(self._chances[key], gains)
         return rates
 
 
@@ -158,7 +160,9 @@ class Ages:
         self._weight = 1.0          # of what is seen now; it grows instead of all the counts fading
         self._cells = [0]           # ticks at which cells of time begin: narrow ones lately, wide ones long ago
         self._learnt = self._next_learning = 0
+        self._returns = 0
         self._top = 0
+        self._everything: Chances = [FIRST_GUESS]
         self._by_uses: dict[int, Chances] = {}
 
     def born(self, dirty: int) -> int:
@@ -169,6 +173,7 @@ class Ages:
     def used(self, mark: int, how: int, dirty: int) -> int:
         """The new mark of a key that is used again."""
         self._tick()
+        self._returns += 1
         self.ended(mark, how)
         uses = min((mark >> USES & MOST_USES) + 1, MOST_USES)
         gap = (self.now - (mark >> TICK)).bit_length()
@@ -210,9 +215,14 @@ class Ages:
                 if start in group.waiting:
                     group.waiting[into] = group.waiting.get(into, 0) + group.waiting.pop(start)
 
+    @property
+    def learnt(self) -> bool:
+        """Has enough come back to go by?"""
+        return self._returns >= ENOUGH
+
     def due(self, held: int) -> bool:
         """Is it time to learn anew?  True when enough has happened for so many values in memory."""
-        if self.now < self._next_learning:
+        if self.now < self._next_learning or not self.learnt:
             return False
         self._next_learning = self.now + max(16, min(max(128, held // 5), self.now // 4))
         return True
@@ -229,14 +239,14 @@ class Ages:
                 ended, waiting = (list(map(float.__add__, *both)) for both in zip(seen[group.uses], (ended, waiting)))
             seen[group.uses] = ended, waiting
         pool = [[sum(column) for column in zip(*lists)] for lists in zip(*seen.values())]
-        everything = chances(pool[0], pool[1], None)
-        self._by_uses = {uses: chances(*counts, everything) for uses, counts in seen.items()}
+        self._everything = chances(pool[0], pool[1], None)
+        self._by_uses = {uses: chances(*counts, self._everything) for uses, counts in seen.items()}
         self.rates = Rates(self)
 
     def chances_of(self, group: Group) -> Chances:
         """The chances of one group, seen within those of all groups with as many uses."""
         if group.uses not in self._by_uses:
-            return [FIRST_GUESS] * max(1, self._top)
+            return self._everything
         return chances(*self._counts(group), self._by_uses[group.uses])
 
     def _counts(self, group: Group) -> tuple[list[float], list[float]]:
@@ -244,7 +254,8 @@ class Ages:
         waiting = [0.0] * self._top
         ends = dict(zip(self._cells, [*self._cells[1:], self.now]))
         for start, count in group.waiting.items():
-            waiting[bisect_right(EDGES, self.now - (start + ends[start]) // 2)] += count
+            age = self.now - (start + ends[start]) // 2
+            waiting[min(bisect_right(EDGES, age), self._top - 1)] += count
         return [count / self._weight for count in group.ended[: 2 * self._top]], waiting
 
     def check(self, marks: Iterable[int]) -> None:
@@ -430,7 +441,6 @@ class Order(Generic[K]):
             assert self._prices.keys() <= self._marks.keys(), "a key in memory without a mark"
             assert all(price > 1 for price in self._prices.values()), "a price without a size"
             assert self._ranked == sorted(self._ranked, key=lambda entry: entry[:2], reverse=True), "not ranked"
-            assert len(self._ranked) <= 1 + len(self._marks) // 8, "more ranked than leave at once"
             worths = [entry[0] for entry in self._later.heap]
             assert all(worths[(i - 1) // 2] <= worths[i] for i in range(1, len(worths))), "not a heap"
             self._ages.check(self._marks.values())

@@ -58,6 +58,12 @@ class State(Generic[K]):
             self.refresh()
             return key in self.index.names
 
+    def keys(self) -> list[K]:
+        """The keys there are at this moment, in order."""
+        with self.lock:
+            self.refresh()
+            return list(self.index.names)
+
     def refresh(self) -> None:
         """Take over what others committed, and drop the values that they changed."""
         with self.lock:
@@ -87,6 +93,13 @@ class State(Generic[K]):
         load = self._loads.get(key)
         if load is not None:
             load.valid = False
+
+    def clear_memory(self) -> None:
+        """Forget every value, those too that threads are just loading."""
+        with self.lock:
+            for load in self._loads.values():
+                load.valid = False
+            self.memory.clear()
 
     def after_fork(self) -> None:
         """In a fork's child: new locks; nobody else is loading or writing here."""

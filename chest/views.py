@@ -19,11 +19,9 @@ def iterate(life: Life[Any], backwards: bool = False) -> Iterator[Any]:
     As with a dict, keys that come or go through this very handle while one iterates are a `RuntimeError`; what other
     processes commit meanwhile is not.
     """
-    life.refresh()
-    index = life.index
-    turns = index.turns
-    keys = list(index.names)
-    return _walk(reversed(keys) if backwards else iter(keys), index, turns)
+    with life.lock:
+        keys, turns = life.keys(), life.index.turns
+    return _walk(reversed(keys) if backwards else iter(keys), life.index, turns)
 
 
 def _walk(keys: Iterator[Any], index: Any, turns: int) -> Iterator[Any]:

@@ -81,6 +81,7 @@ class Machine(RuleBasedStateMachine):
         self.committed = {}
         self.ordered = True
         self.mine = {}  # values that we hold, and that so are the chest's as long as nobody sets the key
+        self.leftovers = set()  # of a crash: in nobody's way, and nobody's to remove
         self.chest = None
 
     @initialize(budget=st.data())
@@ -159,15 +160,18 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data(), overwrite=st.booleans())
     def updates(self, data, overwrite):
         other = data.draw(st.dictionaries(st.sampled_from(self.keys), self.values, max_size=3))
-        self.chest.update(thaw(other), overwrite)
+        self.chest.update({key: thaw(value) for key, value in other.items()}, overwrite)
         self.take(other, overwrite)
 
     @rule(data=st.data(), overwrite=st.booleans(), same=st.booleans(), writes=st.booleans())
     def updates_from_a_chest(self, data, overwrite, same, writes):
         other = data.draw(st.dictionaries(st.sampled_from(self.keys), self.values, max_size=3))
         with tempfile.TemporaryDirectory(dir=self.base) as folder:
-            with Chest(thaw(other), path=folder, **(self.chest_settings if same else {})) as source:
+            with Chest(path=folder, **(self.chest_settings if same else {})) as source:
+                source.update({key: thaw(value) for key, value in other.items()})
                 self.chest.update(source, overwrite)
+                if self.refuses:  # what cannot be saved would be an error as the source ends
+                    source.clear()
                 if writes:  # what was linked is the chest's own from now on
                     for key in other:
                         source[key] = "not yours"
@@ -294,10 +298,13 @@ class Machine(RuleBasedStateMachine):
 
     def holds_nothing_else(self):
         named = {name for name in self.chest._keys.values() if not name.startswith(".small/")}
-        found = {os.path.relpath(os.path.join(folder, file), self.path).replace(os.sep, "/")
-                 for folder, _, files in os.walk(self.path) for file in files}
+        found = self.files() - self.leftovers
         assert {name for name in found if not name.startswith(".small")} == {".keys", *named}
-        assert all(files or folders for _, folders, files in os.walk(self.path)), "an empty folder stayed"
+        assert self.leftovers or all(files or folders for _, folders, files in os.walk(self.path)), "an empty folder stayed"
+
+    def files(self):
+        return {os.path.relpath(os.path.join(folder, file), self.path).replace(os.sep, "/")
+                for folder, _, files in os.walk(self.path) for file in files}
 
     @rule()
     def syncs(self):
@@ -322,6 +329,7 @@ class Machine(RuleBasedStateMachine):
         self.model = {key: thaw(self.committed[key]) for key in self.chest}
         self.mine.clear()
         self.ordered = True
+        self.leftovers = self.files() - {".keys", *self.chest._keys.values()}
         old.drop()
 
     @rule()
