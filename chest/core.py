@@ -120,7 +120,14 @@ class Chest(SpillMapping[K, V]):
     def copy(self) -> Chest[K, V]:
         """A temporary chest with the same settings and values; files are shared by hard links until they change.
 
-        Unlike a dict's copy it shares no objects with the original for longer than they stay in memory.
+        Unlike a dict's copy it shares no objects with the original for longer than they stay in memory.  Cost: a
+        commit, and one hard link for each key.
+
+        >>> c = Chest({'x': [1]})
+        >>> d = c.copy()
+        >>> d['x'] = [2]
+        >>> c['x'], d['x']
+        ([1], [2])
         """
         chest = _reopen(type(self), None, self.available_memory, self._settings)
         chest.update(self)
@@ -134,26 +141,53 @@ class Chest(SpillMapping[K, V]):
         Afterwards the directory holds ``.keys`` and the values' files, and nothing else.  What cannot be saved stays in
         memory; all else is committed before the error is raised: `DumpError`, or `OSError` where the system refused.
         Cost: O(what is in memory), and O(keys) for the index.
+
+        >>> c = Chest({'x': [1, 2]})
+        >>> c.flush()
+        >>> c.memory_usage, c['x']
+        (0, [1, 2])
         """
         life = self._alive()
         life.store.make()
         life.save(True, True, progress or silent)
 
     def sync(self, *, progress: Progress | None = None) -> None:
-        """Save everything and commit, but keep values in memory.  Cost: O(what changed and what may have changed)."""
+        """Save everything and commit, but keep values in memory.  Errors are those of `flush`.
+
+        Cost: O(what changed), and a comparison with its file for each value in memory, or held by you, that might have
+        been changed in place.  It does not grow with the number of keys.
+
+        >>> c = Chest({'x': [1, 2]})
+        >>> c.sync()
+        >>> c.inmem
+        {'x': [1, 2]}
+        """
         life = self._alive()
         life.store.make()
         life.save(False, False, progress or silent)
 
     def write_keys(self) -> None:
-        """Commit the index as it stands, without the values that are not on disk yet."""
+        """Commit the index as it stands, without the values that are not on disk yet.  Cost: O(keys).
+
+        >>> c = Chest({'x': 1, 'y': 2})
+        >>> c.move_to_disk('x')
+        >>> c.write_keys()
+        >>> list(Chest(path=c.path))
+        ['x']
+        """
         self._alive().store.make()
         self._life.commit(True)
 
     def close(self, *, progress: Progress | None = None) -> None:
         """Save everything, commit, and free memory; a temporary chest removes its directory instead.
 
-        A chest with a path opens itself again on the next use; a temporary one raises `ValueError` then.
+        A chest with a path opens itself again on the next use; a temporary one raises `ValueError` then.  Errors are
+        those of `flush`.  Leaving a ``with`` block, the end of the script and the garbage collector close a chest too.
+
+        >>> c = Chest({'x': 1})
+        >>> c.close()
+        >>> os.path.exists(c.path)
+        False
         """
         life = self._life
         if self._explicitly_given_path:
@@ -182,7 +216,14 @@ class Chest(SpillMapping[K, V]):
             life.store.clear_away()
 
     def drop(self) -> None:
-        """Remove the chest's files, and its directory if nothing of anyone else's is in it."""
+        """Remove the chest's files, and its directory if nothing of anyone else's is in it.  Cost: O(keys).
+
+        >>> c = Chest({'x': 1}, path='unwanted')
+        >>> c.flush()
+        >>> c.drop()
+        >>> os.path.exists('unwanted'), len(c)
+        (False, 0)
+        """
         life = self._life
         with life.lock:
             life.clear_memory()
@@ -220,7 +261,15 @@ class Chest(SpillMapping[K, V]):
         """Load several values at once, with several threads, until the budget is full.
 
         A str, bytes or what is no iterable is one key, and so is a tuple that is itself a key of the chest; anything
-        else is an iterable of keys.  `KeyError` for one that is not there, before anything is read.
+        else is an iterable of keys.  `KeyError` for one that is not there, before anything is read.  It stops when the
+        next value would not fit into the budget, and pushes nothing out; ``on_miss`` is not called.
+
+        >>> c = Chest({'x': 1, 'y': 2, ('a', 'b'): 3})
+        >>> c.flush()
+        >>> c.prefetch(['x', 'y'])
+        >>> c.prefetch(('a', 'b'))
+        >>> list(c.inmem)
+        ['x', 'y', ('a', 'b')]
         """
         life = self._alive()
         if isinstance(keys, (str, bytes)) or not isinstance(keys, collections.abc.Iterable) or (
@@ -229,15 +278,24 @@ class Chest(SpillMapping[K, V]):
         life.prefetch(list(keys), progress or silent)
 
     def move_to_disk(self, key: K) -> None:
-        """Let the value of ``key`` leave memory, written first if no file holds it.  `KeyError` if there is none."""
+        """Let the value of ``key`` leave memory, written first if no file holds it.  `KeyError` if there is none.
+
+        >>> c = Chest({'x': 1})
+        >>> c.move_to_disk('x')
+        >>> 'x' in c.inmem, c['x']
+        (False, 1)
+        """
         self._alive().move_out(key)
 
     def get_from_disk(self, key: K) -> V:
-        """Load the value of ``key`` into memory if it is not there, and return it."""
+        """Load the value of ``key`` into memory if it is not there, and return it; as ``c[key]``, `KeyError` and all."""
         return self[key]
 
     def shrink(self) -> None:
-        """Spill until memory is within the budget; a chest does so by itself after every change."""
+        """Spill until memory is within the budget, or nothing more can leave; `OSError` if the disk refuses.
+
+        A chest does so by itself after each value that is set or loaded; call it after you changed values in place.
+        """
         self._alive().make_room()
 
     def key_to_filename(self, key: K) -> str:
@@ -245,6 +303,10 @@ class Chest(SpillMapping[K, V]):
 
         Of a value that is not on disk it is the name that is reserved for it.  Of a small value (``min_file_size``) it
         is ``<path>/.small/<row>``: the row of the SQLite file ``.small``.
+
+        >>> c = Chest({'x': 1})
+        >>> os.path.relpath(c.key_to_filename('x'), c.path)
+        'x'
         """
         life = self._alive()
         with life.lock:
@@ -264,7 +326,7 @@ class Chest(SpillMapping[K, V]):
 
     @property
     def memory_usage(self) -> int:
-        """The sum of the bytes noted for the values in memory."""
+        """The sum of the bytes noted for the values in memory; see `chest.core.nbytes`."""
         return self._life.memory.usage
 
     @property

@@ -102,7 +102,7 @@ class Leaving(State[K]):
                         self.memory.renote(key, value)
                     orphan = self.index.set(key)
                     self.index.written(key, done.name, done.mark)
-                    self.memory.saved(key, value, done.mark)
+                    self.memory.saved(key, value, done.mark, ticket)
             if orphan is not None:
                 orphans.append(orphan)
         self.store.remove(orphans)
@@ -134,6 +134,7 @@ class Leaving(State[K]):
         errors: list[tuple[K, Exception]] = []
         for crowd in crowds(progress(items, total=len(items))):
             with self.lock:
+                crowd = [(key, value) for key, value in crowd if self.memory.current(key) is value]  # still?
                 ticket = self.memory.mark((key for key, _ in crowd), leaves=False)
             try:
                 errors += self.write([item for item in crowd if not self._is_on_disk(*item)], ticket)

@@ -62,6 +62,7 @@ class SpillMapping(MutableMapping[K, V]):
     def get(self, key: K, default: Any = None) -> Any:
         """The value of ``key``, or ``default`` if there is none or its file is gone.  Cost: as ``c[key]``.
 
+        >>> from chest import Chest
         >>> Chest({'x': 1}).get('y', 0)
         0
         """
@@ -154,6 +155,7 @@ class SpillMapping(MutableMapping[K, V]):
         With ``overwrite=False`` keys that are here stay as they are.  Another chest is synced first, and emptied of
         nothing.  Where its files cannot be linked (another format, another disk) its values are copied.
 
+        >>> from chest import Chest
         >>> c = Chest({'x': 1})
         >>> c.update({'x': 2, 'y': 3}, overwrite=False)
         >>> dict(c)

@@ -49,13 +49,15 @@ class Ticket:
     """One batch of values on its way to disk.
 
     A value that is set, deleted or dropped while it is being written loses its ticket: then what was written is not
-    what the key stands for any more.  ``leaves`` says that the batch leaves memory once it is written.
+    what the key stands for any more.  ``leaves`` says that the batch leaves memory once it is written.  ``earlier`` has
+    the tickets of other threads that are writing the same values, and that count until a later batch has written them.
     """
 
-    __slots__ = ("leaves",)
+    __slots__ = ("earlier", "leaves")
 
-    def __init__(self, leaves: bool):
+    def __init__(self, leaves: bool, earlier: dict[Any, Ticket]):
         self.leaves = leaves
+        self.earlier = earlier
 
 
 class Memory(Generic[K]):
@@ -100,8 +102,9 @@ class Memory(Generic[K]):
         else:
             self.marks[key] = mark
 
-    def saved(self, key: K, value: Any, mark: int | None) -> None:
+    def saved(self, key: K, value: Any, mark: int | None, ticket: Ticket) -> None:
         """The file with this mark holds the value of ``key`` as it is now."""
+        ticket.earlier.pop(key, None)  # what began before us may have missed a change that we saw
         self.note(key, mark)
         self.watch(key, value, on_disk=True)
         self._order.saved(key)
@@ -225,29 +228,44 @@ class Memory(Generic[K]):
 
     def mark(self, keys: Iterable[K], leaves: bool) -> Ticket:
         """A ticket for values that are about to be written."""
-        ticket = Ticket(leaves)
+        keys = list(keys)
+        ticket = Ticket(leaves, {key: self._tickets[key] for key in keys if key in self._tickets})
         self._tickets.update(dict.fromkeys(keys, ticket))
         return ticket
 
     def valid(self, key: K, ticket: Ticket) -> bool:
         """Is the value of ``key`` still the one that was to be written?"""
-        return self._tickets.get(key) is ticket
+        held = self._tickets.get(key)
+        while held is not None and held is not ticket:
+            held = held.earlier.get(key)
+        return held is ticket
+
+    def _hand_in(self, key: K, ticket: Ticket) -> bool:
+        """Take ``ticket`` out of those that are out for ``key``; returns whether it was valid."""
+        tickets = self._tickets
+        while key in tickets:
+            if tickets[key] is ticket:
+                del tickets[key]
+                if key in ticket.earlier:
+                    tickets[key] = ticket.earlier.pop(key)
+                return True
+            tickets = tickets[key].earlier
+        return False
 
     def settle(self, key: K, ticket: Ticket, saved: bool, undumpable: bool) -> bool:
         """The batch of ``ticket`` is done with ``key``.  Returns whether its value left memory.
 
         What cannot be dumped is `stuck`: out of the order, so that it does not stand in the others' way.
         """
-        held = self._tickets.get(key)
-        if held is not None and held is not ticket:
-            return False  # a later batch has the value, and settles it
-        self._tickets.pop(key, None)
+        valid = self._hand_in(key, ticket)
         if key not in self.values:
             return False
-        if held is not None and saved and ticket.leaves:
+        if valid and saved and ticket.leaves:
             self.evict(key)
             return True
-        if held is not None and undumpable:
+        if key in self._tickets:
+            return False  # another batch has the value too, and settles it
+        if valid and undumpable:
             self._order.leave(key)
             self.stuck.add(key)
         elif key not in self._order and key not in self.stuck:

@@ -32,8 +32,8 @@ def test_the_public_names_are_where_they_were():
 
 def test_the_arguments_stand_in_the_old_order(tmp_path):
     seen = []
-    c = Chest({"x": 1}, str(tmp_path / "c"), 1e6, pickle.dump, pickle.load, lambda key: "name", seen.append, seen.append,
-              open, None, "b")
+    c = Chest({"x": 1}, str(tmp_path / "c"), 1e6, pickle.dump, pickle.load, lambda key: "name", seen.append,
+              seen.append, open, None, "b")
     c.flush()
 
     assert sorted(os.listdir(c.path)) == [".keys", "name"]
@@ -220,7 +220,7 @@ def test_prefetch_of_a_key_that_is_not_there_reads_nothing(path):
 
 
 def test_prefetch_stops_when_the_budget_is_full(path):
-    Chest({i: b"x" * 1000 for i in range(20)}, path=path).close()
+    Chest(dict.fromkeys(range(20), b"x" * 1000), path=path).close()
     c = Chest(path=path, available_memory=5500)
     c.prefetch(range(20))
 

@@ -67,7 +67,8 @@ def test_an_unusable_name_from_the_users_function_is_replaced_by_the_md5(path, n
 
 
 @pytest.mark.parametrize("pair", [
-    (1, "1"), ("a", ("a",)), (b"x", "b'x'"), (1.5, "1.5"), (("a", 1), ("a", "1")), (0, md5("0")), ("_foo", ("foo", "bar")),
+    (1, "1"), ("a", ("a",)), (b"x", "b'x'"), (1.5, "1.5"), (("a", 1), ("a", "1")), (0, md5("0")),
+    ("_foo", ("foo", "bar")),
     (("foo", "bar"), "_foo"), (None, "None"), ("x~1", "x"),
 ])
 def test_two_keys_that_share_a_plain_name_keep_their_own_values(path, pair):
@@ -110,7 +111,8 @@ def test_a_new_value_takes_the_next_name_and_the_old_file_goes_with_the_commit(p
     assert sorted(os.listdir(path)) == [".keys", "x"]
 
 
-@pytest.mark.parametrize("make", [os.mkdir, lambda path: open(path, "w").close(), lambda path: os.symlink("/nowhere", path)])
+@pytest.mark.parametrize(
+    "make", [os.mkdir, lambda path: open(path, "w").close(), lambda path: os.symlink("/nowhere", path)])
 def test_whatever_stands_in_the_directory_is_left_alone(path, make):
     c = Chest(path=path)
     make(os.path.join(path, "x"))

@@ -597,3 +597,67 @@ def test_a_key_that_comes_or_goes_while_one_iterates_is_an_error_as_with_a_dict(
         with pytest.raises(RuntimeError, match="changed size"):
             for _ in c:
                 change(c)
+
+
+def seen_after_a_crash(chest):
+    """What another handle finds now, as it would after a kill at this moment."""
+    return dict(Chest(path=chest.path, dump=pickle.dump, load=pickle.load))
+
+
+@pytest.mark.parametrize("commit", ["sync", "flush"])
+def test_a_commit_has_saved_its_values_even_if_another_thread_is_writing_them_too(chest, gates, commit):
+    chest["x"] = "x"
+    mine, mine_go = gates.stop("dump", "x")
+    with thread(getattr(chest, commit)) as committed:
+        assert mine.wait(WAIT)
+        others, others_go = gates.stop("dump", "x")
+        with thread(chest.move_to_disk, "x") as moved:
+            assert others.wait(WAIT)
+            mine_go.set()
+            while not committed:  # it does not wait for the other
+                threading.Event().wait(0.01)
+            assert committed == [None]
+            assert seen_after_a_crash(chest) == {"x": "x"}
+            others_go.set()
+        assert moved == [None]
+    assert chest["x"] == "x"
+    chest.sync()
+    assert seen_after_a_crash(chest) == {"x": "x"}
+
+
+def test_of_two_writes_of_a_value_that_changes_the_later_one_counts(path):
+    """The first began before the change and ends after the second, which began behind it."""
+    first, first_go = threading.Event(), threading.Event()
+
+    def dump(value, file):
+        file.write(pickle.dumps(value))
+        if value == ["mine"] and not first.is_set():
+            first.set()
+            assert first_go.wait(WAIT)
+
+    c = Chest({"x": ["mine"]}, path=path, dump=dump, load=pickle.load)
+    with thread(c.sync):
+        assert first.wait(WAIT)
+        c["x"].append("late")
+        c.move_to_disk("x")
+        first_go.set()
+    assert c["x"] == ["mine", "late"]
+    c.sync()
+    assert dict(Chest(path=path, dump=pickle.dump, load=pickle.load)) == {"x": ["mine", "late"]}
+
+
+@pytest.mark.parametrize("commit", ["sync", "flush", "close"])
+def test_a_key_that_is_set_between_the_look_and_the_write_of_a_commit_keeps_its_new_value(path, commit):
+    c = Chest({"x": "old", "y": "y"}, path=path)
+
+    def meanwhile(items, total):
+        c["x"] = "new"
+        del c["y"]
+        return items
+
+    getattr(c, commit)(progress=meanwhile)
+    assert dict(c) == {"x": "new"}
+    c.available_memory = 0
+    assert dict(c) == {"x": "new"}
+    c.flush()
+    assert dict(Chest(path=path)) == {"x": "new"}

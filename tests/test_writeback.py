@@ -57,7 +57,8 @@ def test_a_changed_value_gets_a_new_file_and_the_committed_one_stays_until_the_c
     assert sorted(files(c)) == ["x~1"]
 
 
-@pytest.mark.parametrize("value", [1, "text", b"bytes", None, (1, "a"), [1, [2.5]], {"a": {"b": [1]}}, {1, 2, 3}, Thing(1)])
+@pytest.mark.parametrize(
+    "value", [1, "text", b"bytes", None, (1, "a"), [1, [2.5]], {"a": {"b": [1]}}, {1, 2, 3}, Thing(1)])
 def test_a_value_that_did_not_change_is_never_written_again(path, value):
     c = Chest({"x": value}, path=path)
     c.flush()

@@ -1,0 +1,216 @@
+"""A handle that travels: the copy opens the same path with the same settings, and owns nothing."""
+from __future__ import annotations
+
+import concurrent.futures
+import copy
+import gc
+import gzip
+import multiprocessing
+import os
+import pickle
+import sys
+
+import pytest
+
+from chest import Chest
+
+CONTEXTS = multiprocessing.get_all_start_methods()
+
+
+def plain_name(key):
+    return f"file_{key}"
+
+
+def call(key):
+    pass
+
+
+def work(c, n):
+    """What a worker does with a chest that came to it."""
+    c[f"worker{n}"] = c["x"] + [n]
+    c.sync()
+    return c.path, type(c).__name__
+
+
+def test_the_copy_has_what_the_original_had_not_saved_yet(path):
+    c = Chest({"x": [1]}, path=path)
+    there = pickle.loads(pickle.dumps(c))
+    assert dict(there) == {"x": [1]}
+    assert c.inmem == {"x": [1]}, "it was only saved, not emptied"
+
+
+def test_the_copy_is_at_the_same_path_wherever_it_is_opened(path, monkeypatch, tmp_path):
+    monkeypatch.chdir(os.path.dirname(path))
+    data = pickle.dumps(Chest({"x": 1}, path=os.path.basename(path)))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    there = pickle.loads(data)
+    assert there.path == path
+    assert there["x"] == 1
+    assert os.listdir(".") == []
+
+
+def test_the_copy_has_the_same_settings(path):
+    given = dict(available_memory=12345.0, key_to_filename=plain_name, on_miss=call, on_overflow=call, open=gzip.open,
+                 dump=pickle.dump, load=pickle.load, writeback=False, durable=True)
+    there = pickle.loads(pickle.dumps(Chest({"x": 1}, path=path, **given)))
+    assert there.available_memory == 12345
+    assert there.key_to_filename("x") == os.path.join(path, "file_x")
+    assert {name: getattr(there._settings, name) for name in given if name != "available_memory"} == {
+        name: what for name, what in given.items() if name != "available_memory"}
+
+
+def test_the_budget_is_the_one_of_now(path):
+    c = Chest(path=path)
+    c.available_memory = "1 MB"
+    assert pickle.loads(pickle.dumps(c)).available_memory == 1e6
+
+
+@pytest.mark.parametrize("mode", ["c", "r"])
+def test_arrays_are_mapped_there_too(path, mode):
+    np = pytest.importorskip("numpy")
+    there = pickle.loads(pickle.dumps(Chest({"x": np.arange(50_000)}, path=path, mmap_mode=mode)))
+    assert there["x"].flags.owndata is False
+    assert there["x"].flags.writeable is (mode == "c")
+
+
+def test_small_values_travel_too(path):
+    there = pickle.loads(pickle.dumps(Chest({"x": 1}, path=path, min_file_size=4096)))
+    assert there["x"] == 1
+    there["y"] = 2
+    there.sync()
+    assert ".small" in os.listdir(path)
+    assert "y" not in os.listdir(path)
+
+
+def test_the_copy_of_a_temporary_chest_never_removes_its_directory():
+    c = Chest({"x": 1})
+    there = pickle.loads(pickle.dumps(c))
+    assert there["x"] == 1
+    there.close()
+    del there
+    gc.collect()
+    assert c["x"] == 1
+    assert os.path.isdir(c.path)
+    path = c.path
+    c.close()
+    assert not os.path.exists(path)
+
+
+def test_copy_and_deepcopy_open_the_same_path(path):
+    c = Chest({"x": 1}, path=path)
+    for other in (copy.copy(c), copy.deepcopy(c)):
+        assert other is not c
+        assert other.path == path
+        assert dict(other) == {"x": 1}
+
+
+class Special(Chest):
+    """A user's own kind of chest."""
+
+
+def test_a_subclass_stays_one(path):
+    assert type(pickle.loads(pickle.dumps(Special({"x": 1}, path=path)))) is Special
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_every_protocol_will_do(path, protocol):
+    assert pickle.loads(pickle.dumps(Chest({"x": 1}, path=path), protocol))["x"] == 1
+
+
+@pytest.mark.parametrize("name", ["dump", "load", "key_to_filename", "on_miss", "on_overflow", "open"])
+def test_a_setting_that_cannot_be_pickled_is_named_with_what_to_do(path, name, monkeypatch):
+    monkeypatch.delitem(sys.modules, "cloudpickle", raising=False)
+    functions = {"dump": lambda value, file: pickle.dump(value, file), "load": lambda file: pickle.load(file),
+                 "key_to_filename": lambda key: f"k{key}", "on_miss": lambda key: None, "on_overflow": lambda key: None,
+                 "open": lambda path, mode="r": open(path, mode)}
+    c = Chest({"x": 1}, path=path, **{name: functions[name]})
+    with pytest.raises(TypeError, match=rf"cannot be pickled.*\b{name}=<function.*function of a\s+module"):
+        pickle.dumps(c)
+    assert c["x"] == 1
+
+
+def test_what_pickle_cannot_carry_cloudpickle_can(path):
+    cloudpickle = pytest.importorskip("cloudpickle")
+    c = Chest({"x": 1}, path=path, key_to_filename=lambda key: f"k{key}")
+    there = pickle.loads(cloudpickle.dumps(c))
+    assert there["x"] == 1
+    assert os.path.basename(there.key_to_filename("x")) == "kx"
+
+
+def test_a_value_that_cannot_be_saved_stops_it_and_stays_here(path):
+    c = Chest({"x": 1, "odd": lambda: None}, path=path)
+    with pytest.raises(Exception, match="odd"):
+        pickle.dumps(c)
+    assert dict(Chest(path=path)) == {"x": 1}
+    assert set(c) == {"x", "odd"}
+    del c["odd"]
+
+
+# To other processes.
+
+
+@pytest.mark.parametrize("how", CONTEXTS)
+def test_it_goes_through_a_pool_of_multiprocessing(how, path):
+    c = Chest({"x": [0]}, path=path)
+    with multiprocessing.get_context(how).Pool(2) as pool:
+        assert pool.starmap(work, [(c, n) for n in range(4)]) == [(path, "Chest")] * 4
+        pool.close()
+        pool.join()
+    assert dict(c) == {"x": [0], **{f"worker{n}": [0, n] for n in range(4)}}
+
+
+@pytest.mark.parametrize("how", CONTEXTS)
+def test_a_worker_that_does_not_close_its_copy_saves_it_as_it_ends(how, path):
+    c = Chest({"x": [0]}, path=path)
+    process = multiprocessing.get_context(how).Process(target=leave_unsaved, args=(c,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    if how == "fork":  # it is no copy then, but the parent's own handle
+        assert "unsaved" not in c
+    else:
+        assert c["unsaved"] == 1
+
+
+def leave_unsaved(c):
+    global kept
+    kept = c
+    c["unsaved"] = 1
+
+
+def test_it_goes_through_a_pool_of_concurrent_futures(path):
+    c = Chest({"x": [0]}, path=path)
+    with concurrent.futures.ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(CONTEXTS[-1])) as pool:
+        assert list(pool.map(work, [c] * 3, range(3))) == [(path, "Chest")] * 3
+    assert c["worker2"] == [0, 2]
+
+
+def test_a_temporary_chest_goes_through_a_pool_and_is_removed_by_its_owner_only():
+    c = Chest({"x": [0]})
+    with concurrent.futures.ProcessPoolExecutor(2) as pool:
+        assert list(pool.map(work, [c] * 3, range(3))) == [(c.path, "Chest")] * 3
+    assert c["worker2"] == [0, 2]
+    path = c.path
+    del c
+    gc.collect()
+    assert not os.path.exists(path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::ResourceWarning")
+@pytest.mark.parametrize("backend", ["loky", "multiprocessing"])
+def test_it_goes_through_joblib(path, backend):
+    joblib = pytest.importorskip("joblib")
+    c = Chest({"x": [0]}, path=path)
+    jobs = (joblib.delayed(work)(c, n) for n in range(3))
+    assert joblib.Parallel(n_jobs=2, backend=backend)(jobs) == [(path, "Chest")] * 3
+    assert c["worker2"] == [0, 2]
+
+
+def test_it_goes_through_what_distributed_makes_of_messages(path):
+    protocol = pytest.importorskip("distributed.protocol")
+    c = Chest({"x": [0]}, path=path)
+    there = protocol.deserialize(*protocol.serialize(c))
+    assert there is not c
+    assert work(there, 7) == (path, "Chest")
+    assert c["worker7"] == [0, 7]
