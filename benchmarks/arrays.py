@@ -2,7 +2,7 @@
 
     python -m pip install -r benchmarks/requirements.txt pandas
     python benchmarks/arrays.py                    # all of it, several minutes
-    python benchmarks/arrays.py --quick            # small sizes, to see that it runs
+    python benchmarks/arrays.py --quick            # small sizes, once: only to see that it runs
     python benchmarks/arrays.py --only load hit    # the works whose names begin so
     python benchmarks/arrays.py --json arrays.json
 
@@ -15,7 +15,6 @@ is left out.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import mmap
 import os
@@ -32,41 +31,27 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import compare
 import numpy as np
-from compare import (
-    Files,
-    figure_of,
-    machine,
-    opened_chest,
-    opened_diskcache,
-    opened_joblib,
-    opened_numpy,
-    opened_zict,
-    save,
-    touch,
-)
 
 MB = 10**6
 QUICK = bool(os.environ.get("CHEST_QUICK"))  # set by --quick for the processes that measure
 HUGE, LARGE, ARRAY = (80, 32, 8) if QUICK else (800, 256, 8)  # megabytes of one array
 EPOCH_KEYS, EPOCHS = (8, 2) if QUICK else (16, 4)  # arrays, of which half fit; how often all are read
+HALF = EPOCH_KEYS * ARRAY * MB / 2
 LOOKS = 50_000 if QUICK else 500_000
 
 Opener = Callable[[str], Any]
 
 
-# The measures to compare with, and peers that need a word more than an opener.
-
-
-def write_all(fd: int, data: Any) -> None:
-    view = memoryview(data).cast("B")
-    while view.nbytes:
-        view = view[os.write(fd, view):]
+# The system calls to compare with, and the peers.
 
 
 def raw_write(value: Any, name: str) -> None:
     fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-    write_all(fd, value)
+    view = memoryview(value).cast("B")
+    while view.nbytes:
+        view = view[os.write(fd, view):]
     os.close(fd)
 
 
@@ -87,22 +72,26 @@ def raw_map(name: str) -> Any:
     return value
 
 
-def system_calls(path: str) -> Any:
-    return Files(path, raw_write, raw_read)
+def system_calls(path: str, read: Callable[[str], Any] = raw_read) -> Any:
+    return compare.Files(path, raw_write, read)
 
 
 def chest(path: str, budget: float = 1e10, **settings: Any) -> Any:
-    return opened_chest(path, budget, **settings)
+    return compare.opened_chest(path, budget, **settings)
 
 
-PEERS: dict[str, Opener] = {"numpy.save/load": opened_numpy, "joblib": opened_joblib, "zict.File": opened_zict,
-                            "diskcache": opened_diskcache}
+def prefetching(path: str) -> Any:
+    return chest(path)
+
+
+PEERS: dict[str, Opener] = {"numpy.save/load": compare.opened_numpy, "joblib": compare.opened_joblib,
+                            "zict.File": compare.opened_zict, "diskcache": compare.opened_diskcache}
 STORES: dict[str, Opener] = {"system calls": system_calls, "chest": chest, **PEERS}
 MAPPED: dict[str, Opener] = {
-    "system calls": lambda path: Files(path, raw_write, raw_map),
+    "system calls": lambda path: system_calls(path, raw_map),
     "chest": lambda path: chest(path, mmap_mode="c"),
-    "numpy.save/load": lambda path: opened_numpy(path, "c"),
-    "joblib": lambda path: opened_joblib(path, "c"),
+    "numpy.save/load": lambda path: compare.opened_numpy(path, "c"),
+    "joblib": lambda path: compare.opened_joblib(path, "c"),
 }
 
 
@@ -134,7 +123,7 @@ def filled(opener: Opener, path: str, values: Iterable[Any]) -> Any:
     store = opener(path)
     for n, value in enumerate(values):
         store[f"x{n}"] = value
-    save(store)
+    compare.save(store)
     return opener(path)
 
 
@@ -145,7 +134,7 @@ def repeats(megabytes: int) -> int:
 def spilling(opener: Opener, path: str, megabytes: int, make: Callable[..., Any] = array) -> float:
     count = repeats(megabytes)
     value = make(megabytes)
-    touch(path, count * megabytes * MB)
+    compare.touch(path, count * megabytes * MB)
     store = chest(path, 0) if opener is chest else opener(path)  # a budget of 0: a value is written when it is set
     return clocked(lambda n: store.__setitem__(f"x{n}", value), range(count))
 
@@ -153,7 +142,7 @@ def spilling(opener: Opener, path: str, megabytes: int, make: Callable[..., Any]
 def loading(opener: Opener, path: str, megabytes: int, make: Callable[..., Any] = array) -> float:
     count = repeats(megabytes)
     store = filled(opener, path, (make(megabytes, n) for n in range(count)))
-    touch(path, count * megabytes * MB)
+    compare.touch(path, count * megabytes * MB)
     return clocked(lambda n: store[f"x{n}"], range(count))
 
 
@@ -174,7 +163,7 @@ def mapping(opener: Opener, path: str, megabytes: int) -> float:
 
 def epochs(opener: Opener, path: str, use: Callable[[Any], Any]) -> float:
     """All keys, several times, where half of the values fit."""
-    touch(path, EPOCH_KEYS * ARRAY * MB)
+    compare.touch(path, EPOCH_KEYS * ARRAY * MB)
     store = opener(path)
     for n in range(EPOCH_KEYS):
         store[f"x{n}"] = array(ARRAY, n)
@@ -193,14 +182,11 @@ def epochs(opener: Opener, path: str, use: Callable[[Any], Any]) -> float:
 
 
 def half(**settings: Any) -> Opener:
-    return lambda path: chest(path, EPOCH_KEYS * ARRAY * MB / 2, **settings)
+    return lambda path: chest(path, HALF, **settings)
 
 
-def half_of_zict(path: str) -> Any:
-    return opened_zict(path, EPOCH_KEYS * ARRAY * MB / 2)
-
-
-BUDGETED: dict[str, Opener] = {"writeback=False": half(writeback=False), "chest": half(), "zict.Buffer": half_of_zict,
+BUDGETED: dict[str, Opener] = {"writeback=False": half(writeback=False), "chest": half(),
+                               "zict.Buffer": lambda path: compare.opened_zict(path, HALF),
                                **{name: PEERS[name] for name in ("numpy.save/load", "joblib", "diskcache")}}
 BUDGETED_MAPS: dict[str, Opener] = {"writeback=False": half(writeback=False, mmap_mode="c"),
                                     "chest": half(mmap_mode="c"), "numpy.save/load": MAPPED["numpy.save/load"],
@@ -222,15 +208,15 @@ def hitting(opener: Opener, path: str, key: Callable[[int], Any]) -> float:
 
 
 IN_MEMORY: dict[str, Opener] = {"dict": lambda path: {}, "chest": chest,
-                                "zict.Buffer": lambda path: opened_zict(path, 1e9)}
+                                "zict.Buffer": lambda path: compare.opened_zict(path, 1e9)}
 
 
 def reading(opener: Opener, path: str, threads: int) -> float:
     """As ``loading``, but several threads share the keys.  Seconds of the clock for each array."""
     count = 8 if QUICK else 24
     store = filled(opener, path, (array(ARRAY, n) for n in range(count)))
-    touch(path, count * ARRAY * MB)
-    if isinstance(store, Fetching):
+    compare.touch(path, count * ARRAY * MB)
+    if opener is prefetching:  # with the threads of its own
         start = time.perf_counter()
         store.prefetch([f"x{n}" for n in range(count)])
         return (time.perf_counter() - start) / count
@@ -251,17 +237,6 @@ def reading(opener: Opener, path: str, threads: int) -> float:
         thread.join()
     assert len(kept) == count
     return (time.perf_counter() - start) / count
-
-
-class Fetching:
-    """A chest that is asked for all keys at once."""
-
-    def __init__(self, path: str):
-        self.inner = chest(path)
-        self.prefetch, self.close = self.inner.prefetch, self.inner.close
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        self.inner[key] = value
 
 
 def importing(package: str, path: str) -> float:
@@ -313,8 +288,8 @@ WORKS: dict[str, Work] = {
     "hit, str": Work(hitting, IN_MEMORY, (lambda n: f"x{n}",), most=8),
     "hit, tuple": Work(hitting, IN_MEMORY, (lambda n: ("x", n),), most=8),
     "1 thread reads": Work(reading, {"system calls": system_calls, "chest": chest}, (1,)),
-    "4 threads read": Work(reading, {"system calls": system_calls, "chest": chest, "prefetch": Fetching}, (4,),
-                           most=1 / 0.85),
+    "4 threads read": Work(reading, {"system calls": system_calls, "chest": chest, "prefetch": prefetching},
+                           (4,), most=1 / 0.85),
     "spill a frame": Work(of_chest(spilling), CHEST, (ARRAY,), most=1.5, floor_of=("frame",)),
     "load a frame": Work(of_chest(loading), CHEST, (ARRAY,), most=1.5, floor_of=("frame",)),
     "import": Work(importing, {name: name for name in ("chest", "zict", "diskcache", "joblib")}, seconds=30e-3),
@@ -374,8 +349,8 @@ def rows(name: str, found: Found) -> Iterator[Row]:
 def in_words(seconds: float) -> str:
     for unit, size in (("s", 1), ("ms", 1e-3), ("µs", 1e-6)):
         if seconds >= size:
-            return f"{figure_of(seconds / size)} {unit}"
-    return f"{figure_of(seconds / 1e-9)} ns"
+            return f"{compare.figure_of(seconds / size)} {unit}"
+    return f"{compare.figure_of(seconds / 1e-9)} ns"
 
 
 def verdict(table: list[Row]) -> Iterator[str]:
@@ -421,18 +396,9 @@ def main() -> None:
         shutil.rmtree(scratch, ignore_errors=True)
     print("", *verdict(table), sep="\n")
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps(report(rounds, table), indent=1))
-
-
-def report(rounds: int, table: list[Row]) -> dict[str, Any]:
-    """The figures, with where and with what they were measured."""
-    about = machine()
-    for package in ("joblib", "pandas", "heapdict"):
-        try:
-            about[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {"machine": about, "rounds": rounds, "quick": QUICK, "figures": [row._asdict() for row in table]}
+        Path(arguments.json).write_text(json.dumps(
+            {"machine": compare.machine(), "rounds": rounds, "quick": QUICK, "figures": [row._asdict() for row in table]},
+            indent=1))
 
 
 if __name__ == "__main__":

@@ -305,8 +305,8 @@ def main() -> None:
     parser.add_argument("--directory", help="where to write; by default the system's temporary directory")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     if arguments.one:
-        sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         print(json.dumps(measure(*json.loads(arguments.one))), flush=True)
         os._exit(0)  # what a peer does as it ends belongs to no figure
     base = tempfile.mkdtemp(dir=arguments.directory)

@@ -6,7 +6,8 @@ waiting.  From that follows the best rate of uses per tick that holding a value 
 taken over how long one would hold it.  Time is counted in uses: each is a tick.
 
 The ideas come from J. C. Gittins, "Bandit processes and dynamic allocation indices" (1979), for the best rate; and from
-N. Beckmann, H. Chen and A. Cidon, "LHD: Improving cache hit rate by maximizing hit density" (2018), for groups and ages.
+N. Beckmann, H. Chen and A. Cidon, "LHD: Improving cache hit rate by maximizing hit density" (2018), for groups and
+ages.
 """
 
 from __future__ import annotations

@@ -102,6 +102,8 @@ class Chest(SpillMapping[K, V]):
         storage_options: dict[str, Any] | None = None,
     ):
         self._owner = 0  # a process id, once there is something to own
+        if isinstance(data, (str, bytes, os.PathLike)):
+            raise TypeError(f"the first argument is what the chest holds; for a directory say Chest(path={data!r})")
         self._explicitly_given_path = path is not None
         self._settings = Settings(dump, load, key_to_filename, on_miss, on_overflow, open, open_many, mode, writeback,
                                   mmap_mode, min_file_size, durable, storage_options)

@@ -15,20 +15,37 @@ from typing import Any
 __all__ = ["end", "watch"]
 
 _open: dict[int, weakref.ref[Any]] = {}
-_watched_process = 0  # the `multiprocessing` child that ends its chests itself, as atexit does not run there
+_watched_process = 0  # where `multiprocessing` ends the chests of its children, as atexit does not run there
 
 
 def watch(chest: Any) -> None:
     """See to it that ``chest`` is ended with this process, and re-made after a fork."""
-    global _watched_process
     mark = id(chest)
     _open[mark] = weakref.ref(chest, lambda _: _open.pop(mark, None))
     process = sys.modules.get("multiprocessing.process")
-    if process is not None and process.parent_process() is not None and _watched_process != os.getpid():
-        from multiprocessing import util
+    if process is not None and _watched_process != os.getpid():
+        _watch_process(process.parent_process() is not None)
 
-        _watched_process = os.getpid()
-        util.Finalize(None, _end_all, exitpriority=100)
+
+def _watch_process(child: bool) -> None:
+    """End the chests of a `multiprocessing` child by its own finalisers, and those of its children likewise.
+
+    A chest that came with the arguments of a child is there before the child forgets all finalisers of its parent;
+    what is to be called after that fork is called after that.
+    """
+    global _watched_process
+    from multiprocessing import util
+
+    _watched_process = os.getpid()
+    util.register_after_fork(_watch_process, _end_with_process)
+    if child:
+        _end_with_process()
+
+
+def _end_with_process(_: object = None) -> None:
+    from multiprocessing import util
+
+    util.Finalize(None, _end_all, exitpriority=100)
 
 
 def _chests() -> list[Any]:

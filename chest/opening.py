@@ -49,9 +49,9 @@ def _full_path(path: str | os.PathLike[str] | None) -> str:
         import tempfile
 
         return tempfile.mkdtemp(prefix="chest-")
-    path = os.fspath(path)
-    if not isinstance(path, str):
+    if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
         raise TypeError(f"path is a str or os.PathLike of str, not {path!r}")
+    path = os.fspath(path)
     return path if is_url(path) else os.path.abspath(path)
 
 
@@ -59,6 +59,8 @@ def open_parts(asked: str | os.PathLike[str] | None, settings: Settings, availab
     """The life of the chest at the path ``asked`` for, with everything read that was committed there."""
     codec = Codec(settings.dump, settings.load, settings.open, settings.mode, settings.mmap_mode).check()
     reserved: Names[Any] = Names(settings.key_to_filename)
+    if not isinstance(settings.min_file_size, int) or settings.min_file_size < 0:
+        raise ValueError(f"min_file_size is a number of bytes, 0 or more, not {settings.min_file_size!r}")
     path = _full_path(asked)
     store: Any
     keys: KeysFile

@@ -174,7 +174,7 @@ class Small(Generic[K]):
         return FileNotFoundError(errno.ENOENT, f"there is no such row in {SMALL}", self.path(name))
 
     def peek(self, names: Sequence[str | None], trusted: Callable[[], bool]) -> list[bytes | None]:
-        """The bytes of rows, all read at once, for `decode`; `None` for what is no row, is gone or cannot be trusted."""
+        """The bytes of rows, read at once, for `decode`; `None` for what is no row, is gone or cannot be trusted."""
         ids = [int(name[_DIGITS:]) if name is not None and name.startswith(_PREFIX) else 0 for name in names]
         try:
             rows = self._rows.many(sorted(filter(None, ids)))

@@ -244,12 +244,23 @@ def test_an_unclear_budget_is_a_value_error_that_shows_the_right_form(wrong):
 
 
 @pytest.mark.parametrize("wrong", [dict(mode="x"), dict(mmap_mode="w"), dict(path="x", storage_options={}),
-                                   dict(path="memory://x", min_file_size=1)])
+                                   dict(path="memory://x", min_file_size=1),
+                                   dict(min_file_size=-1), dict(min_file_size="4 kB")])
 def test_a_wrong_setting_is_a_value_error_and_leaves_nothing_behind(wrong, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with pytest.raises(ValueError, match=next(reversed(wrong)).split("_")[0]):
         Chest(**wrong)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(("call", "says"), [
+    (lambda: Chest("results"), "path='results'"),
+    (lambda: Chest(path=3), "path is a str"),
+    (lambda: Chest(path=b"x"), "path is a str"),
+])
+def test_a_path_that_is_none_is_a_type_error_that_says_what_is_one(call, says):
+    with pytest.raises(TypeError, match=says):
+        call()
 
 
 def test_a_relative_path_is_fixed_when_the_chest_is_made(tmp_path, monkeypatch):

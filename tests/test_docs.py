@@ -15,14 +15,16 @@ from chest import Chest, cli
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.rst", *sorted((ROOT / "docs").glob("*.rst"))]
+NEEDED = {"numpy": ">>> import numpy", "pandas": ">>> import pandas", "fsspec": '="memory://',
+          "dask": ">>> import dask"}
 SPOKEN_OF = r"<([\w./-]+\.(?:rst|txt))>|image:: (\S+)|literalinclude:: (\S+)"
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_example_of_the_page_is_true(page):
-    for library in ("numpy", "pandas"):
-        if f"import {library}" in page.read_text(encoding="utf-8"):
+    for library, sign in NEEDED.items():
+        if sign in page.read_text(encoding="utf-8"):
             pytest.importorskip(library)
 
     failures, _ = doctest.testfile(str(page), module_relative=False, optionflags=FLAGS, encoding="utf-8")

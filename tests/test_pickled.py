@@ -125,7 +125,7 @@ def test_a_setting_that_cannot_be_pickled_is_named_with_what_to_do(path, name, m
                  "key_to_filename": lambda key: f"k{key}", "on_miss": lambda key: None, "on_overflow": lambda key: None,
                  "open": lambda path, mode="r": open(path, mode)}
     c = Chest({"x": 1}, path=path, **{name: functions[name]})
-    with pytest.raises(TypeError, match=rf"cannot be pickled.*\b{name}=<function.*function of a\s+module"):
+    with pytest.raises(TypeError, match=rf"cannot be pickled.*\b{name}=<function.*use a function"):
         pickle.dumps(c)
     assert c["x"] == 1
 
@@ -153,11 +153,9 @@ def test_a_value_that_cannot_be_saved_stops_it_and_stays_here(path):
 @pytest.mark.parametrize("how", CONTEXTS)
 def test_it_goes_through_a_pool_of_multiprocessing(how, path):
     c = Chest({"x": [0]}, path=path)
-    with multiprocessing.get_context(how).Pool(2) as pool:
-        assert pool.starmap(work, [(c, n) for n in range(4)]) == [(path, "Chest")] * 4
-        pool.close()
-        pool.join()
-    assert dict(c) == {"x": [0], **{f"worker{n}": [0, n] for n in range(4)}}
+    with multiprocessing.get_context(how).Pool(1) as pool:
+        assert pool.starmap(work, [(c, n) for n in range(3)]) == [(path, "Chest")] * 3
+    assert dict(c) == {"x": [0], **{f"worker{n}": [0, n] for n in range(3)}}
 
 
 @pytest.mark.parametrize("how", CONTEXTS)
@@ -181,14 +179,14 @@ def leave_unsaved(c):
 
 def test_it_goes_through_a_pool_of_concurrent_futures(path):
     c = Chest({"x": [0]}, path=path)
-    with concurrent.futures.ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(CONTEXTS[-1])) as pool:
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         assert list(pool.map(work, [c] * 3, range(3))) == [(path, "Chest")] * 3
     assert c["worker2"] == [0, 2]
 
 
 def test_a_temporary_chest_goes_through_a_pool_and_is_removed_by_its_owner_only():
     c = Chest({"x": [0]})
-    with concurrent.futures.ProcessPoolExecutor(2) as pool:
+    with concurrent.futures.ProcessPoolExecutor(1) as pool:
         assert list(pool.map(work, [c] * 3, range(3))) == [(c.path, "Chest")] * 3
     assert c["worker2"] == [0, 2]
     path = c.path
