@@ -290,7 +290,7 @@ class Chest(SpillMapping[K, V]):
         self._alive().move_out(key)
 
     def get_from_disk(self, key: K) -> V:
-        """Load the value of ``key`` into memory if it is not there, and return it; as ``c[key]``, `KeyError` and all."""
+        """Load the value of ``key`` into memory if it is not there, and return it; `KeyError` if there is none."""
         return self[key]
 
     def shrink(self) -> None:

@@ -107,7 +107,7 @@ class Order(Generic[K]):
             self._marks[key] &= ~DIRTY
 
     def restore(self, key: K, nbytes: int) -> None:
-        """A key that was popped stays in memory after all.  This is no use; it is not chosen again at once."""
+        """A key that was popped stays in memory after all.  This is no use."""
         if key not in self._marks:
             self._marks[key] = self._ages.born(DIRTY)
         self._prices[key] = 1 + OPENING / max(nbytes, 1)

@@ -111,7 +111,7 @@ def test_an_index_that_is_appended_to_is_synced_after_its_values(tmp_path):
 @pytest.mark.parametrize("commit", ["c.flush()", "c.sync()"])
 def test_rows_of_small_values_are_synced_before_the_index(tmp_path, commit):
     seen = trace(tmp_path, commit, True, "{'min_file_size': 1000}")
-    committed = [event for event in [("rename", ".keys"), ("write", ".keys")] if event in seen][0]
+    committed = next(event for event in [("rename", ".keys"), ("write", ".keys")] if event in seen)
     before = seen[: last(seen, committed)]
     rows = [where for what, where in before if what == "write" and where.startswith(".small")]
     assert rows

@@ -426,7 +426,7 @@ class Model:
         self.seen, self.own = {}, {}
 
     def view(self):
-        view = {key: name for key, name in self.seen.items()}
+        view = dict(self.seen)
         for key, name in self.own.items():
             view.pop(key, None) if name is None or key not in view else None
             if name is not None:

@@ -5,6 +5,7 @@ The races are staged: a load or a dump stops in the middle until the test has do
 from __future__ import annotations
 
 import contextlib
+import itertools
 import pickle
 import random
 import threading
@@ -481,7 +482,7 @@ def test_pop_gives_each_value_to_one_thread_only():
                 mine.append(value)
 
     run([lambda mine=mine: work(mine) for mine in taken])
-    assert sorted(sum(taken, [])) == sorted(VALUE + str(i) for i in range(300))
+    assert sorted(itertools.chain(*taken)) == sorted(VALUE + str(i) for i in range(300))
     assert len(c) == c.memory_usage == 0
 
 
@@ -489,7 +490,7 @@ def test_popitem_gives_each_pair_to_one_thread_only():
     c = Chest({i: i for i in range(200)}, available_memory=2000)
     taken = [[] for _ in range(6)]
     run([lambda mine=mine: [mine.append(c.popitem()) for _ in range(30)] for mine in taken])
-    keys = [key for key, _ in sum(taken, [])]
+    keys = [key for key, _ in itertools.chain(*taken)]
     assert sorted(keys) == list(range(20, 200))
     assert list(c) == list(range(20))
 
@@ -571,11 +572,10 @@ def test_eight_threads_that_do_everything_at_once_agree_with_what_each_did(path,
     c.close()
     assert dict(Chest(path=path)) == expected
     c.drop()
-    del c
 
 
 def test_iterating_while_others_change_values_but_no_keys(path):
-    c = Chest({i: 0 for i in range(50)}, path=path, available_memory=2000)
+    c = Chest(dict.fromkeys(range(50), 0), path=path, available_memory=2000)
     stop = threading.Event()
 
     def change():

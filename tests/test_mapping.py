@@ -1,0 +1,157 @@
+"""What the standard library asks of a mapping, asked of a chest.
+
+Its own tests run here over `Chest`, but for construction from keywords (they are the settings of a chest) and for
+`repr` (a chest may be far too large to be printed).
+"""
+from __future__ import annotations
+
+import unittest
+
+import pytest
+
+from chest import Chest
+
+mapping_tests = pytest.importorskip("test.mapping_tests", reason="this Python comes without its own tests")
+
+LEFT_OUT = {
+    "test_constructor": "its second half constructs from keywords",
+    "test_repr": "a chest is not printed whole",
+    "test_repr_deep": "nor its values",
+}
+
+
+class Roomy(Chest):
+    """A chest with memory enough."""
+
+    settings: dict = {}
+
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **{**self.settings, **settings})
+
+
+class Spilling(Roomy):
+    """A chest that has room for nothing: every value goes to disk at once."""
+
+    settings = dict(available_memory=0)
+
+
+class Small(Roomy):
+    """A chest that has room for nothing, and whose values are small."""
+
+    settings = dict(available_memory=0, min_file_size=4096)
+
+
+def cases():
+    for basic in (mapping_tests.BasicTestMappingProtocol, mapping_tests.TestMappingProtocol,
+                  mapping_tests.TestHashMappingProtocol):
+        for chest in (Roomy, Spilling, Small):
+            yield type(f"{basic.__name__}{chest.__name__}", (basic,), {"type2test": chest})
+
+
+@pytest.mark.parametrize("case", list(cases()), ids=lambda case: case.__name__)
+def test_a_chest_passes_the_tests_of_the_standard_library(case):
+    names = [name for name in unittest.TestLoader().getTestCaseNames(case) if name not in LEFT_OUT]
+    result = unittest.TestResult()
+    unittest.TestSuite(map(case, names)).run(result)
+    assert [trace for _, trace in [*result.errors, *result.failures]] == []
+    assert result.testsRun == len(names) >= 8
+
+
+def test_what_is_left_out_is_there():
+    """Else this list would hide a test that has another name by now."""
+    assert set(LEFT_OUT) <= set(dir(mapping_tests.TestHashMappingProtocol))
+    assert Chest({"x": 1}) == {"x": 1}
+    with pytest.raises(TypeError):
+        Chest(x=1)
+
+
+@pytest.mark.parametrize("make", [Roomy, Spilling, Small])
+class TestWhatADictDoes:
+    """Promises beyond the protocol: order, equality, operators, views."""
+
+    def test_keys_stand_in_the_order_in_which_they_came(self, make):
+        c, model = make(), {}
+        for mapping in (c, model):
+            for key in "bca":
+                mapping[key] = key
+            mapping["b"] = "again"
+            del mapping["c"]
+            mapping["c"] = "last"
+        assert list(c) == list(model) == ["b", "a", "c"]
+        assert list(reversed(c)) == list(reversed(list(model)))
+        assert list(c.items()) == list(model.items())
+        assert list(c.values()) == list(model.values())
+        assert c.popitem() == model.popitem()
+
+    def test_equality_is_that_of_dicts(self, make):
+        c = make({"x": [1], "y": None})
+        assert c == {"y": None, "x": [1]}
+        assert c == make({"y": None, "x": [1]})
+        assert c != {"x": [1]}
+        assert c != {"x": [1], "y": 0}
+        assert c != {"x": [1], "z": None}
+        assert c != [("x", [1]), ("y", None)]
+
+    def test_union_makes_a_new_chest_and_leaves_both_as_they_are(self, make):
+        c = make({"x": 1, "y": 2})
+        both = c | {"y": 3, "z": 4}
+        assert (dict(both), dict(c)) == ({"x": 1, "y": 3, "z": 4}, {"x": 1, "y": 2})
+        assert isinstance(both, Chest)
+        c |= {"z": 5}
+        c |= [("w", 6)]
+        assert dict(c) == {"x": 1, "y": 2, "z": 5, "w": 6}
+        with pytest.raises(TypeError):
+            c | [("v", 7)]
+
+    def test_views_are_live(self, make):
+        c = make({"x": 1})
+        keys, values, items = c.keys(), c.values(), c.items()
+        c["y"] = 2
+        assert (list(keys), list(values), list(items)) == (["x", "y"], [1, 2], [("x", 1), ("y", 2)])
+        assert (len(keys), len(values), len(items)) == (2, 2, 2)
+        assert "y" in keys
+        assert 2 in values
+        assert ("y", 2) in items
+        assert ("y", 3) not in items
+        assert keys & {"x", "z"} == {"x"}
+        assert items ^ {("x", 1)} == {("y", 2)}
+
+    def test_equal_keys_are_one_key_and_keep_their_first_form(self, make):
+        c = make()
+        c[1] = "int"
+        c[1.0] = "float"
+        c[True] = "bool"
+        assert list(c.items()) == [(1, "bool")]
+        assert type(next(iter(c))) is int
+
+    def test_unhashable_keys_are_type_errors(self, make):
+        c = make()
+        for use in (lambda: c[[]], lambda: c.get([]), lambda: c.pop([], 1), lambda: [] in c, lambda: c.setdefault([], 1),
+                    lambda: c.update({"x": 1}) or c.__setitem__([], 1), lambda: c.__delitem__([])):
+            with pytest.raises(TypeError):
+                use()
+        assert dict(c) == {"x": 1}
+
+    def test_none_is_a_value_and_a_key(self, make):
+        c = make({None: None})
+        assert c[None] is None
+        assert c.get(None, 1) is None
+        assert c.pop(None, 1) is None
+        assert c.pop(None, 1) == 1
+
+    def test_a_missing_key_is_named(self, make):
+        c = make()
+        for use in (lambda: c["gone"], lambda: c.pop("gone"), lambda: c.__delitem__("gone"), lambda: c.move_to_disk("gone"),
+                    lambda: c.get_from_disk("gone"), lambda: c.prefetch("gone")):
+            with pytest.raises(KeyError, match="gone"):
+                use()
+
+    def test_fromkeys(self, make):
+        assert dict(Chest.fromkeys("ab", 1)) == {"a": 1, "b": 1}
+        assert dict(Chest.fromkeys([])) == {}
+
+    def test_a_subclass_with_missing_is_not_a_defaultdict_by_accident(self, make):
+        c = make({"x": 1})
+        assert c.setdefault("x", 2) == 1
+        assert c.setdefault("y") is None
+        assert dict(c) == {"x": 1, "y": None}
