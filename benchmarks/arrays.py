@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import mmap
+import operator
 import os
 import shutil
 import statistics
@@ -266,14 +267,6 @@ def of_chest(run: Callable[..., float]) -> Callable[..., float]:
     return lambda make, path, megabytes: run(chest, path, megabytes, make)
 
 
-def total(value: Any) -> Any:
-    return value.sum()
-
-
-def one_number(value: Any) -> Any:
-    return value[-1]
-
-
 WORKS: dict[str, Work] = {
     f"spill {ARRAY} MB": Work(spilling, STORES, (ARRAY,), most=1.25),
     f"spill {LARGE} MB": Work(spilling, STORES, (LARGE,), most=1.25),
@@ -281,10 +274,10 @@ WORKS: dict[str, Work] = {
     f"load {LARGE} MB": Work(loading, STORES, (LARGE,), most=1.25),
     f"map {ARRAY} MB": Work(mapping, MAPPED, (ARRAY,), seconds=60e-6),
     f"map {HUGE} MB": Work(mapping, MAPPED, (HUGE,), seconds=60e-6),
-    "epochs, summed": Work(epochs, BUDGETED, (total,), most=2),
-    "epochs, mapped, summed": Work(epochs, BUDGETED_MAPS, (total,), most=1.2),
-    "epochs, one number": Work(epochs, BUDGETED, (one_number,), most=2),
-    "epochs, mapped, one number": Work(epochs, BUDGETED_MAPS, (one_number,)),
+    "epochs, summed": Work(epochs, BUDGETED, (np.sum,), most=2),
+    "epochs, mapped, summed": Work(epochs, BUDGETED_MAPS, (np.sum,), most=1.2),
+    "epochs, one number": Work(epochs, BUDGETED, (operator.itemgetter(-1),), most=2),
+    "epochs, mapped, one number": Work(epochs, BUDGETED_MAPS, (operator.itemgetter(-1),)),
     "hit, str": Work(hitting, IN_MEMORY, (lambda n: f"x{n}",), most=8),
     "hit, tuple": Work(hitting, IN_MEMORY, (lambda n: ("x", n),), most=8),
     "1 thread reads": Work(reading, {"system calls": system_calls, "chest": chest}, (1,)),
@@ -396,9 +389,8 @@ def main() -> None:
         shutil.rmtree(scratch, ignore_errors=True)
     print("", *verdict(table), sep="\n")
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps(
-            {"machine": compare.machine(), "rounds": rounds, "quick": QUICK, "figures": [row._asdict() for row in table]},
-            indent=1))
+        about = {"machine": compare.machine(), "rounds": rounds, "quick": QUICK}
+        Path(arguments.json).write_text(json.dumps({**about, "figures": [row._asdict() for row in table]}, indent=1))
 
 
 if __name__ == "__main__":

@@ -24,10 +24,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import compare_pictures
 import numpy as np
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
@@ -333,66 +334,6 @@ def machine() -> dict[str, Any]:
             "chest": chest.__version__, **versions}
 
 
-# Drawing.
-
-
-def draw(results: dict[str, Any]) -> None:
-    """The three pictures: for each figure a bar for each peer, the best on top, and chest in colour."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "chest", "font.size": 9,
-                                "font.family": "sans-serif"})
-    pictures = {
-        "arrays": [("arrays", "write", "ms to write an array of 8 MB"), ("arrays", "read", "ms to read it"),
-                   ("maps", "map", "ms to map it")],
-        "budget": [("budget", "reads", "ms a read of 1 MB, where half of all fits"),
-                   ("hits", "hit", "ns a read of what is in memory")],
-        "small": [("small", "set", "µs to set a small value"), ("small", "get", "µs to get one")],
-    }
-    for name, panels in pictures.items():
-        draw_one(FIGURES / f"{name}.svg", panels, results)
-
-
-def draw_one(path: Path, panels: Iterable[tuple[str, str, str]], results: dict[str, Any]) -> None:
-    from matplotlib import pyplot
-
-    panels = list(panels)
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(10, 2.9))
-    for axis, (work, figure_name, title) in zip(axes, panels):
-        medians = results["medians"][work]
-        bars = sorted(((figures[figure_name], peer) for peer, figures in medians.items()), reverse=True)
-        values = [value for value, _ in bars]
-        colours = [colour(peer) for _, peer in bars]
-        axis.barh([peer for _, peer in bars], values, color=colours)
-        for place, value in enumerate(values):
-            axis.text(value, place, f" {figure_of(value)}", va="center")
-        axis.set_title(title, loc="left", fontsize=10)
-        axis.set_xlim(0, max(values) * 1.2)
-        axis.xaxis.set_visible(False)
-        axis.tick_params(left=False)
-        axis.spines[:].set_visible(False)
-    about = results["machine"]
-    told = (f"medians of {results['rounds']} rounds; shorter is better; {about['cores']} cores, "
-            f"Python {about['python']}, {about['date']}")
-    figure.text(0.995, 0.01, told, ha="right", fontsize=7, color="#59636e")
-    figure.tight_layout(rect=(0, 0.03, 1, 1))
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
-
-
-def figure_of(value: float) -> str:
-    """Three digits, without an exponent."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}" if value >= 0.001 else "0"
-
-
-def colour(peer: str) -> str:
-    """chest in blue; what keeps to no budget, or to no dictionary, in light grey: it is no peer, but a measure."""
-    if peer.startswith("chest"):
-        return "#2f81f7"
-    return "#d8dee4" if peer == "system calls" or peer.split()[0] == "dict" else "#9aa4af"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="default: 7")
@@ -418,7 +359,7 @@ def main() -> None:
         medians = {work: {peer: {name: statistics.median(one[name] for one in runs) for name in runs[0]}
                           for peer, runs in peers.items()} for work, peers in seen.items()}
         kept.write_text(json.dumps({"machine": machine(), "rounds": arguments.rounds, "medians": medians}, indent=1))
-    draw(json.loads(kept.read_text()))
+    compare_pictures.draw(json.loads(kept.read_text()), FIGURES)
 
 
 if __name__ == "__main__":

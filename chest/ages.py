@@ -210,7 +210,7 @@ class Ages:
         """Is it time to learn anew?  True when enough has happened for so many values in memory."""
         if self.now < self._next_learning or not self.learnt:
             return False
-        self._next_learning = self.now + max(16, min(max(64, held // 5), self.now // 4))
+        self._next_learning = self.now + max(16, min(max(64, held // 2), self.now // 4))
         return True
 
     def learn(self, known: int) -> None:

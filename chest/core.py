@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import builtins
 import collections.abc
-import functools
 import os
 import pickle
 import sys
@@ -14,7 +13,7 @@ from typing import Any, Callable, TypeVar, cast
 from chest import arrays, endings, names
 from chest.codec import Codec
 from chest.life import Life
-from chest.locks import later
+from chest.log import log
 from chest.mapping import Progress, SpillMapping, silent
 from chest.memory import budget
 from chest.names import key_to_filename
@@ -194,9 +193,7 @@ class Chest(SpillMapping[K, V]):
         life = self._life
         if self._explicitly_given_path:
             if life.store.exists():
-                life.save(False, True, progress or silent)
-                if life.index.appended:
-                    life.commit(True)  # what others read is one plain list again
+                life.retire(progress or silent)
             else:
                 self._abandon()
         elif not self._closed:
@@ -209,7 +206,8 @@ class Chest(SpillMapping[K, V]):
         """Forget what is in memory; the directory is gone, or nobody's any more."""
         life = self._life
         if self._explicitly_given_path and life.index.own():
-            warnings.warn(f"the directory of {self} is gone, and {len(life.index.own())} unsaved values with it",
+            warnings.warn(f"the directory of {self} is gone, and what was not saved with it: "
+                          f"{len(life.index.own())} of its keys",
                           RuntimeWarning, stacklevel=3)
         with life.lock:
             life.clear_memory()
@@ -238,6 +236,8 @@ class Chest(SpillMapping[K, V]):
             life.index.forget()
         if not self._explicitly_given_path:
             self.close()
+        else:
+            log("warning", "dropped %s", self.path)
 
     def __enter__(self) -> Chest[K, V]:
         return self
@@ -247,7 +247,7 @@ class Chest(SpillMapping[K, V]):
 
     def __del__(self) -> None:
         if getattr(self, "_owner", 0):
-            later(functools.partial(endings.end, self))
+            endings.let_go(self)
 
     def _end(self) -> None:
         """Nobody will ask this handle again, or the process ends."""

@@ -6,13 +6,17 @@ finaliser alone would come too late.
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 import sys
 import warnings
 import weakref
 from typing import Any
 
-__all__ = ["end", "watch"]
+from chest import farewell
+from chest.locks import later
+
+__all__ = ["end", "let_go", "watch"]
 
 _open: dict[int, weakref.ref[Any]] = {}
 _watched_process = 0  # where `multiprocessing` ends the chests of its children, as atexit does not run there
@@ -22,6 +26,8 @@ def watch(chest: Any) -> None:
     """See to it that ``chest`` is ended with this process, and re-made after a fork."""
     mark = id(chest)
     _open[mark] = weakref.ref(chest, lambda _: _open.pop(mark, None))
+    if chest._life.store.remote:
+        farewell.attend(_end_remote)
     process = sys.modules.get("multiprocessing.process")
     if process is not None and _watched_process != os.getpid():
         _watch_process(process.parent_process() is not None)
@@ -55,6 +61,22 @@ def _chests() -> list[Any]:
 def _end_all() -> None:
     for chest in _chests():
         end(chest)
+
+
+def _end_remote() -> None:
+    for chest in _chests():
+        if chest._life.store.remote:
+            end(chest)
+            _open.pop(id(chest), None)  # the second end would ask a store that cannot be asked any more
+
+
+def let_go(chest: Any) -> None:
+    """End ``chest``, which nobody refers to any more, at once if that can be."""
+    ending = functools.partial(end, chest)
+    if chest._life.store.remote and farewell.collecting():
+        farewell.hand_over(ending)
+    else:
+        later(ending)
 
 
 def end(chest: Any) -> None:

@@ -21,8 +21,10 @@ class LoadError(ChestError):
 def explained(error: Exception, key: Any, path: str, what: str, more: str = "") -> Exception:
     """``error`` with the key, the path and what to do; of the system's own class where the system refused."""
     if isinstance(error, ChestError):
-        text = f"cannot {what} the value of {key!r}{more}: {error}"
-        return type(error)(text).with_traceback(error.__traceback__)
+        todo = "; open the chest with the load that wrote it, or set or delete the key" if what == "load" else ""
+        again = type(error)(f"cannot {what} the value of {key!r}{more}: {error}{todo}")
+        again.__cause__ = error.__cause__
+        return again
     if isinstance(error, OSError) and error.errno is not None:
         kept = "; it stays in memory, and what was saved before is untouched" if what == "save" else ""
         return OSError(error.errno, f"cannot {what} the value of {key!r}{more}: {error.strerror}{kept}", path)

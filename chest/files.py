@@ -12,6 +12,7 @@ from chest import system
 from chest.codec import Codec
 from chest.errors import LoadError
 from chest.keysfile import sync_file
+from chest.log import log
 from chest.names import Names
 
 __all__ = ["Files", "Loaded", "Stale", "Written"]
@@ -52,6 +53,7 @@ class Files(Generic[K]):
     """
 
     grain = 0  # no value is so small that it would rather leave memory in a crowd
+    remote = False  # its files are on this machine
     ahead = 1  # values that are worth loading before they are asked for
 
     def __init__(self, directory: str, codec: Codec, names: Names[K], durable: bool,
@@ -111,6 +113,7 @@ class Files(Generic[K]):
             try:
                 opened.append(self._codec.create(self.path(path)))
             except FileExistsError:
+                log("warning", "%s is there already, and no index names it: it is left alone", self.path(path))
                 return False
             return True
 

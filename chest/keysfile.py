@@ -19,6 +19,7 @@ from chest._version import __version__
 from chest.codec import Codec
 from chest.errors import ChestError, LoadError
 from chest.locks import gate
+from chest.log import log
 from chest.names import inside
 
 __all__ = ["KEYS", "KeysFile", "Pairs", "header"]
@@ -161,6 +162,8 @@ class KeysFile:
         except Exception as error:
             raise self._damaged(error) from error
         self._end += end
+        if end < len(data):
+            log("debug", "%s ends in a torn record, which was never committed", self.path)
         return self._checked(changes)
 
     def _foreign(self) -> Any:

@@ -14,7 +14,7 @@ __all__ = ["Leaving"]
 
 K = TypeVar("K", bound=Hashable)
 
-CROWD = 1000  # values of a commit that are written in one go
+CROWD = 1000  # small values of a commit that are written in one go; others one by one, so that progress is told
 
 
 class Leaving(State[K]):
@@ -132,7 +132,7 @@ class Leaving(State[K]):
             inside = list(self.memory.values.items())
             items = self._unsaved()
         errors: list[tuple[K, Exception]] = []
-        for crowd in crowds(progress(items, total=len(items))):
+        for crowd in crowds(progress(items, total=len(items)), CROWD if self.store.grain else self.store.ahead):
             with self.lock:
                 crowd = [(key, value) for key, value in crowd if self.memory.current(key) is value]  # still?
                 ticket = self.memory.mark((key for key, _ in crowd), leaves=False)
@@ -147,6 +147,15 @@ class Leaving(State[K]):
             key, error = errors[0]
             more = f" (and {len(errors) - 1} more)" if errors[1:] else ""
             raise explained(error, key, self.store.path(""), "save", more)
+
+    def retire(self, progress: Callable[..., Iterable[Any]]) -> None:
+        """Save what there is to save and empty memory.  A chest that was only read touches nothing on disk."""
+        if self.index.own() or self.index.appended or self.memory.watched or self.memory.held():
+            self.save(False, True, progress)
+        else:
+            self._empty(list(self.memory.values.items()), {})
+        if self.index.appended:
+            self.commit(True)  # what others read is one plain list again
 
     def _unsaved(self) -> list[tuple[K, Any]]:
         """The values that no file holds, or that may have changed since one does."""
@@ -181,12 +190,12 @@ class Leaving(State[K]):
                         self.memory.evict(key)
 
 
-def crowds(items: Iterable[Any]) -> Iterator[list[Any]]:
-    """``items`` in lists of up to a thousand."""
+def crowds(items: Iterable[Any], most: int) -> Iterator[list[Any]]:
+    """``items`` in lists of up to so many."""
     crowd: list[Any] = []
     for item in items:
         crowd.append(item)
-        if len(crowd) == CROWD:
+        if len(crowd) == most:
             yield crowd
             crowd = []
     if crowd:

@@ -14,4 +14,7 @@ def log(level: str, message: str, *details: object) -> None:
     """
     logging = sys.modules.get("logging")
     if logging is not None:
-        getattr(logging.getLogger("chest"), level)(message, *details)
+        logger = logging.getLogger("chest")
+        if not logger.handlers:
+            logger.addHandler(logging.NullHandler())  # without one, warnings go to the user's terminal
+        getattr(logger, level)(message, *details)

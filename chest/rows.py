@@ -83,6 +83,8 @@ class Rows:
             self._disconnect()
             return None
         identity = (found.st_dev, found.st_ino)
+        if self._closer is not None and not self._closer.alive:
+            self._disconnect()  # we are garbage, in a cycle with the chest, which is being saved
         if identity != self._identity[:2] or (len(self._identity) > 2 and not self._still(found)):
             self._disconnect()
             self._connection = self._connect(found)

@@ -39,6 +39,7 @@ class Small(Generic[K]):
     12 µs and more for one.
     """
 
+    remote = False
     ahead = AHEAD
 
     def __init__(self, files: Files[K], directory: str, codec: Codec, durable: bool, limit: int):

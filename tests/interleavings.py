@@ -267,30 +267,63 @@ class World:
 
 
 class Node:
-    """A point where several things could happen: which of them were tried, and which need not be."""
+    """A point where several things could happen: which of them were tried, and which are worth trying."""
 
     def __init__(self, choices, asleep):
         self.choices = choices
         self.asleep = asleep
+        self.wanted = []
         self.tried = {}
         self.chosen = None
+
+    def want(self, *choices):
+        """These are worth trying, as far as they can happen here; all is, if none of them can."""
+        possible = [choice for choice in choices if choice in self.choices] or list(self.choices)
+        self.wanted += [choice for choice in possible if choice not in self.wanted]
 
     def next(self):
         """Choose what was not tried yet; False if there is nothing."""
         if self.chosen is not None:
             self.tried[self.chosen] = self.choices[self.chosen]
-        self.chosen = next((c for c in self.choices if c not in self.asleep and c not in self.tried), None)
+        self.chosen = next((c for c in self.wanted if c not in self.asleep and c not in self.tried), None)
+        if self.chosen in self.choices and " " not in self.chosen:
+            dying = [choice for choice in self.choices if choice.endswith(" " + self.chosen)]
+            self.wanted += [choice for choice in dying if choice not in self.wanted]
         return self.chosen is not None
+
+    @property
+    def step(self):
+        return self.choices[self.chosen]
+
+    @property
+    def releases(self):
+        """Does the lock come free here?  Then nobody could have asked for it with success before."""
+        return self.step.what in ("unlock", "kill", "tear")
+
+    @property
+    def actor(self):
+        return self.chosen.rpartition(" ")[2]
 
     def below(self):
         """What sleeps at the next node: all that was, or will have been, tried here and may as well come later."""
-        step, who = self.choices[self.chosen], self.chosen.rpartition(" ")[2]
         return {choice: other for choice, other in {**self.asleep, **self.tried}.items()
-                if choice.rpartition(" ")[2] != who and not step.clashes(other)}
+                if choice.rpartition(" ")[2] != self.actor and not self.step.clashes(other)}
+
+
+def note_races(path):
+    """Want the last step of ``path`` to be tried before each step of the others that it could have come before."""
+    last = path[-1]
+    before = [n for n, node in enumerate(path[:-1]) if node.actor != last.actor]
+    own = [n for n, node in enumerate(path[:-1]) if node.actor == last.actor]
+    known = max((n for mine in own for n in before if n < mine and path[n].step.clashes(path[mine].step)), default=-1)
+    for n in reversed(before):
+        if n > known and path[n].step.clashes(last.step) and not (last.step.what == "lock" and path[n].releases):
+            path[n].want(last.actor)
+            return
 
 
 def explore(begin, kills=(), limit=None):
-    """Visit all orders.  ``begin()`` gives a started `World` and what to call when all its actors are done.
+    """Visit all orders of two actors.  ``begin()`` gives a started `World`, and what to call when both are done.
 
     Returns how many orders were followed to their end.  With ``limit`` no more than so many runs are made.
     """
@@ -302,18 +335,21 @@ def explore(begin, kills=(), limit=None):
         try:
             for node in path:
                 world.take(node.chosen)
-            while True:
+            if path:
+                note_races(path)
+            while any(actor.step for actor in world.actors):
                 choices = world.choices(kills)
-                if not any(actor.step for actor in world.actors):
-                    complete += 1
-                    check()
-                    break
                 assert choices, "nobody can go on"
                 node = Node(choices, path[-1].below() if path else {})
+                node.want(next((choice for choice in choices if choice not in node.asleep), ""))
                 if not node.next():
                     break  # all that could happen here was, or will be, seen in another order
                 path.append(node)
                 world.take(node.chosen)
+                note_races(path)
+            else:
+                complete += 1
+                check()
         except AssertionError as error:
             raise AssertionError(f"{error}\nafter:\n" + "\n".join(map(str, world.log))) from error
         finally:

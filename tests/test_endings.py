@@ -310,6 +310,28 @@ def test_a_handle_that_is_collected_in_the_middle_of_a_commit_is_saved_after_it(
     assert dict(Chest(path=path)) == {"x": [1], "litter0": 0, "litter1": 1, "litter2": 2}
 
 
+@pytest.mark.parametrize("settings", [{}, {"min_file_size": 1000}, {"min_file_size": 1000, "available_memory": 10}])
+@pytest.mark.parametrize("spilled", [False, True])
+def test_garbage_in_a_cycle_with_all_its_parts_is_saved(path, settings, spilled, leaks_nothing):
+    """The collector may take a chest's connection, and what else it has, before the chest itself."""
+
+    class Cycle:
+        pass
+
+    cycle = Cycle()
+    cycle.me, cycle.chest = cycle, Chest({"x": 1, "y": 2}, path=path, **settings)
+    cycle.chest.sync()
+    cycle.chest["x"] = 3
+    cycle.chest["z"] = 4
+    if spilled:
+        cycle.chest.move_to_disk("x")
+    del cycle
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gc.collect()
+    assert dict(Chest(path=path, **settings)) == {"x": 3, "y": 2, "z": 4}
+
+
 def test_a_handle_that_is_collected_in_another_thread_while_one_commits_waits_its_turn(path):
     inside, collected = threading.Event(), threading.Event()
 
