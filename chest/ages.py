@@ -38,6 +38,9 @@ WIDTHS = [1] + [after - before for before, after in zip(EDGES, EDGES[1:])]
 FIRST_GUESS = (0.25, 0.0)
 STRENGTH = 5.0
 
+# Fewer values than this in memory are few: they are large, as a rule, and worth more thought each.
+FEW = 1000
+
 # Until so many uses of known keys were seen, nothing is taken for learnt.
 ENOUGH = 32
 
@@ -210,7 +213,7 @@ class Ages:
         """Is it time to learn anew?  True when enough has happened for so many values in memory."""
         if self.now < self._next_learning or not self.learnt:
             return False
-        self._next_learning = self.now + max(16, min(max(64, held // 2), self.now // 4))
+        self._next_learning = self.now + max(16, min(max(64, held // (5 if held < FEW else 2)), self.now // 4))
         return True
 
     def learn(self, known: int) -> None:

@@ -14,10 +14,12 @@ that is pickled into then sees the buffer's bytes as a write of their own, which
 from __future__ import annotations
 
 import io
+import mmap
 import os
 import pickle
 import struct
 import sys
+import threading
 from binascii import crc32
 from collections.abc import Iterator
 from typing import IO, Any, Callable, NamedTuple
@@ -285,10 +287,29 @@ def _arrays(descriptor: int, notes: list[Note], under: maps.Map | None) -> Itera
         yield _sealed(memory) if note.readonly else memoryview(memory)
 
 
-def _copied(descriptor: int, at: int, size: int) -> Any:
-    """Bytes of the file in memory of their own. numpy gives it untouched; a `bytearray` is filled with 0 first."""
+_thread = threading.local()
+
+
+def lend_a_hand() -> None:
+    """Called in a thread that loads for another one, and then ends.
+
+    The C library keeps what was freed for the thread that asked for it: arrays that such a thread made would, once they
+    are gone, stay a part of the process for nobody. So their memory is asked of the system, and goes back to it.
+    """
+    _thread.lends_a_hand = True
+
+
+def _memory(size: int) -> Any:
+    """Memory to be filled. numpy gives it untouched; a `bytearray` is filled with 0 first."""
+    if getattr(_thread, "lends_a_hand", False):
+        return mmap.mmap(-1, size, access=mmap.ACCESS_COPY)  # private: a fork's child has its own
     numpy: Any = sys.modules.get("numpy")
-    memory: Any = bytearray(size) if numpy is None else numpy.empty(size, "u1")
+    return bytearray(size) if numpy is None else numpy.empty(size, "u1")
+
+
+def _copied(descriptor: int, at: int, size: int) -> Any:
+    """Bytes of the file in memory of their own."""
+    memory = _memory(size)
     rest = memoryview(memory)
     while rest.nbytes:
         got = os.preadv(descriptor, [rest], at)

@@ -206,8 +206,8 @@ class Chest(SpillMapping[K, V]):
         """Forget what is in memory; the directory is gone, or nobody's any more."""
         life = self._life
         if self._explicitly_given_path and life.index.own():
-            warnings.warn(f"the directory of {self} is gone, and what was not saved with it: "
-                          f"{len(life.index.own())} of its keys",
+            lost = len(life.index.own())
+            warnings.warn(f"the directory of {self} is gone, and with it {lost} unsaved value{'s' * (lost > 1)}",
                           RuntimeWarning, stacklevel=3)
         with life.lock:
             life.clear_memory()

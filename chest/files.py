@@ -9,6 +9,7 @@ from collections.abc import Hashable, Iterable, Iterator
 from typing import IO, Any, Callable, Generic, NamedTuple, TypeVar
 
 from chest import system
+from chest.aligned import lend_a_hand
 from chest.codec import Codec
 from chest.errors import LoadError
 from chest.keysfile import sync_file
@@ -54,6 +55,7 @@ class Files(Generic[K]):
 
     grain = 0  # no value is so small that it would rather leave memory in a crowd
     remote = False  # its files are on this machine
+    crowd = 1  # values of a commit that are written in one go: progress is told after each
     ahead = 1  # values that are worth loading before they are asked for
 
     def __init__(self, directory: str, codec: Codec, names: Names[K], durable: bool,
@@ -171,7 +173,7 @@ class Files(Generic[K]):
             return (self._load(name, trusted) for name in names)
         from concurrent.futures import ThreadPoolExecutor  # only here: it takes as long to import as all of chest
 
-        with ThreadPoolExecutor(min(workers, len(names))) as pool:
+        with ThreadPoolExecutor(min(workers, len(names)), initializer=lend_a_hand) as pool:
             return iter(list(pool.map(lambda name: self._load(name, trusted), names)))
 
     def _load(self, name: str, trusted: Callable[[], bool]) -> Loaded:

@@ -84,13 +84,14 @@ class KeysFile:
     O(changes); `replace` is O(keys).
     """
 
+    _fd: int | None = None  # for `__del__`, should `__init__` not come that far
+
     def __init__(self, directory: str, codec: Codec, durable: bool):
         self.path = os.path.join(directory, KEYS)
         self.gate = gate(directory)
         self._directory = directory
         self._codec = codec
         self._durable = durable
-        self._fd: int | None = None
         self.signature: Signature | None = None
         self._list_end = self._end = 0  # bytes of the list, and of the list with its whole records
         self._compact: bool | None = None  # does this handle's first commit have to make the file plain?

@@ -14,8 +14,6 @@ __all__ = ["Leaving"]
 
 K = TypeVar("K", bound=Hashable)
 
-CROWD = 1000  # small values of a commit that are written in one go; others one by one, so that progress is told
-
 
 class Leaving(State[K]):
     """Values on their way from memory to disk."""
@@ -132,7 +130,7 @@ class Leaving(State[K]):
             inside = list(self.memory.values.items())
             items = self._unsaved()
         errors: list[tuple[K, Exception]] = []
-        for crowd in crowds(progress(items, total=len(items)), CROWD if self.store.grain else self.store.ahead):
+        for crowd in crowds(progress(items, total=len(items)), self.store.crowd):
             with self.lock:
                 crowd = [(key, value) for key, value in crowd if self.memory.current(key) is value]  # still?
                 ticket = self.memory.mark((key for key, _ in crowd), leaves=False)

@@ -81,7 +81,7 @@ class RemoteFiles(Generic[K]):
         self._watch = watch
         self._prints: dict[str, tuple[bytes, ...]] = {}
         self._sizes: dict[str, int] = {}
-        self.ahead = 16 * store.width  # in one list, so that not every few of them wait for the last
+        self.crowd = self.ahead = 16 * store.width  # in one list, so that not every few of them wait for the last
 
     def path(self, name: str) -> str:
         """The URL of the object ``name``."""

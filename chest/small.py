@@ -25,6 +25,7 @@ K = TypeVar("K", bound=Hashable)
 
 _PREFIX = f"{SMALL}/"
 _DIGITS = len(_PREFIX)
+TOGETHER = 1000  # values of a commit that are one transaction
 AHEAD = 512  # rows that are read at a time
 CHUNK = 1 << 20  # bytes that wait in memory for their transaction
 CROWD = 20_000  # values that do so
@@ -40,10 +41,11 @@ class Small(Generic[K]):
     """
 
     remote = False
-    ahead = AHEAD
 
     def __init__(self, files: Files[K], directory: str, codec: Codec, durable: bool, limit: int):
         self.grain = limit
+        self.ahead = AHEAD if limit else files.ahead
+        self.crowd = TOGETHER if limit else files.crowd
         self._files = files
         self._directory = directory
         self._codec = codec

@@ -22,7 +22,7 @@ from typing import Callable, Generic, TypeVar, cast
 
 from heapdict import heapdict
 
-from chest.ages import DIRTY, EDGES, READ, REPLACED, STATE, TICK, Ages
+from chest.ages import DIRTY, EDGES, FEW, READ, REPLACED, STATE, TICK, Ages
 
 __all__ = ["Order"]
 
@@ -169,9 +169,9 @@ class Order(Generic[K]):
             rates[mark & STATE][bisect_right(EDGES, now - (mark >> TICK))] * price
             for mark, price in zip(marks, self._prices.values())
         ]
-        count = 1 + len(worths) // (8 if len(worths) > 1000 else 32)
+        count = 1 + len(worths) // (32 if len(worths) < FEW else 8)
         self._limit = limit = sorted(worths)[count - 1]
-        least = sorted(entry for entry in zip(worths, marks, self._prices) if entry[0] <= limit)
+        least = sorted([entry for entry in zip(worths, marks, self._prices) if entry[0] <= limit])
         self._ranked = least[count - 1 :: -1]
         self._later.clear()
 

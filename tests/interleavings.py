@@ -2,8 +2,9 @@
 
 Each actor runs in a thread of its own and stops before every call that touches the directory under test; a scheduler
 says who goes on.  One run follows one order.  The orders are visited depth first, each from a fresh start, and two that
-differ only in steps that touch different files, or that only read, count as one: that is what sleep sets are for
-(P. Godefroid, *Partial-Order Methods for the Verification of Concurrent Systems*, 1996).
+differ only in steps that touch different files, or that only read, count as one: where two steps clashed, the other
+order is visited as well, and nothing else (dynamic partial-order reduction of C. Flanagan and P. Godefroid, 2005, with
+the sleep sets of P. Godefroid, 1996).
 
 A lock that somebody else has disables the step that asks for it.  A kill is one more thing that can happen to an actor
 where it stands: none of its calls has an effect any more, and its lock is released, as the kernel would do.
@@ -98,8 +99,9 @@ class World:
         self.holder = None
         self.log = []
         self.fds = {}  # descriptors of ours, and their paths
-        self.on_commit = lambda actor: None
+        self.on_commit = self.on_drop = lambda actor: None
         self.moves_root = False  # may the directory itself come and go?
+        self.keys = os.path.join(root, ".keys")
 
     def start(self, programs):
         for name, program in programs.items():
@@ -176,6 +178,13 @@ class World:
     def _writing(self, real, path, *args, **kwargs):
         self._stop("change", writes=[path])
         return real(path, *args, **kwargs)
+
+    def _unlink(self, real, path):
+        self._stop("remove", writes=[path])
+        done = real(path)
+        if path == self.keys:
+            self.on_drop(self.me())
+        return done
 
     def _making(self, real, path, *args, **kwargs):
         self._stop("make", *(([], [path]) if path != self.root or not os.path.isdir(path) else ([path], [])))
@@ -256,8 +265,8 @@ class World:
 
     def patch(self, monkeypatch):
         for name, what in dict(open=self._os_open, stat=self._reading, lstat=self._reading, fstat=self._fstat,
-                               write=self._write, replace=self._replace, unlink=self._writing, utime=self._writing,
-                               mkdir=self._making, rmdir=self._making, link=self._link, close=self._close).items():
+                               write=self._write, replace=self._replace, unlink=self._unlink, utime=self._writing,
+                               mkdir=self._making, rmdir=self._writing, link=self._link, close=self._close).items():
             monkeypatch.setattr(os, name, self._patched(getattr(os, name), what))
         monkeypatch.setattr(system, "replace", os.replace)
         monkeypatch.setattr(keysfile, "open", self._patched(open, self._open), raising=False)
@@ -325,7 +334,8 @@ def note_races(path):
 def explore(begin, kills=(), limit=None):
     """Visit all orders of two actors.  ``begin()`` gives a started `World`, and what to call when both are done.
 
-    Returns how many orders were followed to their end.  With ``limit`` no more than so many runs are made.
+    Returns how many orders were followed to their end, and whether there are no others.  With ``limit`` no more than so
+    many runs are made.
     """
     path = []
     complete = runs = 0
@@ -358,5 +368,4 @@ def explore(begin, kills=(), limit=None):
             path.pop()
         if not path:
             break
-    print("RUNS", runs)
-    return complete
+    return complete, not path
