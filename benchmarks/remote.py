@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Callable
 
@@ -42,8 +42,9 @@ Values = dict[str, Any]
 async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay: float) -> None:
     """Hand on what arrives, in order, each piece ``delay`` seconds after it came."""
     loop = asyncio.get_running_loop()
-    while data := await reader.read(1 << 16):
-        loop.call_later(delay, writer.write, data)
+    with suppress(ConnectionError):
+        while data := await reader.read(1 << 16):
+            loop.call_later(delay, writer.write, data)
     loop.call_later(delay, writer.close)
 
 

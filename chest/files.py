@@ -289,11 +289,16 @@ class Files(Generic[K]):
     def make(self) -> None:
         """Make the directory, and those above it."""
         new = missing(self._directory) if self._durable else []
-        try:
-            os.makedirs(self._directory, exist_ok=True)
-        except FileExistsError:
-            raise NotADirectoryError(errno.ENOTDIR, "a chest is a directory, and this is a file; choose another path",
-                                     self._directory) from None
+        made = False
+        while not made:
+            try:
+                os.makedirs(self._directory, exist_ok=True)
+                made = True
+            except FileExistsError:
+                if os.path.isdir(self._directory) or not os.path.lexists(self._directory):
+                    continue  # somebody dropped it just then
+                raise NotADirectoryError(errno.ENOTDIR, "a chest is a directory, and this is a file; choose another "
+                                         "path", self._directory) from None
         for folder in new:
             system.sync_directory(os.path.dirname(folder))
 

@@ -164,7 +164,7 @@ def test_a_key_deleted_while_it_was_popped_can_be_restored() -> None:
     order.forget(order.pop())
     order.restore("a", 1000)
     order._check()
-    assert sorted([order.pop(), order.pop()]) == ["a", "b"]
+    assert {order.pop(), order.pop()} == {"a", "b"}
 
 
 def test_deleting_forgets() -> None:
@@ -267,7 +267,7 @@ def patterns() -> Iterator[tuple[str, list[Step]]]:
     yield "recency", steps
 
 
-@pytest.mark.parametrize("room", [15, 60, 130, 220])
+@pytest.mark.parametrize("room", [20, 140])
 @pytest.mark.parametrize(("name", "steps"), [pytest.param(*pattern, id=pattern[0]) for pattern in patterns()])
 def test_it_never_costs_a_quarter_more_than_least_recently_used(name: str, steps: list[Step], room: int) -> None:
     ours, theirs = Memory(room * 1000).run(steps), LRU(room * 1000).run(steps)
