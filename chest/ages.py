@@ -253,6 +253,7 @@ class Ages:
             counted = {cell: count for cell, count in group.waiting.items() if count}
             assert counted == waiting[key], "waits counted wrongly"
         assert self._cells == sorted(set(self._cells)), "cells of time out of order"
+        assert len(self._cells) <= 2 + 8 * self.now.bit_length(), "too many cells of time"
 
     def _fade(self, by: float) -> None:
         self._weight *= by

@@ -187,12 +187,9 @@ class Order(Generic[K]):
             self._later[key] = worth, mark
 
     def _read_log(self) -> None:
-        """Count the hits.  Threads may add to the log meanwhile: what is there now is read, and no more."""
+        """Count the hits.  Threads may add to the log meanwhile: as many as there are now are read, and no more."""
         for _ in range(len(self._log)):
-            try:
-                key = self._log.popleft()
-            except IndexError:
-                return
+            key = self._log.popleft()
             mark = self._marks.get(key)
             if mark is not None:
                 self._marks[key] = self._ages.used(mark, READ, mark & DIRTY)

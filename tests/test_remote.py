@@ -146,7 +146,8 @@ def server(request):
 
 def below(place):
     """fsspec's own view of the place, and the path there."""
-    fs, base = fsspec.core.url_to_fs(place["path"], skip_instance_cache=True, **place.get("storage_options", {}))
+    ended = place["path"].startswith("sftp")  # the connection that fsspec has from before may be one of a server that ended
+    fs, base = fsspec.core.url_to_fs(place["path"], skip_instance_cache=ended, **place.get("storage_options", {}))
     return getattr(fs, "fs", fs), base
 
 

@@ -104,6 +104,13 @@ def test_a_hit_saves_a_value_from_leaving_next() -> None:
     assert [order.pop("c"), order.pop("c")] == ["b", "a"]
 
 
+def test_a_hit_saves_a_value_that_was_about_to_leave() -> None:
+    order = filled(range(100))
+    assert order.pop() == 0
+    order.used(1)
+    assert order.pop() == 2
+
+
 def test_hits_count_in_the_order_in_which_they_came() -> None:
     order = filled(range(5))
     for key in (3, 0, 4, 2, 1):
@@ -223,6 +230,13 @@ def test_in_a_loop_over_twice_the_room_nearly_half_the_reads_are_hits() -> None:
     assert memory.hits >= 0.45 * len(steps)
 
 
+def test_in_a_loop_over_many_values_those_just_passed_leave_before_those_ranked_before() -> None:
+    memory = Memory(1_500_000).run(cycles(3000, 3))
+    before = memory.hits
+    memory.run(cycles(3000, 3))
+    assert memory.hits - before > 0.485 * 9000
+
+
 def test_a_loop_over_many_does_not_push_out_the_few_that_are_used_all_the_time() -> None:
     def steps() -> Iterator[Step]:
         for i in range(6000):
@@ -240,6 +254,14 @@ def test_it_learns_anew_when_the_program_changes() -> None:
     before = memory.hits
     memory.run(hot)
     assert memory.hits - before > 0.97 * len(hot)
+    before = memory.hits
+    memory.run(cycles(200, 20))
+    assert memory.hits - before > 0.4 * 4000
+
+
+def test_what_was_seen_long_ago_counts_for_little() -> None:
+    rng = random.Random(5)
+    memory = Memory(100_000).run(("get", int(200 * rng.random() ** 2)) for _ in range(60_000))
     before = memory.hits
     memory.run(cycles(200, 20))
     assert memory.hits - before > 0.4 * 4000
