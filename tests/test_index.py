@@ -459,8 +459,11 @@ def test_different_keys_never_conflict_and_for_one_key_the_last_commit_wins(oper
             model.own[key] = f"{key}{number}" if what == "set" else "nowhere"
         elif what == "delete":
             if key in index.names:
+                nobody_saw_it = key not in model.seen and index.unchanged()()
                 removed.update(filter(None, [index.delete(key)]))
                 model.own[key] = None
+                if nobody_saw_it:  # nothing is left to delete, and the handle keeps no note of it
+                    del model.own[key]
         else:
             stale = index.refresh() if what == "refresh" else None
             if stale is None:

@@ -203,10 +203,11 @@ def test_no_object_but_the_index_is_ever_put_twice():
 
 def test_a_reader_sees_what_a_writer_committed_though_size_and_second_are_the_same(place):
     writer, reader = Chest(**place), Chest(**place)
-    for version in range(10):
+    writer.update((n, n) for n in range(50))  # what changes does not stand at the beginning of the index
+    for version in range(5):
         writer["x"] = version
         writer.flush()
-        assert len(reader) == 1
+        assert len(reader) == 51
         assert reader["x"] == version
 
 
@@ -228,6 +229,26 @@ def test_drop_takes_everything_but_what_is_not_its_own(place):
     c.drop()
     assert objects(place) == ["mine"]
     fs.rm_file(f"{base}/mine")
+
+
+@pytest.mark.parametrize("kind", ["file", "sftp"])
+def test_where_there_are_files_the_index_is_replaced_by_a_rename_and_empty_folders_go(kind, request, tmp_path):
+    place, files = {"path": f"file://{tmp_path}/chest"}, tmp_path / "chest"
+    if kind == "sftp":
+        server = request.getfixturevalue("ssh")
+        place = {"path": f"{server.url}/{tmp_path.name}", "storage_options": server.options}
+        files = server.files / tmp_path.name
+    c = Chest({("a", "b"): 1, "x": 2}, **place)
+    c.flush()
+    assert (files / "_a").is_dir()
+    before = (files / ".keys").read_bytes()
+    with open(files / ".keys", "rb") as reader:
+        del c["a", "b"]
+        c.flush()
+        assert reader.read() == before  # whoever reads it just then reads all of it
+    assert sorted(os.listdir(files)) == sorted([".keys", c._keys["x"]])
+    c.drop()
+    assert not files.exists()
 
 
 def test_a_spilled_value_comes_back(place):
@@ -529,6 +550,19 @@ def test_a_server_that_ends_in_the_middle_of_a_commit(server, tmp_path):
     assert dict(Chest(load=pickle.load, **place)) == {"old": "value"}
     c.flush()
     assert dict(Chest(load=pickle.load, **place)) == {**values, "old": "new value"}
+
+
+def test_a_connection_that_broke_while_nobody_used_it_is_made_anew(server, tmp_path):
+    place = {"path": f"{server.url}/{tmp_path.name}", "storage_options": server.options}
+    c = Chest({n: n for n in range(20)}, **place)
+    c.flush()
+    server.stop()
+    server.start()
+    assert c[0] == 0
+    c.prefetch(range(20))
+    c["x"] = 1
+    c.flush()
+    assert len(Chest(**place)) == 21
 
 
 def test_a_chest_that_is_let_go_is_saved_at_once_also_after_an_error(server, tmp_path):
