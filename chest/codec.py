@@ -4,7 +4,7 @@ from __future__ import annotations
 import builtins
 import io
 import os
-from typing import IO, Any, Callable, NamedTuple
+from typing import IO, Any, Callable, NamedTuple, cast
 
 from chest import arrays
 
@@ -88,7 +88,7 @@ class Codec(NamedTuple):
         if self.dump is arrays.dump:
             self.dump(value, raw)
         else:
-            encoding = _Encoding(raw)
+            encoding = _Encoding(cast(Any, raw))  # any object that takes bytes will do
             self.dump(value, encoding)
             encoding.flush()
         return raw.getvalue()

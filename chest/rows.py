@@ -89,8 +89,9 @@ class Rows:
             self._disconnect()
             self._connection = self._connect(found)
             if self._connection is not None:
-                self._closer = weakref.finalize(self, self._connection.close)
-                self._closer.atexit = False  # chests are saved then
+                closer: Any = weakref.finalize(self, self._connection.close)
+                closer.atexit = False  # chests are saved then
+                self._closer = closer
         return self._connection
 
     def _connect(self, found: os.stat_result) -> sqlite3.Connection | None:

@@ -268,7 +268,7 @@ def test_too_many_open_files_lose_nothing(path):
                 taken.append(os.open(os.devnull, os.O_RDONLY))
         except OSError as error:
             assert error.errno == errno.EMFILE
-        for free in range(4):
+        for _free in range(4):
             for commit in (c.sync, c.flush):
                 try:
                     commit()

@@ -14,7 +14,6 @@ import shutil
 import pytest
 from interleavings import World, explore
 
-import chest
 from chest import Chest
 from chest.locks import Gate
 
