@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import compare
+from compare_pictures import figure_of
 import numpy as np
 
 MB = 10**6
@@ -342,8 +343,8 @@ def rows(name: str, found: Found) -> Iterator[Row]:
 def in_words(seconds: float) -> str:
     for unit, size in (("s", 1), ("ms", 1e-3), ("µs", 1e-6)):
         if seconds >= size:
-            return f"{compare.figure_of(seconds / size)} {unit}"
-    return f"{compare.figure_of(seconds / 1e-9)} ns"
+            return f"{figure_of(seconds / size)} {unit}"
+    return f"{figure_of(seconds / 1e-9)} ns"
 
 
 def verdict(table: list[Row]) -> Iterator[str]:

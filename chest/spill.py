@@ -160,7 +160,7 @@ class Order(Generic[K]):
         return key, mark
 
     def _rank(self) -> None:
-        """Choose the next to leave: an eighth of many values, or fewer of few, which as a rule are large."""
+        """Choose the next to leave: a quarter of many values, or fewer of few, which as a rule are large."""
         if not self._prices:
             raise KeyError("nothing is left that could leave memory")
         now, rates = self._ages.now, self._ages.rates
@@ -169,7 +169,7 @@ class Order(Generic[K]):
             rates[mark & STATE][bisect_right(EDGES, now - (mark >> TICK))] * price
             for mark, price in zip(marks, self._prices.values())
         ]
-        count = 1 + len(worths) // (32 if len(worths) < FEW else 8)
+        count = 1 + len(worths) // (32 if len(worths) < FEW else 4)
         self._limit = limit = sorted(worths)[count - 1]
         least = sorted([entry for entry in zip(worths, marks, self._prices) if entry[0] <= limit])
         self._ranked = least[count - 1 :: -1]
