@@ -33,8 +33,8 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import compare
-from compare_pictures import figure_of
 import numpy as np
+from compare_pictures import figure_of
 
 MB = 10**6
 QUICK = bool(os.environ.get("CHEST_QUICK"))  # set by --quick for the processes that measure

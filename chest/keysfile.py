@@ -129,12 +129,12 @@ class KeysFile:
 
     def _hold(self, fd: int, found: Signature) -> None:
         """Keep the version that was read open, so that its inode, and so its signature, is not used again."""
-        if self._fd is not None:
-            os.close(self._fd)
+        before, self._fd, self.signature = self._fd, fd, found  # at once: Ctrl-C leaves no number of a closed file
+        if before is not None:
+            os.close(before)
         if not system.HOLDS_OPEN:
+            self._fd = None
             os.close(fd)
-        self._fd = fd if system.HOLDS_OPEN else None
-        self.signature = found
 
     def _whole(self, data: bytes) -> Pairs:
         writer = written_by(data[:260])
@@ -275,9 +275,9 @@ class KeysFile:
 
     def close(self) -> None:
         """Let go of the file.  The next look reads it anew."""
-        if self._fd is not None:
-            os.close(self._fd)
-        self._fd = self.signature = None
+        before, self._fd, self.signature = self._fd, None, None
+        if before is not None:
+            os.close(before)
         self._list_end = self._end = 0
 
     def __del__(self) -> None:

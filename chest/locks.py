@@ -54,7 +54,7 @@ class Gate:
 
     def __init__(self, directory: str):
         self._directory = directory
-        self._fd: int | None = None
+        self._held: list[int] = []  # the descriptor that has the lock
         self._depth = 0
         self._mutex = threading.RLock()
 
@@ -64,7 +64,8 @@ class Gate:
             self._mutex.acquire()
             try:
                 if not self._depth:
-                    self._fd = system.lock(self._directory)
+                    system.unlock(self._held)  # there is none, unless Ctrl-C came just as it was taken
+                    system.lock(self._directory, self._held)
                 self._depth += 1
             except BaseException:
                 self._mutex.release()
@@ -83,9 +84,8 @@ class Gate:
     def _leave(self) -> None:
         try:
             self._depth -= 1
-            if not self._depth and self._fd is not None:
-                fd, self._fd = self._fd, None
-                system.unlock(fd)
+            if not self._depth:
+                system.unlock(self._held)
         finally:
             self._mutex.release()
 
@@ -93,7 +93,7 @@ class Gate:
         """In a fork's child: the lock, if it is held, is the parent's, and stays locked there."""
         self._mutex = threading.RLock()
         self._depth = 0
-        self._fd = None
+        self._held = []
 
 
 _gates: weakref.WeakValueDictionary[str, Gate] = weakref.WeakValueDictionary()

@@ -71,6 +71,7 @@ class Rows:
         self._connection: sqlite3.Connection | None = None
         self._closer: weakref.finalize[..., Rows] | None = None
         self._identity: tuple[int, ...] = ()
+        self._read_only = False
         self._writer: int | None = None
 
     # The connection.
@@ -85,7 +86,7 @@ class Rows:
         identity = (found.st_dev, found.st_ino)
         if self._closer is not None and not self._closer.alive:
             self._disconnect()  # we are garbage, in a cycle with the chest, which is being saved
-        if identity != self._identity[:2] or (len(self._identity) > 2 and not self._still(found)):
+        if self._connection is None or identity != self._identity[:2] or (len(self._identity) > 2 and not self._still(found)):
             self._disconnect()
             self._connection = self._connect(found)
             if self._connection is not None:
@@ -109,6 +110,7 @@ class Rows:
         except BaseException:
             connection.close()
             raise
+        self._read_only = not writable
         self._identity = _version(found) if at_rest else (found.st_dev, found.st_ino)
         return connection
 
@@ -170,6 +172,8 @@ class Rows:
         """Write new rows, with the ids from the one returned on, and remove those ``spent``, in one transaction."""
         while True:
             with self._guard:
+                if self._read_only:
+                    self._disconnect()  # perhaps we may write by now
                 connection = self._open()
                 if connection is not None:
                     return self._insert(connection, data, spent)

@@ -12,22 +12,26 @@ if sys.platform == "win32":
 
     HOLDS_OPEN = False  # a file that is open cannot be replaced; but NTFS does not give a file's number again for long
 
-    def lock(directory: str) -> int:
-        """Wait for the directory's lock and return the descriptor that holds it.
+    def lock(directory: str, held: list[int]) -> None:
+        """Wait for the directory's lock; the descriptor that holds it is put into ``held`` before it does.
 
         Windows cannot lock a directory: a file stands in for it, which the system removes with its last descriptor.
         """
-        fd = os.open(os.path.join(directory, ".lock"), os.O_RDWR | os.O_CREAT | os.O_TEMPORARY)
-        while True:
-            try:
-                msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
-                return fd
-            except OSError:
-                time.sleep(0.005)
+        held.append(os.open(os.path.join(directory, ".lock"), os.O_RDWR | os.O_CREAT | os.O_TEMPORARY))
+        try:
+            while True:
+                try:
+                    return msvcrt.locking(held[-1], msvcrt.LK_NBLCK, 1)
+                except OSError:
+                    time.sleep(0.005)
+        except BaseException:
+            os.close(held.pop())
+            raise
 
-    def unlock(fd: int) -> None:
-        msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
-        os.close(fd)
+    def unlock(held: list[int]) -> None:
+        while held:
+            msvcrt.locking(held[-1], msvcrt.LK_UNLCK, 1)
+            os.close(held.pop())
 
     def replace(source: str, target: str, patience: float = 10.0) -> None:
         """Rename ``source`` over ``target``, for up to ``patience`` seconds while a reader has ``target`` open."""
@@ -55,31 +59,29 @@ else:
 
     _locks: set[int] = set()  # descriptors that hold a lock, or wait for one
 
-    def lock(directory: str) -> int:
-        """Wait for the directory's lock and return the descriptor that holds it.
+    def lock(directory: str, held: list[int]) -> None:
+        """Wait for the directory's lock; the descriptor that holds it is put into ``held`` before it does.
 
         A directory that was dropped and made anew while we waited is another one: then its lock is what we need.
         """
         while True:
-            fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-            _locks.add(fd)
+            held.append(os.open(directory, os.O_RDONLY | os.O_CLOEXEC))
+            _locks.add(held[-1])
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX)
-                if os.path.samestat(os.fstat(fd), os.stat(directory)):
-                    return fd
+                fcntl.flock(held[-1], fcntl.LOCK_EX)
+                if os.path.samestat(os.fstat(held[-1]), os.stat(directory)):
+                    return
             except BaseException:
-                _close(fd)
+                unlock(held)
                 raise
-            _close(fd)
+            unlock(held)
 
-    def unlock(fd: int) -> None:
+    def unlock(held: list[int]) -> None:
         """Let go explicitly: closing would not do while a process that was forked just now still has the descriptor."""
-        fcntl.flock(fd, fcntl.LOCK_UN)
-        _close(fd)
-
-    def _close(fd: int) -> None:
-        _locks.discard(fd)
-        os.close(fd)
+        while held:
+            fcntl.flock(held[-1], fcntl.LOCK_UN)
+            _locks.discard(held[-1])
+            os.close(held.pop())
 
     def abandon_locks() -> None:
         """In a fork's child: close the parent's descriptors, lest the parent's death leave its locks to us.
