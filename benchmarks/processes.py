@@ -82,11 +82,10 @@ PEERS = {"chest": to_chest, "diskcache": to_diskcache, "sqlitedict": to_sqlitedi
 def work(peer: str, path: str, who: int, ready: Any, go: Any) -> None:
     store = PEERS[peer](path)
     store(f"first{who}", np.zeros(1))
-    values = [np.full(ARRAY // 8, float(n)) for n in range(who, ARRAYS, WORKERS)]
     ready.wait()
     go.wait()
-    for n, value in enumerate(values):
-        store(f"w{who}_{n}", value)
+    for n in range(who, ARRAYS, WORKERS):
+        store(f"w{n}", np.full(ARRAY // 8, float(n)))
 
 
 def store(peer: str, path: str) -> Figures:

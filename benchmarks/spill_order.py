@@ -4,7 +4,8 @@
     python benchmarks/spill_order.py --draw figure.svg    the picture of the documentation (needs matplotlib)
 
 Five programs are replayed, all values of one size; a load costs 1 and so does the first write of each new value.  The
-oracle spills the value that is needed last (Belady 1966, with its writes counted), which no program can know.
+oracle spills the value that is read last (Belady 1966), which no program can know; as writes cost too, it is not quite
+the least that can be had.
 """
 from __future__ import annotations
 

@@ -56,7 +56,11 @@ class Codec(NamedTuple):
         """Make a new file and open it for writing; `FileExistsError` if anything at all stands at ``path``."""
         if not self.local:
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666))
-            return self._other("w", path)
+            try:
+                return self._other("w", path)
+            except BaseException:
+                os.unlink(path)
+                raise
         if self.mode == "t":
             return builtins.open(path, "x", encoding="utf-8")
         raw = builtins.open(path, "xb", buffering=0)

@@ -86,7 +86,8 @@ class Rows:
         identity = (found.st_dev, found.st_ino)
         if self._closer is not None and not self._closer.alive:
             self._disconnect()  # we are garbage, in a cycle with the chest, which is being saved
-        if self._connection is None or identity != self._identity[:2] or (len(self._identity) > 2 and not self._still(found)):
+        same_file = identity == self._identity[:2] and (len(self._identity) < 3 or self._still(found))
+        if self._connection is None or not same_file:
             self._disconnect()
             self._connection = self._connect(found)
             if self._connection is not None:

@@ -681,10 +681,10 @@ def test_a_forks_child_uses_the_chest_beside_its_parent(place):
         pytest.skip("a store in memory is not shared between processes")
     c = Chest({"parent": 1}, **place)
     c.flush()
-    child = multiprocessing.get_context("fork").Process(target=_in_child, args=(c,))
+    child = multiprocessing.get_context("fork").Process(target=_in_child, args=(c,), daemon=True)
     child.start()
     assert c["parent"] == 1
-    child.join(60)
+    child.join(30)
     assert child.exitcode == 0
     assert dict(c) == {"parent": 1, "child": [1]}
 

@@ -1,0 +1,385 @@
+"""Chests of 0.2.3 open here, chests from here open with `pickle` alone, and other people's dump, load and open work."""
+from __future__ import annotations
+
+import bz2
+import functools
+import gzip
+import hashlib
+import json
+import os
+import pickle
+
+import pytest
+from children import python
+
+from chest import Chest
+
+
+def md5(key):
+    return hashlib.md5(str(key).encode()).hexdigest()
+
+
+OLD = {"x": [1, 2, 3], ("a", "b", "c"): {"nested": (1, 2)}, 1: "one", "1/2": None, ("t", 0): 1.5, "long" * 50: b"bytes"}
+OLD_NAMES = {"x": "x", ("a", "b", "c"): "_a/_b/c", 1: md5(1), "1/2": md5("1/2"), ("t", 0): "_t/" + md5(0),
+             "long" * 50: "long" * 50}
+
+
+def written_by_0_2_3(path, dump=functools.partial(pickle.dump, protocol=1), mode="wb"):
+    """A chest as 0.2.3 left it: pickles of protocol 1 under plain names, and a list of pairs."""
+    for key, name in OLD_NAMES.items():
+        place = os.path.join(path, name)
+        os.makedirs(os.path.dirname(place), exist_ok=True)
+        with open(place, mode) as file:
+            dump(OLD[key], file)
+    with open(os.path.join(path, ".keys"), mode) as file:
+        dump(list(OLD_NAMES.items()), file)
+
+
+def files(path):
+    return {os.path.relpath(os.path.join(folder, name), path) for folder, _, names in os.walk(path) for name in names}
+
+
+def contents(path):
+    found = {}
+    for name in files(path):
+        with open(os.path.join(path, name), "rb") as file:
+            found[name] = (os.stat(file.name).st_mtime_ns, file.read())
+    return found
+
+
+def test_a_chest_of_0_2_3_opens(path):
+    written_by_0_2_3(path)
+    c = Chest(path=path)
+    assert dict(c) == OLD
+    assert list(c) == list(OLD)
+    assert {key: os.path.relpath(c.key_to_filename(key), path) for key in c} == OLD_NAMES
+
+
+def test_looking_at_a_chest_of_0_2_3_changes_no_byte_of_it(path):
+    written_by_0_2_3(path)
+    before = contents(path)
+    with Chest(path=path) as c:
+        assert dict(c) == OLD
+        c.prefetch(list(c))
+    assert contents(path) == before
+
+
+@pytest.mark.parametrize("settings", [{}, {"min_file_size": 1000}, {"durable": True}, {"mmap_mode": "c"}])
+def test_a_chest_of_0_2_3_is_used_on_as_any_other(path, settings):
+    written_by_0_2_3(path)
+    expected = dict(OLD)
+    for turn in range(3):
+        with Chest(path=path, **settings) as c:
+            assert dict(c) == expected
+            c["x"].append(turn)
+            expected["x"] = [*expected["x"], turn]
+            c["new", turn] = expected["new", turn] = turn
+            del c[list(expected)[1]], expected[list(expected)[1]]
+    assert dict(Chest(path=path, **settings)) == expected
+
+
+def test_what_0_2_3_left_behind_is_not_a_value(path):
+    """It leaves whole, torn and empty files that its index does not name."""
+    written_by_0_2_3(path)
+    for name, data in {"leftover": pickle.dumps("OLD", 1), "torn": b"\x80", "empty": b""}.items():
+        with open(os.path.join(path, name), "wb") as file:
+            file.write(data)
+    c = Chest(path=path)
+    assert dict(c) == OLD
+    for name in ("leftover", "torn", "empty"):
+        c[name] = f"new {name}"
+    c.flush()
+    assert dict(Chest(path=path)) == {**OLD, "leftover": "new leftover", "torn": "new torn", "empty": "new empty"}
+
+
+def test_a_value_that_0_2_3_tore_or_lost_is_one_keys_error(path):
+    written_by_0_2_3(path)
+    os.unlink(os.path.join(path, "x"))
+    open(os.path.join(path, md5(1)), "wb").close()
+    c = Chest(path=path)
+    with pytest.raises(KeyError):
+        c["x"]
+    with pytest.raises(Exception, match="cannot load the value of 1"):
+        c[1]
+    assert c["a", "b", "c"] == {"nested": (1, 2)}
+
+
+def test_a_json_chest_of_0_2_3_opens_with_tuples_for_keys(path):
+    os.makedirs(os.path.join(path, "_a"))
+    for name, text in {".keys": '[["x", "x"], [["a", "b"], "_a/b"]]', "x": "[1, 2]", "_a/b": '{"y": 1}'}.items():
+        with open(os.path.join(path, name), "w") as file:
+            file.write(text)
+    for mode in "tb":
+        with Chest(path=path, dump=json.dump, load=json.load, mode=mode) as c:
+            assert dict(c) == {"x": [1, 2], ("a", "b"): {"y": 1}}
+            c["x"] = [3]
+        with Chest(path=path, dump=json.dump, load=json.load, mode=mode) as c:
+            c["x"] = [1, 2]
+
+
+def test_a_chest_of_0_2_3_that_python_2_wrote_opens(path):
+    """Protocol 1 and text keys: what a Python 2 pickle of plain text looks like."""
+    os.makedirs(path)
+    for name, data in {".keys": b"]q\x00U\x01xq\x01h\x01\x86q\x02a.", "x": b"U\x05helloq\x00."}.items():
+        with open(os.path.join(path, name), "wb") as file:
+            file.write(data)
+    assert dict(Chest(path=path)) == {"x": "hello"}
+
+
+# The other way.
+
+
+READER = """if True:
+    import os, pickle, sys
+    path = sys.argv[1]
+    with open(os.path.join(path, '.keys'), 'rb') as file:
+        pairs = pickle.load(file)
+    found = {}
+    for key, name in pairs:
+        with open(os.path.join(path, name), 'rb') as file:
+            found[key] = pickle.load(file)
+    assert 'chest' not in sys.modules
+    sys.path.insert(0, os.path.dirname(path))
+    sys.stdout.write(ascii(list(found.items())))
+"""
+
+
+@pytest.mark.parametrize("settings", [{}, {"durable": True}, {"mmap_mode": "r"}, {"available_memory": 10}])
+def test_a_chest_from_here_is_read_with_pickle_alone(path, settings):
+    with Chest(OLD, path=path, **settings) as c:
+        c.sync()
+        c["x"] = "again"
+        c.sync()
+        del c[1]
+    assert python(READER, path) == ascii([("x", "again"), *((key, OLD[key]) for key in OLD if key not in ("x", 1))])
+
+
+def test_arrays_from_here_are_read_with_pickle_alone(path):
+    pytest.importorskip("numpy")
+    import numpy
+
+    c = Chest({"large": numpy.arange(100_000.0), "fortran": numpy.ones((300, 200), order="F"), "list": [numpy.arange(5)]}, path=path)
+    c.flush()
+    said = python(READER.replace("ascii(list(found.items()))", "repr([found['large'].sum(), found['fortran'].shape, "
+                                 "found['fortran'].flags.f_contiguous, found['list'][0].tolist()])"), path)
+    assert said.replace("np.float64(", "").replace("),", ",", 1) == "[4999950000.0, (300, 200), True, [0, 1, 2, 3, 4]]"
+
+
+def test_after_a_flush_the_directory_holds_the_values_and_the_index_and_nothing_else(path):
+    c = Chest(path=path)
+    c["x"] = [1, 2, 3]
+    c.flush()
+    assert sorted(os.listdir(c.path)) == [".keys", "x"]
+    with open(c.key_to_filename("x"), "rb") as file:
+        assert pickle.load(file) == [1, 2, 3]
+
+
+# Other people's dump, load and open.
+
+
+VALUES = {"x": [1, 2, 3], "y": {"a": None}, ("t", "u"): "text", 5: 1.5}
+
+
+def round_trip(path, values=VALUES, **settings):
+    """Write, spill, change and read back in other handles; returns what the last one has."""
+    with Chest(values, path=path, available_memory=100, **settings) as c:
+        c.sync()
+        assert dict(c) == values
+    with Chest(path=path, **settings) as c:
+        assert dict(c) == values
+        c["new"] = c["x"]
+        c.prefetch(list(c))
+        c.sync()
+    c = Chest(path=path, **settings)
+    assert {key: c[key] for key in c} == {**values, "new": values["x"]}
+    assert [type(key) for key in c] == [type(key) for key in [*values, "new"]]
+    return c
+
+
+@pytest.mark.parametrize("settings", [
+    dict(dump=json.dump, load=json.load),
+    dict(dump=json.dump, load=json.load, mode="t"),
+    dict(dump=functools.partial(json.dump, indent=1), load=json.load, mode="t"),
+    dict(dump=pickle.dump, load=pickle.load),
+    dict(dump=functools.partial(pickle.dump, protocol=1), load=pickle.load),
+    dict(open=gzip.open),
+    dict(open=bz2.open),
+    dict(open=gzip.open, dump=pickle.dump, load=pickle.load),
+    dict(open=gzip.open, dump=json.dump, load=json.load, mode="t"),
+    dict(open=functools.partial(gzip.open, compresslevel=1)),
+    dict(open=open, mode="b"),
+], ids=["json", "json text", "json indented", "pickle", "protocol 1", "gzip", "bz2", "gzip pickle", "gzip json", "gzip 1", "open"])
+def test_settings_that_people_use_round_trip(path, settings):
+    round_trip(path, **settings)
+
+
+def test_json_files_are_json_and_so_is_the_index_where_it_can_be(path):
+    c = Chest({"x": [1], ("a", "b"): 2}, path=path, dump=json.dump, load=json.load)
+    c.flush()
+    with open(os.path.join(path, ".keys")) as file:
+        assert json.load(file) == [["x", "x"], [["a", "b"], "_a/b"]]
+    with open(os.path.join(path, "x")) as file:
+        assert json.load(file) == [1]
+    c[None] = 3  # json makes null of it, and null of None alone: but of a float it makes nan
+    c[float("inf"), 1.0] = 4
+    c.flush()
+    assert {str(key): value for key, value in Chest(path=path, dump=json.dump, load=json.load).items()} == {
+        "x": [1], "('a', 'b')": 2, "None": 3, "(inf, 1.0)": 4}
+
+
+def test_gzip_files_are_gzip(path):
+    c = Chest({"x": "x" * 10_000}, path=path, open=gzip.open)
+    c.flush()
+    with gzip.open(os.path.join(path, "x")) as file:
+        assert pickle.load(file) == "x" * 10_000
+    assert os.path.getsize(os.path.join(path, "x")) < 1000
+    with gzip.open(os.path.join(path, ".keys")) as file:
+        assert pickle.load(file) == [("x", "x")]
+
+
+def test_numpy_save_and_load(path):
+    numpy = pytest.importorskip("numpy")
+
+    def dump(value, file):
+        numpy.save(file, value)
+
+    for settings in ({}, {"min_file_size": 500}):
+        place = path + str(len(settings))
+        with Chest({"x": numpy.arange(10), ("a", 1): numpy.ones((3, 3))}, path=place, dump=dump, load=numpy.load, **settings):
+            pass
+        c = Chest(path=place, dump=dump, load=numpy.load, **settings)
+        assert set(c) == {"x", ("a", 1)}  # numpy would have made strings of them
+        assert c["x"].tolist() == list(range(10))
+        assert c["a", 1].sum() == 9
+        if not settings:
+            assert numpy.load(os.path.join(place, "x")).tolist() == list(range(10))
+
+
+def test_joblib(path):
+    joblib = pytest.importorskip("joblib")
+    numpy = pytest.importorskip("numpy")
+    c = round_trip(path, dump=functools.partial(joblib.dump, compress=True), load=joblib.load)
+    c["array"] = numpy.arange(1000)
+    c.flush()
+    assert c["array"].sum() == 499500
+
+
+def test_a_load_that_looks_at_the_name_of_its_file(path):
+    """As PyTerrier has: what is loaded depends on where it lies."""
+    names = []
+
+    def dump(value, file):
+        names.append(os.path.basename(file.name))
+        pickle.dump(value, file)
+
+    def load(file):
+        if os.path.basename(file.name).startswith(".keys"):
+            return pickle.load(file)
+        return file.name, pickle.load(file)
+
+    for settings in ({}, {"mode": "b"}):
+        c = Chest(path=path, dump=dump, load=load, **settings)
+        c["x"] = 1
+        c.flush()
+        assert c["x"] == (c.key_to_filename("x"), 1)
+        c.drop()
+    assert "x" in names
+
+
+def test_a_text_mode_chest_with_repr_and_eval_like_functions(path):
+    def dump(value, file):
+        file.write(repr(value))
+
+    def load(file):
+        import ast
+
+        return ast.literal_eval(file.read())
+
+    round_trip(path, dump=dump, load=load, mode="t")
+
+
+def test_open_many_opens_all_files_of_a_prefetch_at_once(path):
+    calls = []
+
+    class OpenMany:
+        def __init__(self, names, mode="rb"):
+            calls.append((len(names), mode))
+            self.files = [open(name, mode) for name in names]
+
+        def __enter__(self):
+            return self.files
+
+        def __exit__(self, *exception):
+            for file in self.files:
+                file.close()
+
+    c = Chest({i: str(i) for i in range(5)}, path=path, open_many=OpenMany)
+    c.flush()
+    c.prefetch([0, 1, 2, 3])
+    assert calls == [(4, "rb")]
+    assert sorted(c.inmem) == [0, 1, 2, 3]
+
+
+def test_a_users_open_that_fails_leaves_no_file_behind(path):
+    failing = []
+
+    def opener(name, mode="rb"):
+        if failing and "w" in mode:
+            raise PermissionError(13, "not today", name)
+        return open(name, mode)
+
+    c = Chest({"x": 1}, path=path, open=opener)
+    c.flush()
+    c["y"] = 2
+    failing.append(1)
+    with pytest.raises(PermissionError, match="'y'"):
+        c.flush()
+    assert sorted(os.listdir(path)) == [".keys", "x"]
+    failing.clear()
+    c.flush()
+    assert dict(Chest(path=path, open=opener)) == {"x": 1, "y": 2}
+
+
+def test_the_old_suites_helpers_are_here():
+    from chest.core import key_to_filename, nbytes
+    from chest.utils import raise_KeyError, raises
+
+    assert raises(KeyError, lambda: raise_KeyError("x"))
+    assert not raises(KeyError, lambda: 1)
+    assert key_to_filename(("foo", "bar")) == os.path.join("_foo", "bar")
+    assert nbytes(b"x" * 100) >= 100
+
+
+def test_attributes_that_people_read(path):
+    c = Chest({"x": 1}, path=path, available_memory=1e6)
+    assert c.inmem == {"x": 1}
+    assert (c.path, c.available_memory, c.mode, c.open) == (path, 1e6, "b", open)
+    assert c.memory_usage > 0
+    assert c._explicitly_given_path is True
+    assert Chest()._explicitly_given_path is False
+    assert set(c._keys) == {"x"}
+    with c.lock, c.lock:
+        pass
+    assert callable(c.dump)
+    assert callable(c.load)
+    assert str(c) == f"<chest at {path}>"
+    assert c.get_from_disk("x") == 1
+
+
+def test_a_path_may_be_anything_that_is_like_a_path(tmp_path):
+    c = Chest(path=tmp_path / "a path")
+    c["x"] = 1
+    c.flush()
+    assert c.path == str(tmp_path / "a path")
+    assert dict(Chest(path=str(tmp_path / "a path"))) == {"x": 1}
+
+
+def test_the_order_of_the_arguments_is_that_of_0_2_3(path):
+    log = []
+    c = Chest({"x": "x" * 100}, path, 10, pickle.dump, pickle.load, lambda key: f"file-{key}".replace("-", "_"),
+              lambda key: log.append(("miss", key)), lambda key: log.append(("overflow", key)), open, None, "b")
+    assert c["x"] == "x" * 100
+    assert ("miss", "x") in log
+    assert ("overflow", "x") in log
+    c.flush()
+    assert sorted(os.listdir(path)) == [".keys", "file_x"]
