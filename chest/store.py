@@ -1,23 +1,19 @@
-"""The way to one place of a store: connections, errors in one tongue, and several things at once."""
+"""One place of a store: objects that are put, got and removed, several at once."""
 from __future__ import annotations
 
-import concurrent.futures.thread
 import errno
 import functools
-import importlib
-import re
 import secrets
-import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
-from typing import Any, Callable, NoReturn, TypeVar
+from typing import Any, Callable, TypeVar
 
 from chest.codec import Codec
+from chest.connection import Connection, started
 from chest.keysfile import KEYS
 from chest.locks import Gate, shield
 
@@ -26,10 +22,8 @@ __all__ = ["Store"]
 T = TypeVar("T")
 Task = tuple[int, Callable[[], T]]  # bytes that it holds in memory, and what is to be done
 
-_PASSWORD = re.compile(r"(://[^/@:]*):[^/@]*@")
 _TIDY = {"file", "local", "sftp", "ssh"}  # where removing a folder never removes what is in it
 _AT_ONCE = 64 * 2**20  # bytes under way at once, but for a single larger object
-_CALM = (FileNotFoundError, FileExistsError, PermissionError)  # answers of a store that is well
 
 
 class _Gate(Gate):
@@ -41,203 +35,35 @@ class _Gate(Gate):
         self._depth += 1
 
 
-class _Inline(ThreadPoolExecutor):
-    """Does at once what is submitted.  While the interpreter ends fsspec's loop finds no other that takes anything."""
-
-    def submit(self, work: Callable[..., Any], /, *args: Any, **more: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        try:
-            future.set_result(work(*args, **more))
-        except BaseException as error:
-            future.set_exception(error)
-        return future
-
-
 _gates: weakref.WeakValueDictionary[str, _Gate] = weakref.WeakValueDictionary()
 
 
-class Store:
+class Store(Connection):
     """One URL, with all that a chest does there.
 
-    A file system that is asynchronous inside takes calls from all threads.  Of any other kind, such as sftp, each call
-    borrows one that no other thread uses meanwhile; a spare one is kept for the next call.  ``width`` says how many
-    calls may be under way.  Where ``folders`` is true the store is a file system with folders and a rename, elsewhere
-    it knows nothing but objects, and putting one is a single step.
+    Where ``folders`` is true the store is a file system with folders and a rename, elsewhere it knows nothing but
+    objects, and putting one is a single step.  ``hooked`` says that objects are opened by the user's ``open``, one
+    after another, as nobody knows whether it may be called by several threads.
     """
 
     def __init__(self, url: str, options: Mapping[str, Any], codec: Codec):
-        self.url = url if url.endswith("://") else url.rstrip("/")
-        self._options = options
-        self._open = None if codec.local else codec.open
+        super().__init__(url, options)
+        self._open = codec.open
         self._mode = codec.mode
-        self._making = threading.Lock()
+        self.hooked = not codec.local
+        if self.hooked:
+            self.width = 1
         self.gate = _gates.setdefault(self.url, _Gate(self.url))
-        self._fsspec: Any = self._imported()
-        self._spare: deque[Any] = deque()
-        self._inherited: list[Any] = []
-        kind = self._kind()
-        protocols = {kind.protocol} if isinstance(kind.protocol, str) else set(kind.protocol)
-        self._shared = bool(getattr(kind, "async_impl", False))
-        self._own = not self._shared  # must the next connection be a new one?
-        first, self._base = self._connected()
-        self.folders = "ssh" in protocols or (kind.mv is not self._fsspec.AbstractFileSystem.mv and not self._shared)
+        protocols = {self.kind.protocol} if isinstance(self.kind.protocol, str) else set(self.kind.protocol)
+        self.folders = "ssh" in protocols or (not self._shared and self.renames())
         self._tidy = bool(protocols & _TIDY)
         self._matches = "s3" in protocols  # s3fs hands the condition If-Match on
-        self.hooked = self._open is not None
-        self.width = 1 if self.hooked else 16 if self._shared else 8
-        self._places = threading.Semaphore(self.width)
         self._made = False
-        self._spare.append(first)
-
-    # Names.
-
-    def url_of(self, name: str) -> str:
-        return self.url + ("" if self.url.endswith("/") else "/") + name if name else self.url
-
-    def shown(self, name: str = "") -> str:
-        """The URL without the password that may stand in it."""
-        return _PASSWORD.sub(r"\1:***@", self.url_of(name))
-
-    def inner(self, name: str) -> str:
-        """What fsspec calls the object ``name``."""
-        return f"{self._base.rstrip('/')}/{name}" if name else self._base
-
-    # Connections.
-
-    def _imported(self) -> Any:
-        try:
-            return importlib.import_module("fsspec")
-        except ImportError as error:
-            raise ImportError(f"a chest at {self.shown()} needs fsspec: pip install 'chest[remote]'") from error
-
-    def _kind(self) -> Any:
-        """The class of the file system below those that only cache."""
-        protocol = self.url.split("::")[-1].partition("://")[0]
-        with self._explained():
-            return self._fsspec.get_filesystem_class(protocol)
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except ImportError as error:
-            raise ImportError(f"a chest at {self.shown()} needs a package that is not installed: {error}") from error
-        except ValueError as error:
-            raise ValueError(f"there can be no chest at {self.shown()}: {error}") from error
-
-    def _connected(self) -> tuple[Any, str]:
-        """A file system, where that matters one that fsspec gives to nobody else, and the path in it.
-
-        It is made in another thread: paramiko keeps the frames of those who connect, and with ours the chest would
-        stay until the garbage is collected.
-        """
-        with ThreadPoolExecutor(1) as pool:
-            return self._started(pool, self._connect)()
-
-    def _connect(self) -> tuple[Any, str]:
-        options = copied(self._options)
-        for link in self.url.split("::")[1:]:
-            protocol = link.partition("://")[0]
-            options[protocol] = {**options.get(protocol, {}), "skip_instance_cache": self._own}
-        url_to_fs = importlib.import_module("fsspec.core").url_to_fs
-        with self._explained():
-            try:
-                fs, base = url_to_fs(self.url, skip_instance_cache=self._own, **options)
-            except (ImportError, ValueError):
-                raise
-            except Exception as error:
-                self._fail(error)
-        return fs, base
-
-    def _under(self, fs: Any) -> Any:
-        """The file system below those that only cache."""
-        caching = importlib.import_module("fsspec.implementations.cached").CachingFileSystem
-        while isinstance(fs, caching):
-            fs = fs.fs
-        return fs
-
-    def run(self, work: Callable[[Any], T], cached: bool = False) -> T:
-        """``work`` with a file system, below all caches unless ``cached``.  One attempt, or two if the first
-        found a connection that broke while it was idle.  Errors are those of the system, with a number and a text."""
-        if sys.is_finalizing():  # fsspec's own thread has ended, and it would be waited for for ever
-            raise ConnectionError(errno.ECONNABORTED, "the interpreter has ended", self.shown())
-        with self._places:
-            while True:
-                fs, used = self._borrow()
-                try:
-                    result = work(fs if cached else self._under(fs))
-                except _CALM as error:
-                    self._give_back(fs)
-                    self._fail(error)
-                except Exception as error:
-                    self.close()
-                    self._hang_up(fs)
-                    self._own = True
-                    if not used or self._shared:
-                        self._fail(error)
-                    continue
-                self._give_back(fs)
-                return result
-
-    def _borrow(self) -> tuple[Any, bool]:
-        with self._making:  # one after another: servers refuse a crowd of newcomers
-            used = bool(self._spare)
-            if not used:
-                self._spare.append(self._connected()[0])
-            if not self._shared:
-                return self._spare.pop(), used
-            if getattr(concurrent.futures.thread, "_shutdown", False):
-                self._under(self._spare[-1]).loop.set_default_executor(_Inline(1))
-            return self._spare[-1], used
-
-    def _give_back(self, fs: Any) -> None:
-        if not self._shared:
-            self._spare.append(fs)
-
-    def _fail(self, error: Exception) -> NoReturn:
-        """Raise ``error`` as one of the system's own, with the number and the text that callers look for.
-
-        Its traceback goes: fsspec's error, and the frames of its own thread, keep each other and all who called, also
-        the chest, until the garbage is collected, which may be in that very thread.
-        """
-        cause = error.with_traceback(None)
-        try:
-            raise self._clear(cause) from cause
-        finally:
-            del cause, error
-
-    def _clear(self, error: Exception) -> OSError:
-        text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-        for kind, number in zip(_CALM, (errno.ENOENT, errno.EEXIST, errno.EACCES)):
-            if isinstance(error, kind):
-                return kind(error.errno or number, text, self.shown())
-        if isinstance(error, OSError) and error.errno is not None:
-            return OSError(error.errno, text, self.shown())
-        return ConnectionError(errno.ECONNABORTED, f"the store does not answer ({type(error).__name__}: {text})",
-                               self.shown())
-
-    def close(self) -> None:
-        """Let go of the spare connections.  What fsspec shares stays open for others."""
-        spare, self._spare = self._spare, deque()
-        for fs in spare:
-            self._hang_up(fs)
-
-    def _hang_up(self, fs: Any) -> None:
-        """End the connection of sftp now, with its thread, and not when the garbage is collected."""
-        client = None if self._shared else getattr(self._under(fs), "client", None)
-        if client is not None:
-            client.close()
 
     def after_fork(self) -> None:
-        """In the child: none of the parent's connections, and no lock that a thread of the parent may hold.
-
-        The connections are kept, though: paramiko says goodbye to the server when it lets go of one.
-        """
-        self._inherited.append(self._spare)
+        """In the child: neither connections nor locks of the parent's."""
+        super().after_fork()
         self.gate.abandon()
-        self._making = threading.Lock()
-        self._places = threading.Semaphore(self.width)
-        self._spare = deque()
 
     # Several at once.
 
@@ -267,24 +93,16 @@ class Store:
                 yield result()
                 weight -= done
             weight += size
-            under_way.append((size, self._started(pool, work)))
+            under_way.append((size, started(pool, work)))
         while under_way:
             yield under_way.popleft()[1]()
-
-    @staticmethod
-    def _started(pool: ThreadPoolExecutor, work: Callable[[], T]) -> Callable[[], T]:
-        try:
-            with shield:  # a chest that the garbage collector ends here would wait for a lock that we have
-                return pool.submit(work).result
-        except RuntimeError:
-            return work
 
     # Objects.
 
     def get(self, name: str, cached: bool = False) -> bytes:
         """The content of ``name``; `FileNotFoundError` if there is none."""
         data: bytes
-        if self._open is None:
+        if not self.hooked:
             data = self.run(lambda fs: fs.cat_file(self.inner(name)), cached)
         else:
             data = self._hook("r", name, lambda file: file.read())
@@ -292,13 +110,12 @@ class Store:
 
     def put(self, name: str, data: bytes) -> Any:
         """Write ``data`` to ``name``, with one round trip where the folder is there."""
-        if self._open is None:
+        if not self.hooked:
             return self.run(lambda fs: self._pipe(fs, name, data))
         return self._hook("w", name, lambda file: file.write(data.decode("utf-8") if self._mode == "t" else data))
 
     def _hook(self, direction: str, name: str, work: Callable[[Any], Any]) -> Any:
         """``work`` with the file that the user's ``open`` gives; text is taken for utf-8."""
-        assert self._open is not None
         try:
             with self._open(self.url_of(name), mode=direction + self._mode) as file:
                 result = work(file)
@@ -324,7 +141,8 @@ class Store:
         if self.folders:
             return self._renamed(name, data)
         if self.hooked:
-            return self.put(name, data) and None
+            self.put(name, data)
+            return None
         condition = {"mode": "create"} if tag is None else {"IfMatch": tag} if self._matches else {}
         try:
             told = self.run(lambda fs: self._pipe(fs, name, data, **condition))
@@ -407,11 +225,6 @@ class Store:
         except FileNotFoundError:
             pass
         self._made = False
-
-
-def copied(options: Mapping[str, Any]) -> dict[str, Any]:
-    """``options`` with the mappings in them, to which botocore adds things, copied too."""
-    return {name: copied(value) if isinstance(value, dict) else value for name, value in options.items()}
 
 
 def above(name: str) -> list[str]:

@@ -24,7 +24,10 @@ OLD_NAMES = {"x": "x", ("a", "b", "c"): "_a/_b/c", 1: md5(1), "1/2": md5("1/2"),
              "long" * 50: "long" * 50}
 
 
-def written_by_0_2_3(path, dump=functools.partial(pickle.dump, protocol=1), mode="wb"):
+old_dump = functools.partial(pickle.dump, protocol=1)
+
+
+def written_by_0_2_3(path, dump=old_dump, mode="wb"):
     """A chest as 0.2.3 left it: pickles of protocol 1 under plain names, and a list of pairs."""
     for key, name in OLD_NAMES.items():
         place = os.path.join(path, name)

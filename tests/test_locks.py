@@ -317,9 +317,9 @@ def test_the_death_of_a_process_frees_its_lock_also_while_a_child_forked_meanwhi
         threading.Thread(target=lock, daemon=True).start()
         waiting.wait()
         if os.fork() == 0:
+            os.write(started, b"forked")  # said by the child: what is to happen in it after a fork has happened then
             os.read(living, 1)  # lives until the test is over
             os._exit(0)
-        os.write(started, b"forked")
         threading.Event().wait()
 
     pid = os.fork()
