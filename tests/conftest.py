@@ -6,6 +6,8 @@ import threading
 import pytest
 from hypothesis import HealthCheck, settings
 
+from chest.locks import later
+
 settings.register_profile("default", deadline=None, suppress_health_check=list(HealthCheck))
 settings.register_profile("quick", deadline=None, suppress_health_check=list(HealthCheck), max_examples=20)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
@@ -15,6 +17,15 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 def in_a_fresh_directory(tmp_path, monkeypatch):
     """No test writes into the checkout."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def ends_every_block():
+    """Whatever interrupts a commit, afterwards finalisers of this thread must save at once again."""
+    yield
+    done = []
+    later(lambda: done.append("now"))
+    assert done == ["now"]
 
 
 @pytest.fixture

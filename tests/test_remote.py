@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import concurrent.futures.thread
+import copy
 import gc
 import gzip
 import io
@@ -318,8 +319,10 @@ def test_chests_here_and_there_take_from_each_other(place, path):
 
 
 def test_a_handle_travels_as_a_pickle(place):
+    options = copy.deepcopy(place.get("storage_options"))
     c = Chest({"x": 1}, **place)
     other = pickle.loads(pickle.dumps(c))
+    assert place.get("storage_options") == options  # nobody below wrote into them
     other["y"] = 2
     other.flush()
     assert dict(c) == {"x": 1, "y": 2}
@@ -542,6 +545,21 @@ def test_a_failed_commit_changes_nothing_and_the_next_one_works(company):
     assert len(Counted.store) == 20 + 1
 
 
+def test_old_objects_that_cannot_be_removed_do_not_spoil_a_commit():
+    c = Chest(dict.fromkeys(range(20), "old"), path="counted://a")
+    c.flush()
+    c.update((n, "new") for n in range(20))
+
+    def refuse(what, path):
+        if what == "remove":
+            raise TimeoutError("no answer")
+
+    Counted.before = staticmethod(refuse)
+    c.flush()
+    assert set(Chest(path="counted://a").values()) == {"new"}
+    assert len(counted("remove")) < 20  # a store that does not answer is not asked for ever
+
+
 def test_a_server_that_ends_in_the_middle_of_a_commit(server, tmp_path):
     values = {n: [n] * 1000 for n in range(30)}
     place = {"path": f"{server.url}/{tmp_path.name}", "storage_options": server.options}
@@ -706,3 +724,23 @@ def test_a_script_that_ends_without_a_flush_has_saved(place):
                           capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert dict(Chest(**place)) == {n: n for n in range(40)}
+
+
+def test_a_script_whose_connection_broke_before_it_ends_has_saved(s3, tmp_path):
+    place = {"path": f"{s3.url}/{tmp_path.name}", "storage_options": copy.deepcopy(s3.options)}
+    place["storage_options"]["client_kwargs"]["endpoint_url"] = f"http://localhost:{s3.port}"  # a name has to be resolved
+    place["storage_options"]["config_kwargs"]["connector_args"] = {"use_dns_cache": False}
+    script = f"""
+        from chest import Chest
+        c = Chest({{n: n for n in range(20)}}, **{place!r})
+        print("ready", flush=True)
+        input()
+        """
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], cwd=Path(__file__).parents[1], text=True,
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        assert process.stdout.readline() == "ready\n"
+        s3.stop()
+        s3.start()
+        told, _ = process.communicate("\n", timeout=60)
+    assert (process.returncode, told) == (0, "")
+    assert dict(Chest(**place)) == {n: n for n in range(20)}
