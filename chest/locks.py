@@ -7,14 +7,17 @@ descriptors of one process would block each other.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import weakref
 from collections import deque
+from types import CodeType
 from typing import Callable
 
 from chest import system
 
 __all__ = ["Gate", "gate", "later", "shield"]
+
 
 class Shield(threading.local):
     """``with shield:`` no finaliser of a chest saves in this thread until the outermost such block has ended.
@@ -22,27 +25,52 @@ class Shield(threading.local):
     The garbage collector may run at any line, also in the middle of a commit, and the handle that it finds may be on
     the same directory; its save, started there, would wait for locks that this very thread holds, or change an index
     that is half merged.
+
+    A Ctrl-C that comes in the few instructions with which a block is entered or left would make a bare count wrong for
+    ever, and every later finaliser would wait in vain.  So the count holds only while the frame that opened the
+    outermost block is on the stack.
     """
 
     depth = 0
+    _opener: tuple[int, CodeType | None] = (0, None)  # the frame's identity and code: the frame itself would keep alive what it refers to
 
     def __init__(self) -> None:
         self._waiting: deque[Callable[[], None]] = deque()
 
     def __enter__(self) -> None:
+        if not self._within():
+            self.depth = 0
+            self._opener = _opener()
         self.depth += 1
 
     def __exit__(self, *exception: object) -> None:
         self.depth -= 1
-        while self._waiting and not self.depth:
-            self._waiting.popleft()()
+        self._catch_up()
 
     def later(self, action: Callable[[], None]) -> None:
         """Run ``action`` now, or behind the outermost block that this thread is in."""
-        if self.depth:
-            self._waiting.append(action)
-        else:
-            action()
+        self._waiting.append(action)
+        if not self._within():
+            self.depth = 0
+        self._catch_up()
+
+    def _within(self) -> bool:
+        frame = sys._getframe(1) if self.depth > 0 else None
+        while frame is not None and (id(frame), frame.f_code) != self._opener:
+            frame = frame.f_back
+        return frame is not None
+
+    def _catch_up(self) -> None:
+        while self._waiting and self.depth <= 0:
+            self._waiting.popleft()()
+
+
+def _opener() -> tuple[int, CodeType | None]:
+    """The frame whose ``with`` it is that asks, by way of ``__enter__``s only."""
+    frame = sys._getframe(1)
+    while frame.f_code.co_name == "__enter__" and frame.f_back is not None:
+        frame = frame.f_back
+    return id(frame), frame.f_code
 
 
 shield = Shield()

@@ -199,6 +199,42 @@ def test_a_directory_that_was_dropped_and_made_anew_meanwhile_is_locked_anew(tmp
 # Finalisers.
 
 
+def interrupted_in(method):
+    """A block of this thread that Ctrl-C cuts short as ``method`` of the shield begins."""
+    def trace(frame, event, argument):
+        if frame.f_code is method.__code__:
+            raise KeyboardInterrupt
+
+    def block():
+        with shield:
+            pass
+
+    sys.settrace(trace)
+    try:
+        block()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(None)
+
+
+@pytest.mark.parametrize("method", ["__enter__", "__exit__"])
+def test_ctrl_c_on_the_way_in_or_out_of_a_block_holds_up_no_later_finaliser(method):
+    done = []
+
+    def block():
+        with shield:
+            later(lambda: done.append("late"))
+            assert done == ["now"]
+
+    interrupted_in(getattr(type(shield), method))
+    later(lambda: done.append("now"))
+    assert done == ["now"]
+    interrupted_in(getattr(type(shield), method))
+    block()
+    assert done == ["now", "late"]
+
+
 def test_what_is_put_off_runs_behind_the_outermost_block_and_at_once_outside(tmp_path):
     done = []
     with shield:
