@@ -9,12 +9,12 @@ import atexit
 import functools
 import os
 import sys
+import threading
 import warnings
 import weakref
 from typing import Any
 
-from chest import farewell
-from chest.locks import later
+from chest import farewell, locks
 
 __all__ = ["end", "let_go", "watch"]
 
@@ -76,7 +76,7 @@ def let_go(chest: Any) -> None:
     if chest._life.store.remote and farewell.collecting():
         farewell.hand_over(ending)
     else:
-        later(ending)
+        locks.later(ending)
 
 
 def end(chest: Any) -> None:
@@ -93,14 +93,12 @@ def _before_fork() -> None:
 
     The wait is bounded: a program may hold one chest's lock in a thread that waits for another's.
     """
-    for chest in _chests():
-        if chest.lock.acquire(timeout=2):
-            _locked.append(chest)
+    _locked[threading.get_ident()] = [chest.lock for chest in _chests() if chest.lock.acquire(timeout=locks.AT_FORK)]
 
 
 def _after_fork_in_parent() -> None:
-    while _locked:
-        _locked.pop().lock.release()
+    for lock in _locked.pop(threading.get_ident()):
+        lock.release()
 
 
 def _after_fork_in_child() -> None:
@@ -109,7 +107,7 @@ def _after_fork_in_child() -> None:
         chest._after_fork()
 
 
-_locked: list[Any] = []
+_locked: dict[int, list[Any]] = {}  # by thread, as several may fork at once
 
 atexit.register(_end_all)
 if hasattr(os, "register_at_fork"):

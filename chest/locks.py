@@ -16,7 +16,10 @@ from typing import Callable
 
 from chest import system
 
-__all__ = ["Gate", "gate", "later", "shield"]
+__all__ = ["AT_FORK", "Gate", "gate", "later", "shield"]
+
+AT_FORK = 2.0  # seconds for which a fork waits for another thread that is half-way through something
+
 
 
 class Shield(threading.local):

@@ -19,7 +19,7 @@ from functools import partial
 from itertools import count, repeat
 from typing import TYPE_CHECKING, Any, Callable, TypeVar
 
-from chest import writers
+from chest import locks, writers
 from chest.errors import ChestError, LoadError
 from chest.locks import gate, shield
 
@@ -295,19 +295,21 @@ class Rows:
                 except OSError:
                     pass
 
-    def before_fork(self) -> None:
-        """Close the connection, if it is idle within a moment, and keep others from opening one until `after_fork`."""
-        if self._guard.lock.acquire(timeout=5):
-            self._guard.forking = True
-            if not self._guard.depth:
-                self._disconnect()
+    def before_fork(self) -> bool:
+        """Close the connection, if it is idle within a moment, and keep others from opening one until `after_fork`.
 
-    def after_fork(self, child: bool) -> None:
-        if not child:
-            if self._guard.forking:
-                self._guard.forking = False
-                self._guard.lock.release()
-            return
+        Returns whether this thread has the guard now.
+        """
+        if not self._guard.lock.acquire(timeout=locks.AT_FORK):
+            return False
+        if not self._guard.depth:
+            self._disconnect()
+        return True
+
+    def after_fork_in_parent(self) -> None:
+        self._guard.lock.release()
+
+    def after_fork_in_child(self) -> None:
         if self._closer is not None:
             _leaked.append(self._closer.detach())  # closing it would act upon the parent's files
         self._forget()
@@ -321,7 +323,6 @@ class _Guard:
         self._path = path
         self.lock = threading.RLock()
         self.depth = 0
-        self.forking = False
 
     def __enter__(self) -> None:
         shield.__enter__()
@@ -366,22 +367,24 @@ def _clauses(rows: Sequence[int], dense: float) -> list[tuple[str, Sequence[int]
 
 
 _all: weakref.WeakSet[Rows] = weakref.WeakSet()
-_forking: list[Rows] = []
+_guarded: dict[int, list[Rows]] = {}  # by thread, as several may fork at once
 _leaked: list[Any] = []
 
 
 def _before_fork() -> None:
-    _forking[:] = list(_all)
-    for rows in _forking:
-        rows.before_fork()
+    _guarded[threading.get_ident()] = [rows for rows in list(_all) if rows.before_fork()]
 
 
-def _after_fork(child: bool) -> None:
-    for rows in _forking:
-        rows.after_fork(child)
-    _forking.clear()
+def _after_fork_in_parent() -> None:
+    for rows in _guarded.pop(threading.get_ident()):
+        rows.after_fork_in_parent()
+
+
+def _after_fork_in_child() -> None:
+    _guarded.clear()
+    for rows in list(_all):
+        rows.after_fork_in_child()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=lambda: _after_fork(False),
-                        after_in_child=lambda: _after_fork(True))
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -436,3 +436,41 @@ def test_many_chests_that_are_forked_together_are_all_usable_on_both_sides(tmp_p
     for n, c in enumerate(chests):
         c.sync()
         assert dict(c) == {"n": n, "own": n}
+
+
+# Several threads that fork at once.
+
+
+def test_threads_that_fork_at_the_same_time_let_go_of_their_own_locks_only(path):
+    python("""
+import os, sys, threading
+both = threading.Barrier(2)
+os.register_at_fork(before=lambda: both.wait(60))  # what was registered first comes last, when chest has its locks
+from chest import Chest, locks
+locks.AT_FORK = 0.1
+
+c = Chest({"x": 1}, path=sys.argv[1], min_file_size=1000)
+c.flush()
+
+def fork():
+    pid = os.fork()
+    if not pid:
+        os._exit(0 if c["x"] == 1 else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+
+def use():
+    c["x"] += 1
+    c.flush()
+
+def run(*works):
+    threads = [threading.Thread(target=work, daemon=True) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+
+run(fork, fork)
+run(use)
+""", path, options=("-W", "ignore::DeprecationWarning"))
+    assert dict(Chest(path=path)) == {"x": 2}
