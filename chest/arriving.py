@@ -7,10 +7,10 @@ from typing import Any, Callable, TypeVar, cast
 
 from chest.errors import explained
 from chest.files import Loaded, Stale
-from chest.leaving import Leaving
+from chest.leaving import Leaving, crowds
 from chest.memory import ABSENT
 from chest.sizes import nbytes
-from chest.state import Load
+from chest.state import Load, nothing
 
 __all__ = ["Arriving"]
 
@@ -24,7 +24,7 @@ class Arriving(Leaving[K]):
 
     def get(self, key: K) -> Any:
         """The value of ``key``, which is not in memory; `KeyError` if there is none."""
-        announced = False
+        announced = self._on_miss is nothing
         while True:
             with self.lock:
                 value = self._at_hand(key)
@@ -33,6 +33,7 @@ class Arriving(Leaving[K]):
                 name = self._name(key)
                 load = self._loads.get(key)
                 if load is not None and load.thread != threading.get_ident():
+                    load.awaited = True
                     self._arrived.wait()  # this lets go of the lock, even where the caller has it too
                     continue
                 if announced:
@@ -75,7 +76,8 @@ class Arriving(Leaving[K]):
             with self.lock:
                 if self._loads.get(key) is mine:
                     del self._loads[key]
-                self._arrived.notify_all()
+                if mine.awaited:
+                    self._arrived.notify_all()
 
     def _arrive(self, key: K, name: str, loaded: Loaded, mine: Load, trusted: Callable[[], bool]) -> Any:
         """Take a loaded value into memory; `ABSENT` if the key has to be looked up anew."""
@@ -113,20 +115,17 @@ class Arriving(Leaving[K]):
 
     def _fitting(self, keys: Iterable[K]) -> Iterator[list[K]]:
         """``keys`` in lists of values that can be loaded together, while there is room for them."""
-        crowd: list[K] = []
-        room = self.available - self.memory.usage
-        for key in keys:
-            name = self.index.names.get(key)
-            room -= self.store.size(name) if name else 0
-            if room < 0:
-                break
-            crowd.append(key)
-            if len(crowd) >= max(self.store.ahead, 4 * WORKERS):
-                yield crowd
-                crowd = []
-                room = self.available - self.memory.usage
-        if crowd:
+        for asked in crowds(keys, max(self.store.ahead, 4 * WORKERS)):
+            room = self.available - self.memory.usage
+            crowd: list[K] = []
+            for key, size in zip(asked, self.store.sizes([self.index.names.get(key) or "" for key in asked])):
+                room -= size
+                if room < 0:
+                    break
+                crowd.append(key)
             yield crowd
+            if len(crowd) < len(asked):
+                return
 
     def _fetch(self, keys: Sequence[K]) -> None:
         """Load the values of ``keys`` side by side; one that another thread is loading already is left to it."""
@@ -148,14 +147,3 @@ class Arriving(Leaving[K]):
                         del self._loads[key]
                 self._arrived.notify_all()
         self._make_room_quietly(ABSENT)
-
-    def stream(self, keys: Iterable[K]) -> Iterator[tuple[K, Any]]:
-        """The pairs of key and value; a key that another process deletes meanwhile is left out."""
-        for key in keys:
-            try:
-                value = self.memory.values[key] if key in self.memory.values else self.get(key)
-            except KeyError:
-                if self.known(key):
-                    raise
-                continue
-            yield key, value

@@ -12,6 +12,7 @@ from typing import Any, Callable, TypeVar, cast
 
 from chest import arrays, endings, names
 from chest.codec import Codec
+from chest.keysfile import small
 from chest.life import Life
 from chest.log import log
 from chest.mapping import Progress, SpillMapping, silent
@@ -19,6 +20,7 @@ from chest.memory import budget
 from chest.names import key_to_filename
 from chest.opening import Settings, open_parts
 from chest.sizes import nbytes
+from chest.state import nothing
 from chest.stats import Stats
 
 __all__ = ["Chest", "key_to_filename", "nbytes"]
@@ -26,10 +28,6 @@ __all__ = ["Chest", "key_to_filename", "nbytes"]
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 D = TypeVar("D")
-
-
-def _nothing(key: Any) -> None:
-    """The default of ``on_miss`` and ``on_overflow``."""
 
 
 class Chest(SpillMapping[K, V]):
@@ -88,8 +86,8 @@ class Chest(SpillMapping[K, V]):
         dump: Callable[[Any, Any], Any] = arrays.dump,
         load: Callable[[Any], Any] = arrays.load,
         key_to_filename: Callable[[K], str] = names.key_to_filename,
-        on_miss: Callable[[K], Any] = _nothing,
-        on_overflow: Callable[[K], Any] = _nothing,
+        on_miss: Callable[[K], Any] = nothing,
+        on_overflow: Callable[[K], Any] = nothing,
         open: Callable[..., Any] = builtins.open,
         open_many: Callable[..., Any] | None = None,
         mode: str = "b",
@@ -231,7 +229,7 @@ class Chest(SpillMapping[K, V]):
                 with life.index.gate:
                     life.index.refresh()
                     life.index.erase()
-                    life.store.remove(life.index.forget())
+                    life.store.remove(name for name in life.index.forget() if not small(name))
                     life.store.destroy()
             life.index.forget()
         if not self._explicitly_given_path:

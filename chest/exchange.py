@@ -6,6 +6,7 @@ from typing import Any, Callable
 
 from chest.errors import ChestError
 from chest.files import Stale
+from chest.leaving import crowds
 from chest.life import Life
 
 __all__ = ["receive"]
@@ -26,9 +27,11 @@ def receive(chest: Any, other: Any, overwrite: bool, progress: Progress) -> None
         pairs = ((key, other[key]) for key in progress(keys, total=len(keys)))
     else:
         pairs = other
-    for key, value in pairs:
-        if overwrite or key not in chest:
-            chest[key] = value
+    # What a dict holds is in memory anyway; of another mapping each value may be large and come from afar.
+    for crowd in crowds(pairs, chest._life.store.crowd if isinstance(other, dict) else 1):
+        for key, value in chest._life.set_many(dict(crowd)).items() if overwrite else crowd:
+            if overwrite or key not in chest:
+                chest[key] = value
 
 
 def _from_chest(chest: Any, other: Any, overwrite: bool, progress: Progress) -> None:

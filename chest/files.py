@@ -204,14 +204,23 @@ class Files(Generic[K]):
         except Exception as error:
             raise LoadError(f"{self.path(name)} cannot be read ({type(error).__name__}: {error})") from error
 
-    def same(self, name: str, value: Any) -> bool:
-        """Does the file hold just what would be written for ``value`` now?"""
-        with self._codec.reader(self.path(name)) as file:
-            return self._codec.same(value, file)
+    def same(self, pairs: Iterable[tuple[str, Any]]) -> Iterator[bool]:
+        """For each name and value: does the file hold just what would be written for the value now?  What cannot be
+        told, as the file is gone or cannot be read, is not the same."""
+        for name, value in pairs:
+            try:
+                with self._codec.reader(self.path(name)) as file:
+                    yield bool(self._codec.same(value, file))
+            except Exception:
+                yield False
 
     def size(self, name: str) -> int:
         """Bytes that the file has, 0 if it is gone.  One ``stat``."""
         return self._look(name)[0]
+
+    def sizes(self, names: Iterable[str]) -> Iterator[int]:
+        """The `size` of each."""
+        return map(self.size, names)
 
     def mark(self, name: str) -> int | None:
         """What tells the file ``name`` from others that had the name or will have it.  One ``stat``."""

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import html
 import reprlib
-from collections.abc import Iterable
 from typing import Any
 
 from chest.human import amount, plural
@@ -67,9 +66,7 @@ def table(chest: Any) -> str:
 def _stored(store: Any, names: dict[Any, Any]) -> dict[Any, int]:
     """The bytes on disk of each key that has any."""
     named = [(key, name) for key, name in names.items() if name is not None]
-    many = getattr(store, "sizes", None)
-    sizes: Iterable[int] = map(store.size, (n for _, n in named)) if many is None else many([n for _, n in named])
-    return dict(zip((key for key, _ in named), sizes))
+    return dict(zip((key for key, _ in named), store.sizes([name for _, name in named])))
 
 
 def _bar(usage: float, available: float) -> str:

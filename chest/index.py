@@ -98,6 +98,19 @@ class Index(Generic[K]):
         self._fresh[name] = mark
         self._take(name)
 
+    def add(self, keys: list[K], names: list[str], marks: list[Any]) -> bool:
+        """As `set` and `written` for many keys; `False`, and nothing done, unless all of them are new."""
+        if not (self.names.keys().isdisjoint(keys) and self.pending.keys().isdisjoint(keys)):
+            return False
+        self.names.update(zip(keys, names))
+        self.pending.update(dict.fromkeys(keys))
+        self._fresh.update(zip(names, marks))
+        self._reserved.taken.update([name for name in names if not small(name)])
+        for key in self._reserved.reserved.keys() & set(keys):
+            self._reserved.release(key)
+        self.turns += len(keys)
+        return True
+
     def _take(self, name: str | None) -> None:
         if name is not None and not small(name):
             self._reserved.taken.add(name)

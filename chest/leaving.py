@@ -46,7 +46,7 @@ class Leaving(State[K]):
         try:
             for key, _ in items:
                 self._on_overflow(key)
-            errors = self.write([item for item in items if not self._is_on_disk(*item)], ticket)
+            errors = self.write(self._to_write(items), ticket)
         finally:
             self._settle(items, ticket, errors)
         log("debug", "spilled %d values", len(items) - len(errors))
@@ -62,25 +62,25 @@ class Leaving(State[K]):
                 if self.memory.settle(key, ticket, saved, undumpable):
                     self.counts.spills += 1
 
-    def _is_on_disk(self, key: K, value: Any) -> bool:
-        """Is there nothing to write: does a file hold the value just as it is now, or is it the key's no more?
+    def _to_write(self, items: Sequence[tuple[K, Any]]) -> Sequence[tuple[K, Any]]:
+        """Those values that no file holds just as they are now; what is the key's no more need not be written.
 
-        Only under the newest index does a difference tell that the value was changed in place.
+        Only under the newest index does a difference tell that a value was changed in place.
         """
         while True:
             with self.lock:
-                name, trusted = self.index.names.get(key), self.index.unchanged()
-                if name is None or (key in self.memory.values and key not in self.memory.watched):
-                    return name is not None
-            try:
-                same = bool(self.store.same(name, value))
-            except Exception:
-                same = False  # what cannot be compared, or is gone, is written again
-            if same or trusted():
-                return same
+                trusted = self.index.unchanged()
+                names = [self.index.names.get(key) for key, _ in items]
+                doubts = [name is not None and (key in self.memory.watched or key not in self.memory.values)
+                          for name, (key, _) in zip(names, items)]
+            same = iter(list(self.store.same([(name, value) for name, (_, value), doubt in zip(names, items, doubts)
+                                              if doubt])) if any(doubts) else ())
+            items = [item for item, name, doubt in zip(items, names, doubts)
+                     if (not next(same) if doubt else name is None)]
+            if not any(doubts) or trusted():
+                return items
             self.refresh()
-            if self.memory.current(key) is not value:
-                return True
+            items = [(key, value) for key, value in items if self.memory.current(key) is value]
 
     def write(self, items: Sequence[tuple[K, Any]], ticket: Ticket) -> list[tuple[K, Exception]]:
         """Write values to new files and note their names.  Returns what went wrong, by key."""
@@ -135,7 +135,7 @@ class Leaving(State[K]):
                 crowd = [(key, value) for key, value in crowd if self.memory.current(key) is value]  # still?
                 ticket = self.memory.mark((key for key, _ in crowd), leaves=False)
             try:
-                errors += self.write([item for item in crowd if not self._is_on_disk(*item)], ticket)
+                errors += self.write(self._to_write(crowd), ticket)
             finally:
                 self._settle(crowd, ticket, errors)
         self.commit(plain)

@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any, TypeVar
 
-from chest.arriving import Arriving
+from chest.passing import Passing
 from chest.sizes import nbytes
 
 __all__ = ["Life"]
@@ -12,7 +12,7 @@ __all__ = ["Life"]
 K = TypeVar("K", bound=Hashable)
 
 
-class Life(Arriving[K]):
+class Life(Passing[K]):
     """All values of a chest, wherever they are."""
 
     def set(self, key: K, value: Any, new: bool = False) -> None:

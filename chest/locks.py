@@ -35,7 +35,8 @@ class Shield(threading.local):
     """
 
     depth = 0
-    _opener: tuple[int, CodeType | None] = (0, None)  # the frame's identity and code: the frame itself would keep alive what it refers to
+    # The frame's identity and code: the frame itself would keep alive what it refers to.
+    _opener: tuple[int, CodeType | None] = (0, None)
 
     def __init__(self) -> None:
         self._waiting: deque[Callable[[], None]] = deque()

@@ -13,7 +13,7 @@ from chest.arrays import can_change
 from chest.sizes import nbytes
 from chest.spill import Order
 
-__all__ = ["ABSENT", "Memory", "budget"]
+__all__ = ["ABSENT", "Lent", "Memory", "Ticket", "budget"]
 
 K = TypeVar("K", bound=Hashable)
 
@@ -45,6 +45,18 @@ class _Held(weakref.ref):  # type: ignore[type-arg]
     key: Any
 
 
+class Lent:
+    """A value that passes by outside of memory, in the hands of one who iterates: it is found as if it were held."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: Any):
+        self._value = value
+
+    def __call__(self) -> Any:
+        return self._value
+
+
 class Ticket:
     """One batch of values on its way to disk.
 
@@ -69,10 +81,10 @@ class Memory(Generic[K]):
     """
 
     def __init__(self, writeback: bool):
-        self._writeback = writeback
+        self.writeback = writeback
         self._sizes: dict[K, int] = {}
         self._order: Order[K] = Order()
-        self._held: dict[K, _Held] = {}
+        self._held: dict[K, _Held | Lent] = {}
         self._tickets: dict[K, Ticket] = {}
         self.values: dict[K, Any] = {}
         self.usage = 0
@@ -111,7 +123,7 @@ class Memory(Generic[K]):
 
     def watch(self, key: K, value: Any, on_disk: bool) -> None:
         """Note whether a change of the value in place would have to be written."""
-        if on_disk and self._writeback and key in self.values and can_change(value):
+        if on_disk and self.writeback and key in self.values and can_change(value):
             self.watched[key] = None
         else:
             self.watched.pop(key, None)
@@ -144,6 +156,22 @@ class Memory(Generic[K]):
         value = self._let_go(key)
         self._order.leave(key)
         self.hold(key, value)
+
+    def has(self, key: K) -> bool:
+        """Is the value of ``key`` in memory, or may somebody hold it?"""
+        return key in self.values or key in self._held
+
+    def lend(self, key: K, value: Any) -> Lent:
+        """Let the value of ``key``, which is not in memory, be found until it is taken back."""
+        lent = self._held[key] = Lent(value)
+        return lent
+
+    def take_back(self, key: K, lent: Lent) -> bool:
+        """The end of `lend`.  Returns whether it still was the value of ``key``, and not in memory."""
+        if self._held.get(key) is not lent:
+            return False
+        del self._held[key]
+        return True
 
     def hold(self, key: K, value: Any) -> None:
         """Remember a value outside of memory for as long as somebody else does, if it can be weakly referenced."""
@@ -188,7 +216,7 @@ class Memory(Generic[K]):
 
     def held(self) -> list[tuple[K, Any]]:
         """The values outside of memory that somebody holds, and may have changed."""
-        alive = ((key, ref()) for key, ref in list(self._held.items()) if self._writeback)
+        alive = ((key, ref()) for key, ref in list(self._held.items()) if self.writeback)
         return [(key, value) for key, value in alive if value is not None and can_change(value)]
 
     # Who leaves.

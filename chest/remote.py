@@ -194,9 +194,14 @@ class RemoteFiles(Generic[K]):
         found: bytes = sink.digest()
         return found
 
-    def same(self, name: str, value: Any) -> bool:
-        """Is ``value`` still as it was written to, or loaded from, the object?  No round trip: digests are compared."""
-        return self._print(value) in self._prints.get(name, ())
+    def same(self, pairs: Iterable[tuple[str, Any]]) -> Iterator[bool]:
+        """For each name and value: is the value still as it was written to, or loaded from, the object?  No round trip:
+        digests are compared."""
+        for name, value in pairs:
+            try:
+                yield self._print(value) in self._prints.get(name, ())
+            except Exception:
+                yield False  # it can no longer be dumped
 
     def _noted(self, name: str) -> int | None:
         told = _OURS.search(name)
@@ -211,6 +216,10 @@ class RemoteFiles(Generic[K]):
             except OSError:
                 return 0
         return size
+
+    def sizes(self, names: Iterable[str]) -> Iterator[int]:
+        """The `size` of each."""
+        return map(self.size, names)
 
     # Between chests, and away.
 

@@ -195,13 +195,9 @@ class Small(Generic[K]):
                 return False
         return self._same(data, value, Dumper(self._codec, len(data) + 1))
 
-    def same(self, name: str, value: Any) -> bool:
-        """Does the file or row hold just what would be written for ``value`` now?"""
-        return next(self.same_many([(name, value)]))
-
-    def same_many(self, pairs: Sequence[tuple[str, Any]]) -> Iterator[bool]:
-        """For each name and value, what `same` says; rows come from the file many at a time.  What cannot be told, as
-        the row or file is gone or cannot be read, is not the same."""
+    def same(self, pairs: Sequence[tuple[str, Any]]) -> Iterator[bool]:
+        """For each name and value: does the file or row hold just what would be written for the value now?  Rows come
+        from the file many at a time.  What cannot be told, as the row or file is gone, is not the same."""
         dumper = Dumper(self._codec, max(self._limit, 1))
         for start in range(0, len(pairs), AHEAD):
             part = pairs[start : start + AHEAD]
@@ -213,13 +209,7 @@ class Small(Generic[K]):
                 if name.startswith(_PREFIX):
                     yield self._same(rows.get(number(name)), value, dumper)
                 else:
-                    yield self._same_file(name, value)
-
-    def _same_file(self, name: str, value: Any) -> bool:
-        try:
-            return self._files.same(name, value)
-        except Exception:
-            return False
+                    yield from self._files.same([(name, value)])
 
     def _same(self, data: bytes | None, value: Any, dumper: Dumper) -> bool:
         if data is None:

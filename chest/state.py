@@ -20,14 +20,19 @@ __all__ = ["Load", "State"]
 K = TypeVar("K", bound=Hashable)
 
 
+def nothing(key: Any) -> None:
+    """The default of ``on_miss`` and ``on_overflow``."""
+
+
 class Load:
     """One value on its way into memory.  ``valid`` until its key is set, deleted or changed by another process."""
 
-    __slots__ = ("thread", "valid")
+    __slots__ = ("awaited", "thread", "valid")
 
     def __init__(self) -> None:
         self.thread = threading.get_ident()
         self.valid = True
+        self.awaited = False
 
 
 class State(Generic[K]):

@@ -24,9 +24,9 @@ def iterate(life: Life[Any], backwards: bool = False) -> Iterator[Any]:
     return _walk(reversed(keys) if backwards else iter(keys), life.index, turns)
 
 
-def _walk(keys: Iterator[Any], index: Any, turns: int) -> Iterator[Any]:
-    for key in keys:
-        yield key
+def _walk(steps: Iterator[Any], index: Any, turns: int) -> Iterator[Any]:
+    for step in steps:
+        yield step
         if index.turns != turns:
             raise RuntimeError("chest changed size during iteration")
 
@@ -45,4 +45,7 @@ class ItemsView(collections.abc.ItemsView[K, V]):
     """The pairs of key and value, loaded as they are asked for, so that memory stays within the budget."""
 
     def __iter__(self) -> Iterator[tuple[K, V]]:
-        return self._mapping._alive().stream(self._mapping)  # type: ignore[attr-defined,no-any-return]
+        life = self._mapping._alive()  # type: ignore[attr-defined]
+        with life.lock:
+            keys, turns = life.keys(), life.index.turns
+        return _walk(life.stream(keys), life.index, turns)
