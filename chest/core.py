@@ -108,7 +108,7 @@ class Chest(SpillMapping[K, V]):
         available = budget(1e9 if available_memory is None else available_memory)
         self._life: Life[K] = open_parts(path, self._settings, available)
         self.path: str = self._life.store.path("")
-        self.inmem = self._life.memory.values
+        self._inmem = self._life.memory.values
         self._used = self._life.memory.used
         self._hit = self._life.counts.hit
         self._owner = os.getpid()
@@ -153,8 +153,9 @@ class Chest(SpillMapping[K, V]):
     def sync(self, *, progress: Progress | None = None) -> None:
         """Save everything and commit, but keep values in memory.  Errors are those of `flush`.
 
-        Cost: O(what changed), and a comparison with its file for each value in memory, or held by you, that might have
-        been changed in place.  It does not grow with the number of keys.
+        Cost: O(what changed), and a comparison with its file for each value that might have been changed in place:
+        those that were read since the last time, and those that you hold, or whose parts you may hold.  It does not
+        grow with the number of keys.
 
         >>> c = Chest({'x': [1, 2]})
         >>> c.sync()
@@ -362,7 +363,7 @@ class Chest(SpillMapping[K, V]):
         life = getattr(self, "_life", None)
         if life is None:
             return f"<chest at {getattr(self, 'path', '?')}, not open>"
-        return (f"<chest at {self.path}: {len(life.index.names)} keys, {len(self.inmem)} of them in memory, "
+        return (f"<chest at {self.path}: {len(life.index.names)} keys, {len(self._inmem)} of them in memory, "
                 f"{self.memory_usage} of {self.available_memory:.0f} bytes>")
 
     def _repr_html_(self) -> str:

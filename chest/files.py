@@ -296,7 +296,9 @@ class Files(Generic[K]):
         return os.path.isdir(self._directory)
 
     def make(self) -> None:
-        """Make the directory, and those above it."""
+        """Make the directory, and those above it, where it is not there."""
+        if self.exists():
+            return
         new = missing(self._directory) if self._durable else []
         made = False
         while not made:

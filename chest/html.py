@@ -47,7 +47,7 @@ def table(chest: Any) -> str:
         life = chest._life
         life.refresh()
         names = dict(chest._keys)
-        sizes = {key: life.memory.size(key) for key in chest.inmem}
+        sizes = {key: life.memory.size(key) for key in list(life.memory.values)}
         usage, available, stats = chest.memory_usage, chest.available_memory, chest.stats
     on_disk = sum(name is not None for name in names.values())
     stored = _stored(life.store, names) if on_disk <= MOST else {}

@@ -57,6 +57,10 @@ def written_by(head: bytes) -> tuple[int, str] | None:
     return None
 
 
+def signature(found: os.stat_result) -> Signature:
+    return Signature(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
 def record(changes: Pairs) -> bytes:
     """One commit's changes as they are appended."""
     body = pickle.dumps(changes, 5)
@@ -99,23 +103,23 @@ class KeysFile:
     def current(self) -> Signature | None:
         """The signature of the file as it is now.  One ``stat``; another than ``signature``: somebody committed."""
         try:
-            s = os.stat(self.path)
+            return signature(os.stat(self.path))
         except FileNotFoundError:
             return None
-        return Signature(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns)
 
     def read(self) -> tuple[bool, Pairs]:
         """``(True, all pairs)``, or ``(False, changes)`` where records were appended to what was read before."""
+        more = self._read_more()
+        if more is not None:
+            return False, more
         try:
             fd = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
         except FileNotFoundError:
             self.close()
             return True, []
         try:
-            s = os.fstat(fd)
-            found = Signature(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns)
-            before = self.signature
-            grown = before is not None and before[:2] == found[:2] and self._list_end and found.size >= self._end
+            found = signature(os.fstat(fd))
+            grown = self._grown(found)
             start = self._end if grown else 0
             with open(fd, "rb", closefd=False) as file:
                 file.seek(start)
@@ -126,6 +130,20 @@ class KeysFile:
             raise
         self._hold(fd, found)
         return not grown, changes
+
+    def _grown(self, found: Signature) -> bool:
+        """Is this the file that was read before, with perhaps more behind it?"""
+        before = self.signature
+        return before is not None and before[:2] == found[:2] and self._list_end > 0 and found.size >= self._end
+
+    def _read_more(self) -> Pairs | None:
+        """What was appended to the file that we hold open; `None` if that is no longer the file of this name."""
+        found = self.current()
+        if self._fd is None or found is None or not self._grown(found):
+            return None
+        changes = self._more(os.pread(self._fd, found.size - self._end, self._end))
+        self.signature = found
+        return changes
 
     def _hold(self, fd: int, found: Signature) -> None:
         """Keep the version that was read open, so that its inode, and so its signature, is not used again."""
@@ -217,10 +235,10 @@ class KeysFile:
                 return False  # a full disk: what was written is a torn record, and the replacement tells of the error
             if self._durable:
                 os.fsync(fd)
+            self.signature = signature(os.fstat(fd))
         finally:
             os.close(fd)
         self._end += len(data)
-        self.signature = self.current()
         return True
 
     def replace(self, pairs: Pairs) -> None:

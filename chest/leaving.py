@@ -69,6 +69,7 @@ class Leaving(State[K]):
         """
         while True:
             with self.lock:
+                self.memory.catch_up()
                 trusted = self.index.unchanged()
                 names = [self.index.names.get(key) for key, _ in items]
                 doubts = [name is not None and (key in self.memory.watched or key not in self.memory.values)
@@ -127,7 +128,9 @@ class Leaving(State[K]):
         """
         with self.lock:
             self.memory.unstick(self.index.inherited)
-            inside = list(self.memory.values.items())
+            self.memory.catch_up()
+            alone = {} if empty else self.memory.alone([*self.index.own(), *self.memory.watched])
+            inside = list(self.memory.values.items()) if empty else []
             items = self._unsaved()
         errors: list[tuple[K, Exception]] = []
         for crowd in crowds(progress(items, total=len(items)), self.store.crowd):
@@ -139,8 +142,12 @@ class Leaving(State[K]):
             finally:
                 self._settle(crowd, ticket, errors)
         self.commit(plain)
+        failed = dict(errors)
         if empty:
-            self._empty(inside, dict(errors))
+            self._empty(inside, failed)
+        else:
+            with self.lock:
+                self.memory.vouch({key: value for key, value in alone.items() if key not in failed})
         if errors:
             key, error = errors[0]
             more = f" (and {len(errors) - 1} more)" if errors[1:] else ""

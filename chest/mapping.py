@@ -25,15 +25,28 @@ def silent(items: Iterable[Any], total: int) -> Iterable[Any]:
 class SpillMapping(MutableMapping[K, V]):
     """A mutable mapping over a `Life`: everything that a dict does, in the order of insertion."""
 
-    inmem: dict[K, V]
+    _inmem: dict[K, V]
     _life: Life[K]
     _used: Callable[[K], None]
     _hit: Callable[[], int]
     _closed = False
 
+    @property
+    def inmem(self) -> dict[K, V]:
+        """The values that are in memory, by key.  To be looked at only: set and delete through the chest.
+
+        Cost: O(1) but for the first time, after which each `sync` compares all values in memory with their files, as
+        one that was taken from here may have been changed.
+
+        >>> from chest import Chest
+        >>> Chest({'x': 1}).inmem
+        {'x': 1}
+        """
+        return self._life.memory.exposed()
+
     def __getitem__(self, key: K) -> V:
         try:
-            value = self.inmem[key]
+            value = self._inmem[key]
         except KeyError:
             return cast(V, self._alive().get(key))
         self._used(key)
@@ -66,7 +79,7 @@ class SpillMapping(MutableMapping[K, V]):
         >>> Chest({'x': 1}).get('y', 0)
         0
         """
-        value = self.inmem.get(key, ABSENT)
+        value = self._inmem.get(key, ABSENT)
         if value is ABSENT:
             if not self._alive().known(key):
                 return default

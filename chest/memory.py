@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Hashable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
+from chest.alone import alone
 from chest.arrays import can_change
 from chest.sizes import nbytes
 from chest.spill import Order
@@ -76,20 +77,23 @@ class Memory(Generic[K]):
     """The values in memory, and which of them leaves next.
 
     ``values`` is the dictionary itself, ``usage`` the sum of the bytes noted for what is in it, ``used`` what a hit
-    calls.  ``watched`` has the keys whose values are on disk too, but may be changed in place; ``marks`` tells the
-    files that values came from, or went to, from later ones of the same name.
+    calls.  ``watched`` has the keys whose values are on disk too, but may be changed in place; not those that are
+    vouched for: nobody else held them when they were last found to be as their file has them, and nobody got them
+    since.  ``marks`` tells the files that values came from, or went to, from later ones of the same name.
     """
 
     def __init__(self, writeback: bool):
         self.writeback = writeback
         self._sizes: dict[K, int] = {}
-        self._order: Order[K] = Order()
+        self._order: Order[K] = Order(self.handed_out)
         self._held: dict[K, _Held | Lent] = {}
         self._tickets: dict[K, Ticket] = {}
         self.values: dict[K, Any] = {}
         self.usage = 0
         self.used = self._order.used
         self.watched: dict[K, None] = {}
+        self._vouched: dict[K, None] = {}
+        self._exposed = False
         self.marks: dict[K, int] = {}
         self.stuck: set[K] = set()
 
@@ -123,10 +127,41 @@ class Memory(Generic[K]):
 
     def watch(self, key: K, value: Any, on_disk: bool) -> None:
         """Note whether a change of the value in place would have to be written."""
+        self._vouched.pop(key, None)
         if on_disk and self.writeback and key in self.values and can_change(value):
             self.watched[key] = None
         else:
             self.watched.pop(key, None)
+
+    def alone(self, keys: Iterable[K]) -> dict[K, Any]:
+        """Those of the values that nobody else can reach now: until they are handed out nobody can change them."""
+        found = {key for key in keys if key in self.values and alone(self.values, key)}
+        return {key: self.values[key] for key in found}
+
+    def vouch(self, values: dict[K, Any]) -> None:
+        """These were `alone`, and then found to be as their files have them."""
+        self._order.read_log()
+        for key, value in values.items() if not self._exposed else ():
+            if key in self.watched and self.values[key] is value:
+                del self.watched[key]
+                self._vouched[key] = None
+
+    def handed_out(self, keys: Iterable[K]) -> None:
+        """Somebody has the values of ``keys`` now, and may change them."""
+        for key in keys if self._vouched else ():
+            if key in self._vouched:
+                del self._vouched[key]
+                self.watched[key] = None
+
+    def exposed(self) -> dict[K, Any]:
+        """``values`` itself, for somebody who may take from it what he likes: nothing is vouched for any more."""
+        self.handed_out(list(self._vouched))
+        self._exposed = True
+        return self.values
+
+    def catch_up(self) -> None:
+        """Take note of all hits up to now."""
+        self._order.read_log()
 
     def renote(self, key: K, value: Any) -> None:
         """A change in place was noticed: the value may have another size now."""
@@ -189,13 +224,15 @@ class Memory(Generic[K]):
 
     def _let_go(self, key: K) -> Any:
         self.watched.pop(key, None)
+        self._vouched.pop(key, None)
         self.stuck.discard(key)
         value = self.values.pop(key, ABSENT)
         self.usage -= self._sizes.pop(key, 0)
         return value
 
     def clear(self) -> None:
-        for held in (self.values, self._sizes, self.watched, self.marks, self.stuck, self._held, self._tickets):
+        for held in (self.values, self._sizes, self.watched, self._vouched, self.marks, self.stuck, self._held,
+                     self._tickets):
             held.clear()
         self.usage = 0
         self._order.clear()
@@ -321,6 +358,7 @@ class Memory(Generic[K]):
         assert self.usage == sum(self._sizes.values()), (self.usage, self._sizes)
         assert self._sizes.keys() == self.values.keys(), (self._sizes.keys(), self.values.keys())
         assert self.watched.keys() <= self.values.keys()
+        assert self._vouched.keys() <= self.values.keys() - self.watched.keys()
         assert self.marks.keys() <= self.values.keys() | self._held.keys()
         assert self.stuck <= self.values.keys()
         self._order._check()

@@ -49,12 +49,19 @@ class Passing(Arriving[K]):
     def _pairs(self, keys: list[K]) -> Iterator[tuple[K, Any]]:
         for key in keys:
             try:
-                value = self.memory.values[key] if key in self.memory.values else self.get(key)
+                value = self._value(key)
             except KeyError:
                 if self.known(key):
                     raise
                 continue
             yield key, value
+
+    def _value(self, key: K) -> Any:
+        with self.lock:
+            if key in self.memory.values:
+                self.memory.handed_out([key])
+                return self.memory.values[key]
+        return self.get(key)
 
     def _passing(self, keys: list[K]) -> Iterator[tuple[K, Any]]:
         """The pairs of ``keys``; what is in memory comes from there, the rest is read at once and not kept."""

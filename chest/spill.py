@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
+from collections.abc import Iterable
 from typing import Callable, Generic, TypeVar, cast
 
 from heapdict import heapdict
@@ -30,6 +31,10 @@ K = TypeVar("K")
 
 # Bytes that move from or to a disk in the time that it takes to open a file.
 OPENING = 100_000
+
+
+# Hits that are remembered until something must leave; of more, the last count.
+LOGGED = 4096
 
 
 class _Nobody:
@@ -61,8 +66,9 @@ class Order(Generic[K]):
     used: Callable[[K], None]
     """Note a hit in memory: the `append` of a bounded log, no lock, no look-up; of very many, the last count."""
 
-    def __init__(self) -> None:
-        self._log: deque[K] = deque(maxlen=4096)
+    def __init__(self, noticed: Callable[[Iterable[K]], object] = len) -> None:  # type: ignore[assignment]
+        self._noticed = noticed
+        self._log: deque[K] = deque(maxlen=LOGGED)
         self.used = self._log.append
         self.clear()
 
@@ -88,7 +94,7 @@ class Order(Generic[K]):
 
         It counts as a use.  To be called again when a value in memory is replaced.
         """
-        self._read_log()
+        self.read_log()
         mark, dirty = self._marks.get(key), not on_disk
         how = READ if on_disk else REPLACED
         self._marks[key] = self._ages.born(dirty) if mark is None else self._ages.used(mark, how, dirty)
@@ -128,7 +134,7 @@ class Order(Generic[K]):
 
         `keep` is never chosen.  Raises KeyError when there is no other.
         """
-        self._read_log()
+        self.read_log()
         spared = self._prices.pop(cast(K, keep), None)
         try:
             return self._choose()
@@ -186,10 +192,15 @@ class Order(Generic[K]):
         if worth < self._limit:
             self._later[key] = worth, mark
 
-    def _read_log(self) -> None:
-        """Count the hits.  Threads may add to the log meanwhile: as many as there are now are read, and no more."""
-        for _ in range(len(self._log)):
-            key = self._log.popleft()
+    def read_log(self) -> None:
+        """Count the hits, and give ``noticed`` their keys: those of all values in memory where some were lost.
+
+        Threads may add to the log meanwhile: as many as there are now are read, and no more.
+        """
+        keys = [self._log.popleft() for _ in range(len(self._log))]
+        if keys:
+            self._noticed(keys if len(keys) < LOGGED else self._prices)
+        for key in keys:
             mark = self._marks.get(key)
             if mark is not None:
                 self._marks[key] = self._ages.used(mark, READ, mark & DIRTY)

@@ -1,6 +1,8 @@
 """Small values that pass by a full memory: as one iterates, and as a dict is taken in."""
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import threading
 
 import pytest
@@ -217,6 +219,16 @@ def test_a_key_that_was_deleted_and_comes_again_with_others_stands_last(path):
     assert list(c) == expected
     c.close()
     assert list(Chest(path=path)) == expected
+
+
+def test_the_rows_of_what_was_deleted_before_go_with_the_next_commit(path):
+    c = full(path)
+    del c[3], c[4]
+    c.update({3: "new", N: "new"})
+    c.close()
+    with contextlib.closing(sqlite3.connect(f"{path}/.small")) as database:
+        assert database.execute("SELECT count(*) FROM value").fetchone() == (N,)
+    assert list(Chest(path=path))[-2:] == [3, N]
 
 
 def test_a_dict_taken_in_while_others_read_and_set_leaves_one_value_of_each_key(path):
