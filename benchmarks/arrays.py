@@ -244,7 +244,7 @@ def reading(opener: Opener, path: str, threads: int) -> float:
 def importing(package: str, path: str) -> float:
     """A fresh interpreter each time, in which nothing but the clock was imported before."""
     program = f"import time; start = time.perf_counter(); import {package}; print(time.perf_counter() - start)"
-    places = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    places = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1]), "PYTHONDONTWRITEBYTECODE": ""}
     run = [subprocess.run([sys.executable, "-c", program], env=places, capture_output=True, text=True, check=True)
            for _ in range(4)]
     return statistics.median(float(one.stdout) for one in run[1:])

@@ -32,6 +32,7 @@ MARK = b"\x80\x05C\x05chest0"
 ALIGNMENT = 64
 LEAST = 64 * 1024  # bytes; from this size on the C pickler writes a buffer by itself
 _MOST_GATHERED = 64  # pieces written at once, each at most a frame of 64 KiB or a part of the value itself
+_TAIL = 512  # bytes read at the end of a file: the note, and the last opcodes, of few arrays
 _READ_AT_ONCE = 1024 * 1024  # bytes of opcodes read in one piece
 _NEXT_BUFFER = b"\x97"
 _MAGIC = b"\xffchest\r\n"
@@ -85,6 +86,13 @@ class Layout(NamedTuple):
     notes: list[Note]
     stop: int
     identity: maps.Identity
+    tail: bytes
+    """The last bytes of the pickle, those that came with the note in one read."""
+
+    def opcodes(self, descriptor: int, begin: int, end: int) -> bytes:
+        """The bytes from `begin` to `end`, which are opcodes."""
+        missing = self.stop - len(self.tail) - begin
+        return os.pread(descriptor, end - begin, begin) if missing > 0 else self.tail[-missing : end - begin - missing]
 
 
 def read_layout(file: File) -> Layout | None:
@@ -100,15 +108,16 @@ def read_layout(file: File) -> Layout | None:
     status = os.fstat(descriptor)
     if status.st_size < LEAST:
         return None
-    last = os.pread(descriptor, _LAST.size, status.st_size - _LAST.size)
-    magic, stop, count, checksum = _LAST.unpack(last) if len(last) == _LAST.size else (b"", 0, 0, 0)
+    end = os.pread(descriptor, _TAIL, status.st_size - _TAIL)
+    magic, stop, count, checksum = _LAST.unpack(end[-_LAST.size :]) if len(end) == _TAIL else (b"", 0, 0, 0)
     if magic != _MAGIC or stop + count * _NOTE.size + _LAST.size != status.st_size:
         return None
-    body = os.pread(descriptor, count * _NOTE.size, stop)
+    known = max(_TAIL - (status.st_size - stop), 0)
+    body = end[known : -_LAST.size] if known else os.pread(descriptor, count * _NOTE.size, stop)
     if _checksum(body, stop) != checksum:
         return None
     notes = [Note(*fields) for fields in _NOTE.iter_unpack(body)]
-    return Layout(notes, stop, (status.st_dev, status.st_ino))
+    return Layout(notes, stop, (status.st_dev, status.st_ino), end[:known])
 
 
 def _is_array(exporter: object) -> bool:
@@ -199,10 +208,11 @@ def _write_some(file: File, pieces: list[memoryview]) -> int:
 
 def load_aligned(file: File, layout: Layout, under: maps.Map | None) -> Any:
     """The value in a file of this layout, its arrays parts of the map `under`, or read into memory of their own."""
-    arrays = _arrays(file.fileno(), layout.notes, under)
-    skipped = sum(note.begin() + note.size - note.start for note in layout.notes)
+    gaps = [note.gap() for note in layout.notes]
+    arrays = _arrays(file.fileno(), layout.notes, gaps, under)
+    skipped = sum(len(gap) + note.size for note, gap in zip(layout.notes, gaps))
     if layout.stop - skipped <= _READ_AT_ONCE:
-        value = pickle.loads(_opcodes(file.fileno(), layout), buffers=arrays)
+        value = pickle.loads(_opcodes(file.fileno(), layout, gaps), buffers=arrays)
     else:
         value = pickle.Unpickler(_Reader(file, layout.notes), buffers=arrays).load()
     if next(arrays, None) is not None:
@@ -214,18 +224,17 @@ def _misfit() -> pickle.UnpicklingError:
     return pickle.UnpicklingError("the note at the end of the file does not fit the pickle before it")
 
 
-def _opcodes(descriptor: int, layout: Layout) -> bytes:
+def _opcodes(descriptor: int, layout: Layout, gaps: list[bytes]) -> bytes:
     """The whole pickle, with NEXT_BUFFER for each array, its padding and its header."""
     pieces, at = [], 0
-    for note in layout.notes:
-        gap = note.gap()
+    for note, gap in zip(layout.notes, gaps):
         begin = note.start + len(gap)
-        piece = os.pread(descriptor, begin - at, at)
+        piece = layout.opcodes(descriptor, at, begin)
         if not piece.endswith(gap):
             raise _misfit()
         pieces.append(piece[: -len(gap)])
         at = begin + note.size
-    pieces.append(os.pread(descriptor, layout.stop - at, at))
+    pieces.append(layout.opcodes(descriptor, at, layout.stop))
     return _NEXT_BUFFER.join(pieces)
 
 
@@ -279,10 +288,10 @@ def fill(file: File, view: memoryview) -> bool:
     return True
 
 
-def _arrays(descriptor: int, notes: list[Note], under: maps.Map | None) -> Iterator[memoryview]:
+def _arrays(descriptor: int, notes: list[Note], gaps: list[bytes], under: maps.Map | None) -> Iterator[memoryview]:
     """The arrays' bytes, each when the unpickler has come to it: by then it has imported numpy."""
-    for note in notes:
-        begin = note.begin()
+    for note, gap in zip(notes, gaps):
+        begin = note.start + len(gap)
         memory = _copied(descriptor, begin, note.size) if under is None else under.part(begin, note.size)
         yield _sealed(memory) if note.readonly else memoryview(memory)
 

@@ -70,7 +70,7 @@ def load(file: File, mmap_mode: str | None = None) -> Any:
         raise ValueError(f"mmap_mode must be None, 'c' or 'r', not {mmap_mode!r}")
     layout = read_layout(file)
     if layout is not None:
-        under = maps.map_file(file.fileno(), mmap_mode) if mmap_mode else None
+        under = maps.map_file(file.fileno(), mmap_mode, layout.identity) if mmap_mode else None
         value = load_aligned(file, layout, under)
         if under is not None:
             under.look, under.begin = _look(value), layout.notes[0].begin()

@@ -70,7 +70,7 @@ class Arriving(Leaving[K]):
 
     def _load(self, key: K, name: str, mine: Load, trusted: Callable[[], bool]) -> Any:
         try:
-            loaded: Loaded = next(self.store.load([name], lambda: mine.valid and trusted()))
+            loaded: Loaded = self.store.load_one(name, lambda: mine.valid and trusted())
             return self._arrive(key, name, loaded, mine, trusted)
         finally:
             with self.lock:

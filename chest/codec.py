@@ -72,7 +72,7 @@ class Codec(NamedTuple):
             return self._other("r", path)
         if self.mode == "t":
             return builtins.open(path, encoding="utf-8")
-        return builtins.open(path, "rb", buffering=0 if self.load is arrays.load else -1)
+        return cast(Any, io.FileIO(path)) if self.load is arrays.load else builtins.open(path, "rb")
 
     def _other(self, direction: str, path: str) -> IO[Any]:
         file: IO[Any] = self.open(path, mode=direction + self.mode)

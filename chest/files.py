@@ -61,6 +61,7 @@ class Files(Generic[K]):
     def __init__(self, directory: str, codec: Codec, names: Names[K], durable: bool,
                  open_many: Callable[..., Any] | None = None):
         self._directory = directory
+        self._prefix = os.path.join(directory, "")
         self._codec = codec
         self._names = names
         self._durable = durable
@@ -68,7 +69,7 @@ class Files(Generic[K]):
 
     def path(self, name: str) -> str:
         """The full path of the file ``name``."""
-        return os.path.join(self._directory, *name.split("/")) if name else self._directory
+        return self._prefix + (name if os.sep == "/" else name.replace("/", os.sep)) if name else self._directory
 
     # Out.
 
@@ -170,13 +171,14 @@ class Files(Generic[K]):
         if self._open_many is not None and len(names) > 1:
             return self._load_many(names, trusted)
         if workers < 2 or len(names) < 2:
-            return (self._load(name, trusted) for name in names)
+            return (self.load_one(name, trusted) for name in names)
         from concurrent.futures import ThreadPoolExecutor  # only here: it takes as long to import as all of chest
 
         with ThreadPoolExecutor(min(workers, len(names)), initializer=lend_a_hand) as pool:
-            return iter(list(pool.map(lambda name: self._load(name, trusted), names)))
+            return iter(list(pool.map(lambda name: self.load_one(name, trusted), names)))
 
-    def _load(self, name: str, trusted: Callable[[], bool]) -> Loaded:
+    def load_one(self, name: str, trusted: Callable[[], bool]) -> Loaded:
+        """The value in the file ``name``."""
         try:
             with self._codec.reader(self.path(name)) as file:
                 return self._read(name, file, trusted)
@@ -194,7 +196,7 @@ class Files(Generic[K]):
                     yield Loaded(None, 0, error)
 
     def _read(self, name: str, file: IO[Any], trusted: Callable[[], bool]) -> Loaded:
-        size, mark = self._look(name)
+        size, mark = sized(os.fstat(file.fileno())) if self._codec.local else self._look(name)
         if not trusted():
             raise Stale(name)
         try:
@@ -228,10 +230,9 @@ class Files(Generic[K]):
 
     def _look(self, name: str) -> tuple[int, int | None]:
         try:
-            s = os.stat(self.path(name))
+            return sized(os.stat(self.path(name)))
         except OSError:
             return 0, None
-        return s.st_size, hash((s.st_ino, s.st_size, s.st_mtime_ns))
 
     # Between chests, and away.
 
@@ -312,6 +313,11 @@ class Files(Generic[K]):
                                          "path", self._directory) from None
         for folder in new:
             system.sync_directory(os.path.dirname(folder))
+
+
+def sized(found: os.stat_result) -> tuple[int, int]:
+    """The bytes of a file, and what tells it from others that had its name or will have it."""
+    return found.st_size, hash((found.st_ino, found.st_size, found.st_mtime_ns))
 
 
 def missing(folder: str) -> list[str]:

@@ -69,11 +69,9 @@ class Leaving(State[K]):
         """
         while True:
             with self.lock:
-                self.memory.catch_up()
                 trusted = self.index.unchanged()
                 names = [self.index.names.get(key) for key, _ in items]
-                doubts = [name is not None and (key in self.memory.watched or key not in self.memory.values)
-                          for name, (key, _) in zip(names, items)]
+                doubts = [name is not None and self.memory.doubtful(key) for name, (key, _) in zip(names, items)]
             same = iter(list(self.store.same([(name, value) for name, (_, value), doubt in zip(names, items, doubts)
                                               if doubt])) if any(doubts) else ())
             items = [item for item, name, doubt in zip(items, names, doubts)
@@ -129,6 +127,8 @@ class Leaving(State[K]):
         with self.lock:
             self.memory.unstick(self.index.inherited)
             self.memory.catch_up()
+            if empty:
+                self.memory.doubt_all()  # their files may be gone, and these may be the last copies
             alone = {} if empty else self.memory.alone([*self.index.own(), *self.memory.watched])
             inside = list(self.memory.values.items()) if empty else []
             items = self._unsaved()
@@ -155,7 +155,7 @@ class Leaving(State[K]):
 
     def retire(self, progress: Callable[..., Iterable[Any]]) -> None:
         """Save what there is to save and empty memory.  A chest that was only read touches nothing on disk."""
-        if self.index.own() or self.index.appended or self.memory.watched or self.memory.held():
+        if self.index.own() or self.index.appended or self.memory.may_differ():
             self.save(False, True, progress)
         else:
             self._empty(list(self.memory.values.items()), {})

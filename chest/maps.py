@@ -1,10 +1,4 @@
-"""Memory maps of files that are never changed, and what the kernel knows about them.
-
-A copy-on-write map tells more than a copy does: which of its pages were written. On Linux `/proc/self/pagemap` has
-eight bytes for each page of this process; a page of a private map that still shows the file has its bit "file" set, a
-page that was written belongs to this process alone and has it not. So an array of 800 MB that nobody touched is known
-to be unchanged without reading it. The bits are described in the kernel's `Documentation/admin-guide/mm/pagemap.rst`.
-"""
+"""Memory maps of files that are never changed: making them, finding the one that an array is a part of, comparing."""
 
 from __future__ import annotations
 
@@ -12,23 +6,17 @@ import mmap
 import os
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple, cast
+
+from . import pages
 
 _ACCESS = {"c": mmap.ACCESS_COPY, "r": mmap.ACCESS_READ}
 # A map made without this keyword (before Python 3.13) keeps a descriptor of its own open for as long as it lives.
 _WITHOUT_DESCRIPTOR: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) and os.name == "posix" else {}
 
-_PAGE = mmap.PAGESIZE
 _WINDOW = 16 * 1024 * 1024  # bytes of a file mapped at a time to be compared
-_ENTRY = 8  # bytes of one entry of the page map
-_ENTRIES_AT_ONCE = 1 << 16
-# The highest byte of an entry holds the bits "present" (7), "swapped" (6) and "file" (5). A page is as the file has it
-# if it was never brought in (none of the three) or shows the file ("present" and "file"). Any other is looked at.
-_SHOWS_THE_FILE = (0b000, 0b101)
-_TOUCHED = bytes(bits >> 5 not in _SHOWS_THE_FILE for bits in range(256))
-_HIGHEST = _ENTRY - 1 if sys.byteorder == "little" else 0
 
 Identity = tuple[int, int]
 Look = tuple[object, tuple[Any, ...]]  # an array's dtype, and what else it is but its bytes
@@ -67,8 +55,10 @@ def identity(descriptor: int) -> Identity:
     return status.st_dev, status.st_ino
 
 
-def map_file(descriptor: int, mode: str) -> Map | None:
+def map_file(descriptor: int, mode: str, shows: Identity) -> Map | None:
     """Map the whole of an open file, copy-on-write (`'c'`) or read-only (`'r'`); None where a map cannot be had.
+
+    `shows` is which file that is.
 
     That is so when a quarter of the descriptors this process may open is taken by maps (before Python 3.13, where each
     map keeps one), and when the system refuses: too many maps, no room in the address space, a file system without
@@ -80,7 +70,7 @@ def map_file(descriptor: int, mode: str) -> Map | None:
         made = Map(descriptor, 0, access=_ACCESS[mode], **_WITHOUT_DESCRIPTOR)
     except (OSError, ValueError):
         return None
-    made.identity = identity(descriptor)
+    made.identity = shows
     made.writable = mode == "c"
     _living.add(made)
     return made
@@ -160,54 +150,8 @@ def touched(place: Place) -> list[tuple[int, int]]:
     """The parts of a piece of a map that may differ from the file: (from, to) in bytes, counted from its beginning.
 
     Nothing for a read-only map; the pages that were written, where the system tells; everything where it does not.
-    Costs one read of 8 bytes for each page.
     """
     if not place.under.writable:
         return []
-    try:
-        if _page_map_tells():
-            return list(_written(place.address, place.size))
-    except OSError:
-        pass
-    return [(0, place.size)]
-
-
-def _written(address: int, size: int) -> Iterator[tuple[int, int]]:
-    """The runs of written pages of a piece of memory, as (from, to) relative to its beginning."""
-    first, end = address // _PAGE, (address + size - 1) // _PAGE + 1
-    for page in range(first, end, _ENTRIES_AT_ONCE):
-        flags = _flags(page, min(_ENTRIES_AT_ONCE, end - page))
-        start = flags.find(1)
-        while start >= 0:
-            stop = flags.find(0, start)
-            stop = stop if stop >= 0 else len(flags)
-            yield max((page + start) * _PAGE - address, 0), min((page + stop) * _PAGE - address, size)
-            start = flags.find(1, stop)
-
-
-def _flags(page: int, count: int) -> bytes:
-    """For each of `count` pages 1 if it was written (or nobody can say), else 0.
-
-    The page map is opened anew each time: a descriptor that a fork's child inherits shows the parent's memory.
-    """
-    descriptor = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        entries = os.pread(descriptor, count * _ENTRY, page * _ENTRY)
-    finally:
-        os.close(descriptor)
-    if len(entries) != count * _ENTRY:
-        raise OSError("the page map ended early")
-    return entries[_HIGHEST::_ENTRY].translate(_TOUCHED)
-
-
-@cache
-def _page_map_tells() -> bool:
-    """Whether this system's page map shows a write. Sandboxes may hide it, or give zeros, which look like "clean"."""
-    if not sys.platform.startswith("linux"):
-        return False
-    with mmap.mmap(-1, _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as probe:
-        probe[0] = 1
-        try:
-            return list(_written(_address(probe), _PAGE)) == [(0, _PAGE)]
-        except OSError:
-            return False
+    written = pages.written(place.address, place.size)
+    return [(0, place.size)] if written is None else written

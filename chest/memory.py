@@ -92,7 +92,7 @@ class Memory(Generic[K]):
         self.usage = 0
         self.used = self._order.used
         self.watched: dict[K, None] = {}
-        self._vouched: dict[K, None] = {}
+        self.vouched: dict[K, None] = {}
         self._exposed = False
         self.marks: dict[K, int] = {}
         self.stuck: set[K] = set()
@@ -127,11 +127,19 @@ class Memory(Generic[K]):
 
     def watch(self, key: K, value: Any, on_disk: bool) -> None:
         """Note whether a change of the value in place would have to be written."""
-        self._vouched.pop(key, None)
+        self.vouched.pop(key, None)
         if on_disk and self.writeback and key in self.values and can_change(value):
             self.watched[key] = None
         else:
             self.watched.pop(key, None)
+
+    def doubtful(self, key: K) -> bool:
+        """Is a value that leaves memory, or left it, to be compared with its file?"""
+        return key in self.watched or key in self.vouched or key not in self.values
+
+    def may_differ(self) -> bool:
+        """Is there any value that may not be as its file has it?"""
+        return bool(self.watched or self.vouched or self.held())
 
     def alone(self, keys: Iterable[K]) -> dict[K, Any]:
         """Those of the values that nobody else can reach now: until they are handed out nobody can change them."""
@@ -144,18 +152,22 @@ class Memory(Generic[K]):
         for key, value in values.items() if not self._exposed else ():
             if key in self.watched and self.values[key] is value:
                 del self.watched[key]
-                self._vouched[key] = None
+                self.vouched[key] = None
 
     def handed_out(self, keys: Iterable[K]) -> None:
         """Somebody has the values of ``keys`` now, and may change them."""
-        for key in keys if self._vouched else ():
-            if key in self._vouched:
-                del self._vouched[key]
+        for key in keys if self.vouched else ():
+            if key in self.vouched:
+                del self.vouched[key]
                 self.watched[key] = None
+
+    def doubt_all(self) -> None:
+        """Vouch for nothing."""
+        self.handed_out(list(self.vouched))
 
     def exposed(self) -> dict[K, Any]:
         """``values`` itself, for somebody who may take from it what he likes: nothing is vouched for any more."""
-        self.handed_out(list(self._vouched))
+        self.doubt_all()
         self._exposed = True
         return self.values
 
@@ -224,14 +236,14 @@ class Memory(Generic[K]):
 
     def _let_go(self, key: K) -> Any:
         self.watched.pop(key, None)
-        self._vouched.pop(key, None)
+        self.vouched.pop(key, None)
         self.stuck.discard(key)
         value = self.values.pop(key, ABSENT)
         self.usage -= self._sizes.pop(key, 0)
         return value
 
     def clear(self) -> None:
-        for held in (self.values, self._sizes, self.watched, self._vouched, self.marks, self.stuck, self._held,
+        for held in (self.values, self._sizes, self.watched, self.vouched, self.marks, self.stuck, self._held,
                      self._tickets):
             held.clear()
         self.usage = 0
@@ -358,7 +370,7 @@ class Memory(Generic[K]):
         assert self.usage == sum(self._sizes.values()), (self.usage, self._sizes)
         assert self._sizes.keys() == self.values.keys(), (self._sizes.keys(), self.values.keys())
         assert self.watched.keys() <= self.values.keys()
-        assert self._vouched.keys() <= self.values.keys() - self.watched.keys()
+        assert self.vouched.keys() <= self.values.keys() - self.watched.keys()
         assert self.marks.keys() <= self.values.keys() | self._held.keys()
         assert self.stuck <= self.values.keys()
         self._order._check()

@@ -148,6 +148,10 @@ class RemoteFiles(Generic[K]):
         gets = ((self._weight(name), functools.partial(self._get, name)) for name in names)
         return map(self._loaded, names, self._store.many(gets))
 
+    def load_one(self, name: str, trusted: Callable[[], bool]) -> Loaded:
+        """The value in the object ``name``."""
+        return self._loaded(name, self._get(name))
+
     def _weight(self, name: str) -> int:
         size = self._noted(name)
         return _UNKNOWN if size is None else size

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import os
-import pathlib
 import threading
 import weakref
 from collections.abc import Container, Sequence
@@ -121,8 +120,9 @@ class Rows:
 
     def _connection_to(self, mode: str) -> sqlite3.Connection:
         import sqlite3
+        from pathlib import Path
 
-        connection = sqlite3.connect(f"{pathlib.Path(self.path).as_uri()}?{mode}", uri=True, timeout=PATIENCE,
+        connection = sqlite3.connect(f"{Path(self.path).as_uri()}?{mode}", uri=True, timeout=PATIENCE,
                                      isolation_level=None, check_same_thread=False, cached_statements=32)
         try:  # NORMAL: a loss of power may lose the newest rows, but never damages the file
             connection.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'NORMAL'}")

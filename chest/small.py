@@ -127,15 +127,16 @@ class Small(Generic[K]):
         a time.  ``trusted()`` is asked when they have come, and before they are believed."""
         names = list(names)
         rows = [name for name in names if name.startswith(_PREFIX)]
-        if len(rows) == len(names) == 1:
-            return iter((self._load_one(names[0], trusted),))
         if not rows:
             return self._files.load(names, trusted, workers)
         if len(rows) == len(names):
             return self._load_rows(rows, trusted)
         return self._load_mixed(names, rows, trusted, workers)
 
-    def _load_one(self, name: str, trusted: Callable[[], bool]) -> Loaded:
+    def load_one(self, name: str, trusted: Callable[[], bool]) -> Loaded:
+        """The value of one name."""
+        if not name.startswith(_PREFIX):
+            return self._files.load_one(name, trusted)
         try:
             data = self._rows.one(number(name))
             if not trusted():

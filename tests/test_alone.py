@@ -126,9 +126,9 @@ def test_a_commit_looks_only_at_what_was_handed_out_since_the_last(path, looked_
 ], ids=["[]", "get", "setdefault", "inmem", "values", "items", "class"])
 @pytest.mark.parametrize("save", [lambda c: c.sync(), lambda c: c.flush(), lambda c: c.move_to_disk("x")],
                          ids=["sync", "flush", "spill"])
-def test_a_change_of_what_was_vouched_for_is_saved(path, change, save):
+def test_a_change_of_what_wasvouched_for_is_saved(path, change, save):
     c = saved(path, x=np.zeros(100))
-    assert c._life.memory._vouched
+    assert c._life.memory.vouched
     change(c)
     save(c)
     c.close()
@@ -172,7 +172,7 @@ def test_what_was_held_while_it_was_saved_is_looked_at_until_it_is_let_go(path, 
     assert looked_at == ["x~1"], "once more, and then it is alone"
 
 
-def test_a_value_that_comes_back_from_disk_is_not_vouched_for_by_what_it_was(path):
+def test_a_value_that_comes_back_from_disk_is_notvouched_for_by_what_it_was(path):
     c = saved(path, x=np.zeros(100))
     c.flush()
     c["x"].fill(7)

@@ -10,7 +10,7 @@ from typing import Any, Callable
 import pytest
 from arrayvalues import LARGE, MODES, Result, frame, is_same, linux, map_of, np, posix, read, run, write
 
-from chest import maps
+from chest import maps, pages
 
 
 @posix
@@ -81,22 +81,30 @@ def test_a_map_that_looks_different_now_is_not_the_same_though_no_byte_changed(c
 
 
 def page_map_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(maps, "_page_map_tells", lambda: False)
+    monkeypatch.setattr(pages, "_tells", lambda way: False)
 
 
 def page_map_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(page: int, count: int) -> bytes:
+    def fail(*arguments: Any) -> Any:
         raise PermissionError("hidden")
 
-    monkeypatch.setattr(maps, "_flags", fail)
+    monkeypatch.setattr(pages, "_scanned", fail)
+    monkeypatch.setattr(pages, "_read", fail)
+    monkeypatch.setattr(pages, "_tells", lambda way: True)
 
 
 def page_map_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert maps._page_map_tells() or not sys.platform.startswith("linux")
+    assert pages.written(np.ones(1).__array_interface__["data"][0], 8) or not sys.platform.startswith("linux")
+
+
+def page_map_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a kernel that cannot be asked for written pages."""
+    monkeypatch.setattr(pages, "_SCAN", 0)
+    monkeypatch.setattr(pages, "_tells", pages._tells.__wrapped__)
 
 
 @posix
-@pytest.mark.parametrize("system", [page_map_seen, page_map_hidden, page_map_fails])
+@pytest.mark.parametrize("system", [page_map_seen, page_map_read, page_map_hidden, page_map_fails])
 @pytest.mark.parametrize("index", [0, 1, LARGE // 2, LARGE - 1])
 def test_a_write_to_a_map_is_noticed_whatever_the_system_tells(
     system: Callable[[pytest.MonkeyPatch], None], index: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -169,9 +177,25 @@ def test_files_that_cannot_be_mapped_are_read_and_compared_all_the_same(
 
 @linux
 def test_a_page_map_of_zeros_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert maps._page_map_tells.__wrapped__()
-    monkeypatch.setattr(maps, "_flags", lambda page, count: bytes(count))
-    assert not maps._page_map_tells.__wrapped__()
+    assert pages._tells.__wrapped__(pages._read)
+    monkeypatch.setattr(pages, "_flags", lambda descriptor, page, count: bytes(count))
+    assert not pages._tells.__wrapped__(pages._read)
+
+
+@linux
+@pytest.mark.parametrize("size", [1, 8191, 100_000, 3_000_000])
+def test_both_ways_to_ask_find_the_same_pages(size: int, tmp_path: Path) -> None:
+    if not pages._tells(pages._scanned):
+        pytest.skip("this kernel cannot be asked for written pages")
+    array = read(write(tmp_path / "value", np.zeros(4_000_000, "u1")), "c")[777:][:size]
+    chance = np.random.default_rng(size)
+    array[chance.integers(size, size=size // 5000 + 1)] = 1
+    array[::50_000].sum()
+    address = array.__array_interface__["data"][0]
+    found = list(pages._runs(pages._scanned, address, size))
+    assert found == list(pages._runs(pages._read, address, size)) != []
+    for at in np.flatnonzero(array):
+        assert any(start <= at < stop for start, stop in found)
 
 
 @linux
