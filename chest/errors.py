@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["ChestError", "DumpError", "LoadError", "explained", "uncommitted"]
+__all__ = ["ChestError", "DumpError", "LoadError", "explained", "file_is_gone", "uncommitted"]
 
 
 class ChestError(Exception):
@@ -33,6 +33,11 @@ def explained(error: Exception, key: Any, path: str, what: str, more: str = "") 
     explained = DumpError(text)
     explained.__cause__ = error
     return explained
+
+
+def file_is_gone(error: KeyError, key: Any) -> bool:
+    """Does ``error`` say that the key's file is gone, and not that there was no such key just then?"""
+    return error.args[0] is not key
 
 
 def uncommitted(error: OSError, path: str) -> OSError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Callable
 
-from chest.errors import ChestError
+from chest.errors import ChestError, file_is_gone
 from chest.files import Stale
 from chest.leaving import crowds
 from chest.life import Life
@@ -48,9 +48,9 @@ def _from_chest(chest: Any, other: Any, overwrite: bool, progress: Progress) -> 
             continue
         try:
             chest[key] = other[key]
-        except KeyError:
-            if key in other:
-                raise  # its file is gone; a key that somebody deleted meanwhile is no loss
+        except KeyError as error:
+            if file_is_gone(error, key):
+                raise  # a key that somebody deleted meanwhile is no loss
 
 
 def _link(mine: Life[Any], theirs: Life[Any], key: Any) -> bool:

@@ -126,12 +126,29 @@ class Leaving(State[K]):
         """
         with self.lock:
             self.memory.unstick(self.index.inherited)
-            self.memory.catch_up()
             if empty:
                 self.memory.doubt_all()  # their files may be gone, and these may be the last copies
-            alone = {} if empty else self.memory.alone([*self.index.own(), *self.memory.watched])
+            alone = self.memory.alone(() if empty else [*self.index.own(), *self.memory.watched])
             inside = list(self.memory.values.items()) if empty else []
             items = self._unsaved()
+        try:
+            errors = self._save(items, progress)
+            self.commit(plain)
+            with self.lock:
+                alone.keys.difference_update(dict(errors))
+                self.memory.vouch(alone)
+        finally:
+            with self.lock:
+                self.memory.forget_alone(alone)
+        if empty:
+            self._empty(inside, dict(errors))
+        if errors:
+            key, error = errors[0]
+            more = f" (and {len(errors) - 1} more)" if errors[1:] else ""
+            raise explained(error, key, self.store.path(""), "save", more)
+
+    def _save(self, items: list[tuple[K, Any]], progress: Callable[..., Iterable[Any]]) -> list[tuple[K, Exception]]:
+        """Write those that no file holds as they are now, and leave all in memory.  Returns what went wrong."""
         errors: list[tuple[K, Exception]] = []
         for crowd in crowds(progress(items, total=len(items)), self.store.crowd):
             with self.lock:
@@ -141,17 +158,7 @@ class Leaving(State[K]):
                 errors += self.write(self._to_write(crowd), ticket)
             finally:
                 self._settle(crowd, ticket, errors)
-        self.commit(plain)
-        failed = dict(errors)
-        if empty:
-            self._empty(inside, failed)
-        else:
-            with self.lock:
-                self.memory.vouch({key: value for key, value in alone.items() if key not in failed})
-        if errors:
-            key, error = errors[0]
-            more = f" (and {len(errors) - 1} more)" if errors[1:] else ""
-            raise explained(error, key, self.store.path(""), "save", more)
+        return errors
 
     def retire(self, progress: Callable[..., Iterable[Any]]) -> None:
         """Save what there is to save and empty memory.  A chest that was only read touches nothing on disk."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, Callable, TypeVar, cast
 
+from chest.errors import file_is_gone
 from chest.exchange import receive
 from chest.life import Life
 from chest.memory import ABSENT
@@ -118,8 +119,8 @@ class SpillMapping(MutableMapping[K, V]):
             key = self._last()
             try:
                 return key, self._take(key)
-            except KeyError:
-                if key in self:
+            except KeyError as error:
+                if file_is_gone(error, key):
                     raise
 
     def _last(self) -> K:
@@ -137,8 +138,8 @@ class SpillMapping(MutableMapping[K, V]):
                 self._life.set(key, default, new=True)
             try:
                 return self[key]
-            except KeyError:
-                if key in self:
+            except KeyError as error:
+                if file_is_gone(error, key):
                     raise
 
     def clear(self) -> None:

@@ -58,6 +58,13 @@ class Lent:
         return self._value
 
 
+class Alone(Generic[K]):
+    """The keys whose values nobody but the chest could reach at one moment, and that nobody set or got since."""
+
+    def __init__(self, keys: Iterable[K]):
+        self.keys = set(keys)
+
+
 class Ticket:
     """One batch of values on its way to disk.
 
@@ -94,6 +101,7 @@ class Memory(Generic[K]):
         self.watched: dict[K, None] = {}
         self.vouched: dict[K, None] = {}
         self._exposed = False
+        self._alone: set[Alone[K]] = set()
         self.marks: dict[K, int] = {}
         self.stuck: set[K] = set()
 
@@ -104,6 +112,7 @@ class Memory(Generic[K]):
         self._tickets.pop(key, None)
         self._held.pop(key, None)
         self.stuck.discard(key)
+        self.handed_out((key,))
         self.usage += size - self._sizes.get(key, 0)
         self._sizes[key] = size
         self.values[key] = value
@@ -141,21 +150,29 @@ class Memory(Generic[K]):
         """Is there any value that may not be as its file has it?"""
         return bool(self.watched or self.vouched or self.held())
 
-    def alone(self, keys: Iterable[K]) -> dict[K, Any]:
+    def alone(self, keys: Iterable[K]) -> Alone[K]:
         """Those of the values that nobody else can reach now: until they are handed out nobody can change them."""
-        found = {key for key in keys if key in self.values and alone(self.values, key)}
-        return {key: self.values[key] for key in found}
-
-    def vouch(self, values: dict[K, Any]) -> None:
-        """These were `alone`, and then found to be as their files have them."""
         self._order.read_log()
-        for key, value in values.items() if not self._exposed else ():
-            if key in self.watched and self.values[key] is value:
+        found = Alone(key for key in keys if key in self.values and alone(self.values, key))
+        self._alone.add(found)
+        return found
+
+    def forget_alone(self, found: Alone[K]) -> None:
+        """The end of `alone`."""
+        self._alone.discard(found)
+
+    def vouch(self, found: Alone[K]) -> None:
+        """These values were `alone`, and then found to be as their files have them."""
+        self._order.read_log()
+        for key in found.keys if not self._exposed else ():
+            if key in self.watched:
                 del self.watched[key]
                 self.vouched[key] = None
 
     def handed_out(self, keys: Iterable[K]) -> None:
         """Somebody has the values of ``keys`` now, and may change them."""
+        for found in self._alone:
+            found.keys.difference_update(keys)
         for key in keys if self.vouched else ():
             if key in self.vouched:
                 del self.vouched[key]
@@ -171,9 +188,6 @@ class Memory(Generic[K]):
         self._exposed = True
         return self.values
 
-    def catch_up(self) -> None:
-        """Take note of all hits up to now."""
-        self._order.read_log()
 
     def renote(self, key: K, value: Any) -> None:
         """A change in place was noticed: the value may have another size now."""

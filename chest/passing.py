@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from chest.arrays import can_change
 from chest.arriving import Arriving
+from chest.errors import file_is_gone
 from chest.files import Written
 from chest.keysfile import small
 from chest.memory import Lent
@@ -50,8 +51,8 @@ class Passing(Arriving[K]):
         for key in keys:
             try:
                 value = self._value(key)
-            except KeyError:
-                if self.known(key):
+            except KeyError as error:
+                if file_is_gone(error, key):
                     raise
                 continue
             yield key, value

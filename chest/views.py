@@ -24,7 +24,7 @@ def iterate(life: Life[Any], backwards: bool = False) -> Iterator[Any]:
     return _walk(reversed(keys) if backwards else iter(keys), life.index, turns)
 
 
-def _walk(steps: Iterator[Any], index: Any, turns: int) -> Iterator[Any]:
+def _walk(steps: Iterator[Any], index: Any, turns: int, kept: Any = None) -> Iterator[Any]:
     for step in steps:
         yield step
         if index.turns != turns:
@@ -45,7 +45,8 @@ class ItemsView(collections.abc.ItemsView[K, V]):
     """The pairs of key and value, loaded as they are asked for, so that memory stays within the budget."""
 
     def __iter__(self) -> Iterator[tuple[K, V]]:
-        life = self._mapping._alive()  # type: ignore[attr-defined]
+        chest: Any = self._mapping  # type: ignore[attr-defined]  # kept while one iterates, as a temporary one would go
+        life = chest._alive()
         with life.lock:
             keys, turns = life.keys(), life.index.turns
-        return _walk(life.stream(keys), life.index, turns)
+        return _walk(life.stream(keys), life.index, turns, chest)
