@@ -71,7 +71,7 @@ class Leaving(State[K]):
             with self.lock:
                 trusted = self.index.unchanged()
                 names = [self.index.names.get(key) for key, _ in items]
-                doubts = [name is not None and self.memory.doubtful(key) for name, (key, _) in zip(names, items)]
+                doubts = [name is not None and self._doubtful(key, name) for name, (key, _) in zip(names, items)]
             same = iter(list(self.store.same([(name, value) for name, (_, value), doubt in zip(names, items, doubts)
                                               if doubt])) if any(doubts) else ())
             items = [item for item, name, doubt in zip(items, names, doubts)
@@ -80,6 +80,12 @@ class Leaving(State[K]):
                 return items
             self.refresh()
             items = [(key, value) for key, value in items if self.memory.current(key) is value]
+
+    def _doubtful(self, key: K, name: str) -> bool:
+        """Is the value to be compared with its file?  Of one that nobody could change the file may yet be gone."""
+        if key in self.memory.vouched:
+            return bool(self.store.mark(name) != self.memory.marks.get(key))
+        return key in self.memory.watched or key not in self.memory.values
 
     def write(self, items: Sequence[tuple[K, Any]], ticket: Ticket) -> list[tuple[K, Exception]]:
         """Write values to new files and note their names.  Returns what went wrong, by key."""
@@ -126,11 +132,9 @@ class Leaving(State[K]):
         """
         with self.lock:
             self.memory.unstick(self.index.inherited)
-            if empty:
-                self.memory.doubt_all()  # their files may be gone, and these may be the last copies
             alone = self.memory.alone(() if empty else [*self.index.own(), *self.memory.watched])
             inside = list(self.memory.values.items()) if empty else []
-            items = self._unsaved()
+            items = self._unsaved(empty)
         try:
             errors = self._save(items, progress)
             self.commit(plain)
@@ -169,11 +173,12 @@ class Leaving(State[K]):
         if self.index.appended:
             self.commit(True)  # what others read is one plain list again
 
-    def _unsaved(self) -> list[tuple[K, Any]]:
-        """The values that no file holds, or that may have changed since one does."""
+    def _unsaved(self, leave: bool) -> list[tuple[K, Any]]:
+        """The values that no file holds, or that may have changed since one does; those that ``leave`` more strictly."""
         names = self.index.names
         items = [(key, self.memory.current(key)) for key in self.index.own() if names.get(key, "") is None]
         items += [(key, self.memory.values[key]) for key in self.memory.watched]
+        items += [(key, self.memory.values[key]) for key in (self.memory.vouched if leave else ())]
         items += self.memory.held()
         return [item for item in items if item[1] is not ABSENT]
 

@@ -112,7 +112,8 @@ class Memory(Generic[K]):
         self._tickets.pop(key, None)
         self._held.pop(key, None)
         self.stuck.discard(key)
-        self.handed_out((key,))
+        for found in self._alone:
+            found.keys.discard(key)
         self.usage += size - self._sizes.get(key, 0)
         self._sizes[key] = size
         self.values[key] = value
@@ -141,10 +142,6 @@ class Memory(Generic[K]):
             self.watched[key] = None
         else:
             self.watched.pop(key, None)
-
-    def doubtful(self, key: K) -> bool:
-        """Is a value that leaves memory, or left it, to be compared with its file?"""
-        return key in self.watched or key in self.vouched or key not in self.values
 
     def may_differ(self) -> bool:
         """Is there any value that may not be as its file has it?"""
@@ -178,13 +175,9 @@ class Memory(Generic[K]):
                 del self.vouched[key]
                 self.watched[key] = None
 
-    def doubt_all(self) -> None:
-        """Vouch for nothing."""
-        self.handed_out(list(self.vouched))
-
     def exposed(self) -> dict[K, Any]:
         """``values`` itself, for somebody who may take from it what he likes: nothing is vouched for any more."""
-        self.doubt_all()
+        self.handed_out(list(self.vouched))
         self._exposed = True
         return self.values
 

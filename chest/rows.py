@@ -199,12 +199,34 @@ class Rows:
 
     def one(self, row: int) -> bytes | None:
         """The bytes of one row, `None` if it is gone.  Cost: one SELECT."""
+        data = self._at_once(row)
+        if data is not None:
+            return data
         with self._guard:
             connection = self._open()
             if connection is None:
                 return None
             found = connection.execute("SELECT data FROM value WHERE id = ?", (row,)).fetchone()
             return None if found is None else found[0]
+
+    def _at_once(self, row: int) -> bytes | None:
+        """The row from the connection as it is; `None` also if there is none that will do.
+
+        It may show a file that was dropped: an id is never used again, not even in a file that is made anew, and that
+        the chest is another one is found by its index.
+        """
+        with self._guard.lock:
+            connection = self._connection
+            if connection is None or self._read_only:
+                return None
+            self._guard.depth += 1  # so that a fork in a finaliser leaves it open
+            try:
+                found = connection.execute("SELECT data FROM value WHERE id = ?", (row,)).fetchone()
+            except connection.Error:
+                return None  # what it was is found out with the guard
+            finally:
+                self._guard.depth -= 1
+        return None if found is None else found[0]
 
     def many(self, rows: Sequence[int]) -> dict[int, bytes]:
         """The bytes of those rows that are there.  Cost: a SELECT for each 256 of them."""

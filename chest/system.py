@@ -68,13 +68,22 @@ else:
             held.append(os.open(directory, os.O_RDONLY | os.O_CLOEXEC))
             _locks.add(held[-1])
             try:
-                fcntl.flock(held[-1], fcntl.LOCK_EX)
+                _wait_for(held[-1])
                 if os.path.samestat(os.fstat(held[-1]), os.stat(directory)):
                     return
             except BaseException:
                 unlock(held)
                 raise
             unlock(held)
+
+    def _wait_for(descriptor: int) -> None:
+        """Take the lock.  A commit is over in less time than it takes to sleep and be woken: so we look a few times."""
+        for _ in range(60):
+            try:
+                return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.sched_yield()
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
 
     def unlock(held: list[int]) -> None:
         """Let go explicitly: closing would not do while a process that was forked just now still has the descriptor."""

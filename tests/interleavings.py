@@ -245,7 +245,7 @@ class World:
 
     def _flock(self, real, fd, how):
         actor = self.me()
-        if how == fcntl.LOCK_EX:
+        if how & fcntl.LOCK_EX:
             actor.stop(Step("lock", writes=[LOCK]))
             real(fd, how | fcntl.LOCK_NB)
             self.holder = actor

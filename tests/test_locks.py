@@ -349,7 +349,7 @@ def test_the_death_of_a_process_frees_its_lock_also_while_a_child_forked_meanwhi
 
         from chest import system
         real, waiting = fcntl.flock, threading.Event()
-        system.fcntl.flock = lambda fd, how: (waiting.set(), real(fd, how))[1]
+        system.fcntl.flock = lambda fd, how: (how & fcntl.LOCK_NB or waiting.set(), real(fd, how))[1]
         threading.Thread(target=lock, daemon=True).start()
         waiting.wait()
         if os.fork() == 0:
