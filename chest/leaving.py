@@ -69,6 +69,7 @@ class Leaving(State[K]):
         """
         while True:
             with self.lock:
+                self.memory.catch_up()
                 trusted = self.index.unchanged()
                 names = [self.index.names.get(key) for key, _ in items]
                 doubts = [name is not None and self._doubtful(key, name) for name, (key, _) in zip(names, items)]
@@ -174,7 +175,7 @@ class Leaving(State[K]):
             self.commit(True)  # what others read is one plain list again
 
     def _unsaved(self, leave: bool) -> list[tuple[K, Any]]:
-        """The values that no file holds, or that may have changed since one does; those that ``leave`` more strictly."""
+        """The values that no file holds, or that may have changed since; if they ``leave``, all whose file may be gone."""
         names = self.index.names
         items = [(key, self.memory.current(key)) for key in self.index.own() if names.get(key, "") is None]
         items += [(key, self.memory.values[key]) for key in self.memory.watched]

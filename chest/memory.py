@@ -175,6 +175,10 @@ class Memory(Generic[K]):
                 del self.vouched[key]
                 self.watched[key] = None
 
+    def catch_up(self) -> None:
+        """Take note of all hits up to now."""
+        self._order.read_log()
+
     def exposed(self) -> dict[K, Any]:
         """``values`` itself, for somebody who may take from it what he likes: nothing is vouched for any more."""
         self.handed_out(list(self.vouched))

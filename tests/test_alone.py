@@ -126,7 +126,7 @@ def test_a_commit_looks_only_at_what_was_handed_out_since_the_last(path, looked_
 ], ids=["[]", "get", "setdefault", "inmem", "values", "items", "class"])
 @pytest.mark.parametrize("save", [lambda c: c.sync(), lambda c: c.flush(), lambda c: c.move_to_disk("x")],
                          ids=["sync", "flush", "spill"])
-def test_a_change_of_what_wasvouched_for_is_saved(path, change, save):
+def test_a_change_of_what_was_vouched_for_is_saved(path, change, save):
     c = saved(path, x=np.zeros(100))
     assert c._life.memory.vouched
     change(c)
