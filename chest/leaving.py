@@ -175,7 +175,7 @@ class Leaving(State[K]):
             self.commit(True)  # what others read is one plain list again
 
     def _unsaved(self, leave: bool) -> list[tuple[K, Any]]:
-        """The values that no file holds, or that may have changed since; if they ``leave``, all whose file may be gone."""
+        """The values that no file holds, or that may have changed since; if they ``leave``, also those vouched for."""
         names = self.index.names
         items = [(key, self.memory.current(key)) for key in self.index.own() if names.get(key, "") is None]
         items += [(key, self.memory.values[key]) for key in self.memory.watched]
