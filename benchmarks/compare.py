@@ -327,6 +327,7 @@ def machine() -> dict[str, Any]:
     for line in info.read_text().splitlines() if info.exists() else ():
         if line.startswith("model name"):
             cpu = line.partition(":")[2].strip()
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where it is not installed
     import chest
 
     return {"date": datetime.date.today().isoformat(), "cpu": cpu, "cores": os.cpu_count(),
