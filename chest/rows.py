@@ -9,7 +9,6 @@ open theirs when they next need one.
 """
 from __future__ import annotations
 
-import errno
 import os
 import threading
 import weakref
@@ -19,8 +18,9 @@ from itertools import count, repeat
 from typing import TYPE_CHECKING, Any, Callable, TypeVar
 
 from chest import locks, writers
-from chest.errors import ChestError, LoadError
-from chest.locks import gate, shield
+from chest.errors import ChestError
+from chest.guard import PATIENCE, Guard
+from chest.locks import gate
 
 if TYPE_CHECKING:
     import sqlite3
@@ -31,7 +31,6 @@ T = TypeVar("T")
 
 SMALL = ".small"
 FORMAT = 1
-PATIENCE = 60.0  # seconds to wait for another process that writes: a compaction of millions of rows takes some
 AT_ONCE = 256  # rows named in one statement: SQLite takes 999 or more
 PER_COMMIT = 20_000  # rows removed in one transaction
 OVERHEAD = 12  # bytes that a row takes beside its data: id, writer, lengths, its place in the page
@@ -66,7 +65,7 @@ class Rows:
         _all.add(self)
 
     def _forget(self) -> None:
-        self._guard = _Guard(self.path)
+        self._guard = Guard(self.path)
         self._connection: sqlite3.Connection | None = None
         self._closer: weakref.finalize[..., Rows] | None = None
         self._identity: tuple[int, ...] = ()
@@ -335,40 +334,6 @@ class Rows:
         if self._closer is not None:
             _leaked.append(self._closer.detach())  # closing it would act upon the parent's files
         self._forget()
-
-
-class _Guard:
-    """``with guard:`` this thread alone uses the connection, no finaliser of a chest comes between, and what SQLite
-    raises turns into errors that the rest of chest knows."""
-
-    def __init__(self, path: str):
-        self._path = path
-        self.lock = threading.RLock()
-        self.depth = 0
-
-    def __enter__(self) -> None:
-        shield.__enter__()
-        self.lock.acquire()
-        self.depth += 1
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        self.depth -= 1
-        self.lock.release()
-        shield.__exit__()
-        if kind is not None and kind.__module__ == "sqlite3":
-            raise _translated(str(error), self._path) from error
-
-
-def _translated(text: str, path: str) -> Exception:
-    """What an error of SQLite means."""
-    if "locked" in text or "busy" in text:
-        return TimeoutError(errno.ETIMEDOUT, f"another process kept the small values busy for {PATIENCE:.0f} s", path)
-    for words, number in (("full", errno.ENOSPC), ("readonly", errno.EACCES), ("unable to open", errno.EACCES)):
-        if words in text:
-            return OSError(number, f"{os.strerror(number)} ({text})", path)
-    if "malformed" in text or "not a database" in text or "no such table" in text:
-        return LoadError(f"the file of small values {path} is damaged, or not chest's ({text}); nothing was changed")
-    return OSError(errno.EIO, text, path)
 
 
 def _version(found: os.stat_result) -> tuple[int, ...]:
