@@ -40,7 +40,8 @@ class SpillMapping(MutableMapping[K, V]):
         one that was taken from here may have been changed.
 
         >>> from chest import Chest
-        >>> Chest({'x': 1}).inmem
+        >>> c = Chest({'x': 1})
+        >>> c.inmem
         {'x': 1}
         """
         return self._life.memory.exposed()
