@@ -5,6 +5,8 @@ Its own tests run here over `Chest`, but for construction from keywords (they ar
 """
 from __future__ import annotations
 
+import gc
+import pickle
 import unittest
 
 import pytest
@@ -165,3 +167,28 @@ class TestWhatADictDoes:
         assert c.setdefault("x", 2) == 1
         assert c.setdefault("y") is None
         assert dict(c) == {"x": 1, "y": None}
+
+
+def test_who_iterates_over_a_temporary_chest_keeps_it():
+    pairs, values = iter(Chest({"x": [1], "y": 2}).items()), iter(Chest({"x": [1], "y": 2}).copy().values())
+    gc.collect()
+    assert dict(pairs) == {"x": [1], "y": 2}
+    assert list(values) == [[1], 2]
+
+
+@pytest.mark.parametrize("use", [
+    lambda c: c.setdefault("x", 2) == 1, lambda c: c.popitem() == ("x", 1), lambda c: list(c.items()) == [],
+    lambda c: Chest(c, dump=pickle.dump) is not None], ids=["setdefault", "popitem", "items", "update"])
+def test_a_key_that_was_away_for_a_moment_is_no_error(use, monkeypatch):
+    """Another thread deleted it just before it was read, and set it again just after."""
+    c = Chest({"x": 1})
+    c.flush()
+    real, away = c._life.get, ["x"]
+
+    def get(key):
+        if away:
+            raise KeyError(away.pop() and key)
+        return real(key)
+
+    monkeypatch.setattr(c._life, "get", get)
+    assert use(c)
