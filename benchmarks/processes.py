@@ -6,12 +6,12 @@
     python benchmarks/processes.py --json processes.json
 
 *store*: four processes store 2,000 arrays of 64 KB between them, with a commit after each, in a fresh store; the peers
-take turns, forwards and backwards.  Chest is shown twice: with a budget of a few arrays, as its peers keep none in
-memory, and with the default one, which keeps them all.  *sync*: one small value is set, in a chest of so many keys, and
-committed; the clock runs for `sync()` alone.  *notice*: another handle, which has everything in its index, finds that value.
-*nothing new*: a look-up of a key that is not there, as one finds that nobody committed.  The list is rewritten now and
-then, when what was appended outgrows it; that, and the look after it, cost O(keys) and are shown apart.  All is shown
-as medians.  A peer that is not installed is left out.
+take turns, forwards and backwards. Chest is shown twice: with a budget of a few arrays, as its peers keep none in
+memory, and with the default one, which keeps them all. *sync*: one small value is set, in a chest of so many keys, and
+committed; the clock runs for `sync()` alone. *notice*: another handle, which has everything in its index, finds that
+value. *nothing new*: a look-up of a key that is not there, as one finds that nobody committed. The list is rewritten
+now and then, when what was appended outgrows it; that, and the look after it, cost O(keys) and are shown apart. All is
+shown as medians. A peer that is not installed is left out.
 """
 from __future__ import annotations
 
