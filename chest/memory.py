@@ -92,7 +92,7 @@ class Memory(Generic[K]):
     def __init__(self, writeback: bool):
         self.writeback = writeback
         self._sizes: dict[K, int] = {}
-        self._order: Order[K] = Order(self.handed_out)
+        self._order: Order[K] = Order(self._noticed)
         self._held: dict[K, _Held | Lent] = {}
         self._tickets: dict[K, Ticket] = {}
         self.values: dict[K, Any] = {}
@@ -175,6 +175,9 @@ class Memory(Generic[K]):
                 del self.vouched[key]
                 self.watched[key] = None
 
+    def _noticed(self, keys: list[K], lost: bool) -> None:
+        self.handed_out(self.values if lost else keys)
+
     def catch_up(self) -> None:
         """Take note of all hits up to now."""
         self._order.read_log()
@@ -184,7 +187,6 @@ class Memory(Generic[K]):
         self.handed_out(list(self.vouched))
         self._exposed = True
         return self.values
-
 
     def renote(self, key: K, value: Any) -> None:
         """A change in place was noticed: the value may have another size now."""

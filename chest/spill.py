@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable
 from typing import Callable, Generic, TypeVar, cast
 
 from heapdict import heapdict
@@ -31,7 +30,6 @@ K = TypeVar("K")
 
 # Bytes that move from or to a disk in the time that it takes to open a file.
 OPENING = 100_000
-
 
 # Hits that are remembered until something must leave; of more, the last count.
 LOGGED = 4096
@@ -66,7 +64,7 @@ class Order(Generic[K]):
     used: Callable[[K], None]
     """Note a hit in memory: the `append` of a bounded log, no lock, no look-up; of very many, the last count."""
 
-    def __init__(self, noticed: Callable[[Iterable[K]], object] = len) -> None:  # type: ignore[assignment]
+    def __init__(self, noticed: Callable[[list[K], bool], object] = lambda keys, lost: None) -> None:
         self._noticed = noticed
         self._log: deque[K] = deque(maxlen=LOGGED)
         self.used = self._log.append
@@ -193,13 +191,17 @@ class Order(Generic[K]):
             self._later[key] = worth, mark
 
     def read_log(self) -> None:
-        """Count the hits, and give ``noticed`` their keys: those of all values in memory where some were lost.
+        """Count the hits, and give ``noticed`` their keys, and whether some were lost.
 
-        Threads may add to the log meanwhile: as many as there are now are read, and no more.
+        Threads may add to the log meanwhile: as many as there are now are read, and no more.  A log that loses hits
+        stays full until we take one, so a look just behind that tells.
         """
-        keys = [self._log.popleft() for _ in range(len(self._log))]
+        keys, lost = [], False
+        for _ in range(len(self._log)):
+            keys.append(self._log.popleft())
+            lost = lost or len(self._log) >= LOGGED - 1
         if keys:
-            self._noticed(keys if len(keys) < LOGGED else self._prices)
+            self._noticed(keys, lost)
         for key in keys:
             mark = self._marks.get(key)
             if mark is not None:

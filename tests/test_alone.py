@@ -154,6 +154,28 @@ def test_more_hits_than_are_remembered_lose_no_change(path):
     assert Chest(path=path)["x"][0] == 7
 
 
+def test_hits_that_come_while_the_log_is_read_and_push_out_others_lose_no_change(path, monkeypatch):
+    """Another thread may note thousands of them in between, and the log keeps only the last."""
+    c = saved(path, x=np.zeros(100), y=np.zeros(1))
+    order = c._life.memory._order
+
+    class Log(type(order._log)):
+        def __len__(self):
+            length = super().__len__()
+            if length and others:
+                others.pop()
+                self.extend(["y"] * 5000)
+            return length
+
+    others = [1]
+    c["x"].fill(7)
+    order._log = Log(order._log, maxlen=order._log.maxlen)
+    c.sync()
+    assert not others
+    c.sync()
+    assert Chest(path=path)["x"][0] == 7
+
+
 def test_what_was_held_while_it_was_saved_is_looked_at_until_it_is_let_go(path, looked_at):
     c = Chest(path=path)
     mine = c["x"] = np.zeros(100)
