@@ -21,7 +21,6 @@ __all__ = ["AT_FORK", "Gate", "gate", "later", "shield"]
 AT_FORK = 2.0  # seconds for which a fork waits for another thread that is half-way through something
 
 
-
 class Shield(threading.local):
     """``with shield:`` no finaliser of a chest saves in this thread until the outermost such block has ended.
 

@@ -69,10 +69,10 @@ class SpillMapping(MutableMapping[K, V]):
         return len(self._life.index.names)
 
     def __iter__(self) -> Iterator[K]:
-        return iterate(self._alive())
+        return iterate(self)
 
     def __reversed__(self) -> Iterator[K]:
-        return iterate(self._alive(), backwards=True)
+        return iterate(self, reversed)
 
     def get(self, key: K, default: Any = None) -> Any:
         """The value of ``key``, or ``default`` if there is none or its file is gone.  Cost: as ``c[key]``.

@@ -94,8 +94,8 @@ def place(memory: Any) -> Place | None:
     under = _map_under(memory)
     if under is None or "numpy" not in sys.modules or not memory.nbytes:
         return None
-    address = _address(memory)
-    begin = address - _address(under)
+    address = pages.address(memory)
+    begin = address - pages.address(under)
     return Place(under, begin, memory.nbytes, address) if 0 <= begin <= len(under) - memory.nbytes else None
 
 
@@ -106,18 +106,11 @@ def _map_under(link: Any) -> Map | None:
     return link
 
 
-def _address(memory: Any) -> int:
-    if not hasattr(memory, "__array_interface__"):
-        memory = sys.modules["numpy"].frombuffer(memory, "u1", 1)
-    address: int = memory.__array_interface__["data"][0]
-    return address
-
-
 def equal(one: memoryview, other: memoryview) -> bool:
     """Whether two pieces of memory of the same size are equal, with neither copied: Python compares views by item."""
     if "numpy" not in sys.modules or not one.nbytes:
         return bytes(one) == bytes(other)
-    return _memcmp()(_address(one), _address(other), one.nbytes) == 0
+    return _memcmp()(pages.address(one), pages.address(other), one.nbytes) == 0
 
 
 def equals_file(view: memoryview, descriptor: int, begin: int) -> bool:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-__all__ = ["written"]
+__all__ = ["address", "written"]
 
 PAGE = mmap.PAGESIZE
 
@@ -39,7 +39,15 @@ _HIGHEST = _ENTRY - 1 if sys.byteorder == "little" else 0
 Run = tuple[int, int]
 
 
-def written(address: int, size: int) -> list[Run] | None:
+def address(memory: Any) -> int:
+    """Where a numpy array, or any other piece of memory, begins."""
+    if not hasattr(memory, "__array_interface__"):
+        memory = sys.modules["numpy"].frombuffer(memory, "u1", 1)
+    begin: int = memory.__array_interface__["data"][0]
+    return begin
+
+
+def written(start: int, size: int) -> list[Run] | None:
     """The runs of written pages of a piece of memory, as (from, to) in bytes from its beginning; None if nobody tells.
 
     Costs microseconds for what was never touched, and 50 ns for each page that was.  The page map is opened anew each
@@ -50,18 +58,18 @@ def written(address: int, size: int) -> list[Run] | None:
     for way in (_scanned, _read):
         try:
             if _tells(way):
-                return list(_runs(way, address, size))
+                return list(_runs(way, start, size))
         except OSError:
             pass
     return None
 
 
-def _runs(way: Any, address: int, size: int) -> Iterator[Run]:
-    end = address + size
+def _runs(way: Any, begin: int, size: int) -> Iterator[Run]:
+    end = begin + size
     descriptor = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        for start, stop in way(descriptor, address // PAGE * PAGE, -(-end // PAGE) * PAGE):
-            yield max(start, address) - address, min(stop, end) - address
+        for start, stop in way(descriptor, begin // PAGE * PAGE, -(-end // PAGE) * PAGE):
+            yield max(start, begin) - begin, min(stop, end) - begin
     finally:
         os.close(descriptor)
 
@@ -72,7 +80,7 @@ def _scanned(descriptor: int, start: int, end: int) -> Iterator[Run]:
 
     numpy = sys.modules["numpy"]
     found = numpy.empty(_REGIONS * _REGION.size, "u1")
-    place = found.__array_interface__["data"][0]
+    place = address(found)
     while start < end:
         argument = bytearray(_ARGUMENT.pack(_ARGUMENT.size, 0, start, end, 0, place, _REGIONS, 0,
                                             _FILE, _FILE, _PRESENT | _SWAPPED, _PRESENT | _SWAPPED))
@@ -107,8 +115,7 @@ def _tells(way: Any) -> bool:
     """Does this system show a write in this way?  Sandboxes may hide it, or give zeros, which look like "clean"."""
     with mmap.mmap(-1, PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as probe:
         probe[0] = 1
-        address = sys.modules["numpy"].frombuffer(probe, "u1", 1).__array_interface__["data"][0]
         try:
-            return list(_runs(way, address, PAGE)) == [(0, PAGE)]
+            return list(_runs(way, address(probe), PAGE)) == [(0, PAGE)]
         except OSError:
             return False

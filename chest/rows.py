@@ -203,10 +203,7 @@ class Rows:
             return data
         with self._guard:
             connection = self._open()
-            if connection is None:
-                return None
-            found = connection.execute("SELECT data FROM value WHERE id = ?", (row,)).fetchone()
-            return None if found is None else found[0]
+            return None if connection is None else _fetched(connection, row)
 
     def _at_once(self, row: int) -> bytes | None:
         """The row from the connection as it is; `None` also if there is none that will do.
@@ -220,12 +217,11 @@ class Rows:
                 return None
             self._guard.depth += 1  # so that a fork in a finaliser leaves it open
             try:
-                found = connection.execute("SELECT data FROM value WHERE id = ?", (row,)).fetchone()
+                return _fetched(connection, row)
             except connection.Error:
                 return None  # what it was is found out with the guard
             finally:
                 self._guard.depth -= 1
-        return None if found is None else found[0]
 
     def many(self, rows: Sequence[int]) -> dict[int, bytes]:
         """The bytes of those rows that are there.  Cost: a SELECT for each 256 of them."""
@@ -334,6 +330,11 @@ class Rows:
         if self._closer is not None:
             _leaked.append(self._closer.detach())  # closing it would act upon the parent's files
         self._forget()
+
+
+def _fetched(connection: sqlite3.Connection, row: int) -> bytes | None:
+    found = connection.execute("SELECT data FROM value WHERE id = ?", (row,)).fetchone()
+    return None if found is None else found[0]
 
 
 def _version(found: os.stat_result) -> tuple[int, ...]:

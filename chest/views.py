@@ -3,9 +3,7 @@ from __future__ import annotations
 
 import collections.abc
 from collections.abc import Iterator
-from typing import Any, TypeVar
-
-from chest.life import Life
+from typing import Any, Callable, TypeVar
 
 __all__ = ["ItemsView", "ValuesView", "iterate"]
 
@@ -13,21 +11,23 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-def iterate(life: Life[Any], backwards: bool = False) -> Iterator[Any]:
-    """The keys that there are now, in order.
+def iterate(chest: Any, through: Callable[[list[Any]], Iterator[Any]] = iter) -> Iterator[Any]:
+    """``through`` the keys that there are now, in order.
 
     As with a dict, keys that come or go through this very handle while one iterates are a `RuntimeError`; what other
     processes commit meanwhile is not.
     """
+    life = chest._alive()
     with life.lock:
         keys, turns = life.keys(), life.index.turns
-    return _walk(reversed(keys) if backwards else iter(keys), life.index, turns)
+    return _walk(through(keys), chest, turns)
 
 
-def _walk(steps: Iterator[Any], index: Any, turns: int, kept: Any = None) -> Iterator[Any]:
+def _walk(steps: Iterator[Any], chest: Any, turns: int) -> Iterator[Any]:
+    """The steps; who iterates over a temporary chest keeps it, as nobody else may."""
     for step in steps:
         yield step
-        if index.turns != turns:
+        if chest._life.index.turns != turns:
             raise RuntimeError("chest changed size during iteration")
 
 
@@ -45,8 +45,5 @@ class ItemsView(collections.abc.ItemsView[K, V]):
     """The pairs of key and value, loaded as they are asked for, so that memory stays within the budget."""
 
     def __iter__(self) -> Iterator[tuple[K, V]]:
-        chest: Any = self._mapping  # type: ignore[attr-defined]  # kept while one iterates, as a temporary one would go
-        life = chest._alive()
-        with life.lock:
-            keys, turns = life.keys(), life.index.turns
-        return _walk(life.stream(keys), life.index, turns, chest)
+        chest: Any = self._mapping  # type: ignore[attr-defined]
+        return iterate(chest, chest._life.stream)

@@ -42,6 +42,21 @@ def pipe():
         os.close(one.write)
 
 
+class Only:
+    """The only one who refers to a chest, so that a child can let go of it."""
+
+    def __init__(self, chest):
+        self.chest = chest
+
+    def end(self, how):
+        """Call the chest's method ``how``, or let go of the chest (``"del"``), or do nothing."""
+        if how == "del":
+            del self.chest
+            gc.collect()
+        elif how != "nothing":
+            getattr(self.chest, how)()
+
+
 def in_child(action):
     """Run ``action()`` in a forked child; an error there fails the test here."""
     assert forked(action) == 0
@@ -170,46 +185,33 @@ def test_the_child_never_takes_a_later_file_of_its_parent_for_an_earlier_one(pat
 
 @pytest.mark.parametrize("how", ["close", "sync", "flush", "del", "write_keys", "nothing"])
 def test_what_the_child_does_saves_nothing_of_its_parents(path, child, how):
-    c = Chest({"x": [1]}, path=path)
-    c.sync()
-    c["x"], c["new"] = [2], [2]
+    only = Only(Chest({"x": [1]}, path=path))
+    only.chest.sync()
+    only.chest["x"], only.chest["new"] = [2], [2]
 
     def end():
-        nonlocal c
-        if how == "del":
-            del c
-            gc.collect()
-        elif how != "nothing":
-            getattr(c, how)()
-            assert (c["x"], c["new"]) == ([2], [2]), "it lost what is not saved anywhere"
+        only.end(how)
+        if how not in ("del", "nothing"):
+            assert (only.chest["x"], only.chest["new"]) == ([2], [2]), "it lost what is not saved anywhere"
 
     child(end)
     assert dict(Chest(path=path)) == {"x": [1]}
     assert sorted(os.listdir(path)) == [".keys", "x"]
-    c.close()
+    only.chest.close()
     assert dict(Chest(path=path)) == {"x": [2], "new": [2]}
 
 
 @pytest.mark.parametrize("how", ["close", "drop", "del", "nothing"])
 @pytest.mark.parametrize("temporary", [True, False])
 def test_what_the_child_does_removes_nothing_of_its_parents(path, child, how, temporary):
-    c = Chest({"x": [1], "y": [2]}, path=None if temporary else path, available_memory=0)
-    c.sync()
-    del c["y"]
-    c["x"] = [3]
-    before = sorted(os.listdir(c.path))
-
-    def end():
-        nonlocal c
-        if how == "del":
-            del c
-            gc.collect()
-        elif how != "nothing":
-            getattr(c, how)()
-
-    child(end)
-    assert sorted(os.listdir(c.path)) == before
-    assert dict(c) == {"x": [3]}
+    only = Only(Chest({"x": [1], "y": [2]}, path=None if temporary else path, available_memory=0))
+    only.chest.sync()
+    del only.chest["y"]
+    only.chest["x"] = [3]
+    before = sorted(os.listdir(only.chest.path))
+    child(lambda: only.end(how))
+    assert sorted(os.listdir(only.chest.path)) == before
+    assert dict(only.chest) == {"x": [3]}
 
 
 def test_the_child_saves_its_own_keys_when_told_to(path, child):
