@@ -15,7 +15,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import reduce
 from operator import add
 
@@ -29,6 +29,9 @@ MOST_USES = 255
 
 # What ended the wait for a use: the old value was read, or it was replaced or deleted unread.
 READ, REPLACED = 0, 1
+
+# Ticks of the cells in which times of last use are counted, as long as they are short beside their age.
+CELL = 64
 
 # Ages are counted in half octaves: 1, 2, 3, 4-5, 6-7, 8-11, 12-15 ...  Where each but the first begins, for bisection.
 EDGES = [edge << shift for shift in range(46) for edge in (2, 3)]
@@ -159,6 +162,17 @@ class Ages:
         self._tick()
         return self._wait(1 << USES | dirty)
 
+    def born_together(self, count: int) -> Iterator[int]:
+        """The marks of so many keys, one after another, whose values are on disk."""
+        while count:
+            self._tick()
+            first = self.now
+            ticks = min(count, CELL - first % CELL)  # up to the next cell of time
+            self._wait(1 << USES, ticks)
+            self.now += ticks - 1
+            count -= ticks
+            yield from range(first << TICK | 1 << USES, self.now + 1 << TICK, 1 << TICK)
+
     def used(self, mark: int, how: int, dirty: int) -> int:
         """The new mark of a key that is used again."""
         self._tick()
@@ -181,12 +195,12 @@ class Ages:
 
     def _tick(self) -> None:
         self.now += 1
-        if self.now & 63 == 0:
+        if self.now % CELL == 0:
             self._new_cell()
 
-    def _wait(self, state: int) -> int:
+    def _wait(self, state: int, keys: int = 1) -> int:
         waiting, cell = self.groups[state >> GAP].waiting, self._cells[-1]
-        waiting[cell] = waiting.get(cell, 0) + 1
+        waiting[cell] = waiting.get(cell, 0) + keys
         return self.now << TICK | state
 
     def _new_cell(self) -> None:

@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Iterable, Iterator, Sequence
-from typing import Any, Callable, TypeVar, cast
+from bisect import bisect_right
+from collections.abc import Hashable, Iterable, Sequence
+from itertools import accumulate
+from typing import Any, Callable, NamedTuple, TypeVar
 
 from chest.errors import explained
 from chest.files import Loaded, Stale
@@ -17,6 +19,14 @@ __all__ = ["Arriving"]
 K = TypeVar("K", bound=Hashable)
 
 WORKERS = 4  # threads that load: two cores are busy with two, and a slow disk or network wants more
+
+
+class Rows(NamedTuple):
+    """What was read at once for some keys: their names, the bytes of those that are rows, and the values in these."""
+
+    names: list[str | None]
+    data: list[Any]  # `None` for what is no row
+    values: list[Any]
 
 
 class Arriving(Leaving[K]):
@@ -70,7 +80,7 @@ class Arriving(Leaving[K]):
 
     def _load(self, key: K, name: str, mine: Load, trusted: Callable[[], bool]) -> Any:
         try:
-            loaded: Loaded = self.store.load_one(name, lambda: mine.valid and trusted())
+            loaded: Loaded = self.store.load_one(name, lambda: self._loads.get(key) is mine and trusted())
             return self._arrive(key, name, loaded, mine, trusted)
         finally:
             with self.lock:
@@ -84,12 +94,13 @@ class Arriving(Leaving[K]):
         size = nbytes(loaded.value)
         with self.lock:
             lent = self.index.lent.get(name, loaded.mark)
-            if loaded.error is None and mine.valid and loaded.mark == lent:
+            if loaded.error is None and self._loads.get(key) is mine and loaded.mark == lent:
                 self.counts.missed(loaded.nbytes)
                 self.memory.put(key, loaded.value, size, True, loaded.mark)
                 return loaded.value
             self.refresh()
-            if not mine.valid or isinstance(loaded.error, Stale) or self.index.names.get(key) != name or not trusted():
+            if (self._loads.get(key) is not mine or isinstance(loaded.error, Stale)
+                    or self.index.names.get(key) != name or not trusted()):
                 return ABSENT
         if isinstance(loaded.error, FileNotFoundError) or self._taken_back(name):
             raise KeyError(f"{key!r}: its file {self.store.path(name)} is gone; set or delete the key to heal it")
@@ -106,44 +117,88 @@ class Arriving(Leaving[K]):
     def prefetch(self, keys: Sequence[K], progress: Callable[..., Iterable[Any]]) -> None:
         """Load what is not in memory, several values at a time, until the budget is full."""
         with self.lock:
+            names = self.index.names
             for key in keys:
-                if not self.known(key):
+                if key not in names and not self.known(key):
                     raise KeyError(key)
-            wanted = [key for key in dict.fromkeys(keys) if self.memory.current(key) is ABSENT]
-        for crowd in self._fitting(progress(wanted, total=len(wanted))):
-            self._fetch(crowd)
-
-    def _fitting(self, keys: Iterable[K]) -> Iterator[list[K]]:
-        """``keys`` in lists of values that can be loaded together, while there is room for them."""
-        for asked in crowds(keys, max(self.store.ahead, 4 * WORKERS)):
-            room = self.available - self.memory.usage
-            crowd: list[K] = []
-            for key, size in zip(asked, self.store.sizes([self.index.names.get(key) or "" for key in asked])):
-                room -= size
-                if room < 0:
-                    break
-                crowd.append(key)
-            yield crowd
-            if len(crowd) < len(asked):
+            taken = self.memory.among(keys)
+            wanted = [key for key in dict.fromkeys(keys) if key not in taken]
+        for crowd in crowds(progress(wanted, total=len(wanted)), max(self.store.ahead, 4 * WORKERS)):
+            if not self._bring(crowd):
                 return
 
-    def _fetch(self, keys: Sequence[K]) -> None:
-        """Load the values of ``keys`` side by side; one that another thread is loading already is left to it."""
+    def _bring(self, keys: list[K]) -> bool:
+        """Load values that are not in memory as long as there is room.  Returns whether there was room for all."""
+        rows = self._read_rows(keys)
+        waiting = iter(self.store.sizes([name or "" for name, value in zip(rows.names, rows.values)
+                                         if value is ABSENT]))
+        sizes = [next(waiting) if value is ABSENT else nbytes(value) for value in rows.values]
+        fitting = bisect_right(list(accumulate(sizes)), self.available - self.memory.usage)
+        self._take_in_rows(keys[:fitting], rows, sizes)
+        others = [key for key, value in zip(keys[:fitting], rows.values) if value is ABSENT]
+        if others:
+            self._fetch(others)
+        return fitting == len(keys)
+
+    def _read_rows(self, keys: list[K]) -> Rows:
+        """What is in rows, read at once."""
         with self.lock:
-            mine = {key: Load() for key in keys if key not in self._loads and self.memory.current(key) is ABSENT}
-            names = {key: self.index.names.get(key) for key in mine}
-            mine = {key: load for key, load in mine.items() if names[key] is not None}
-            self._loads.update(mine)
+            trusted = self.index.unchanged()
+            names = list(map(self.index.names.get, keys))
+        data = self.store.peek(names, trusted) if self.store.grain else [None] * len(keys)
+        decode: Any = getattr(self.store, "decode", None)
+        try:
+            values = [ABSENT if row is None else decode(row) for row in data]
+        except Exception:
+            values = [self._decoded(row) for row in data]
+        return Rows(names, data, values)
+
+    def _decoded(self, row: bytes | None) -> Any:
+        try:
+            return ABSENT if row is None else self.store.decode(row)
+        except Exception:
+            return ABSENT  # whoever asks for this key alone is told why
+
+    def _still(self, keys: list[K], rows: Rows) -> dict[K, Any]:
+        """The values read that are still those of their keys, and that nobody has or is about to have.
+
+        Rows are written once, under names that are never used again: the same name is the same value.
+        """
+        values = dict(zip(keys, rows.values))
+        gone = self.memory.among(keys) | self._loads.keys() & keys
+        if None in rows.data:
+            gone.update(key for key, value in values.items() if value is ABSENT)
+        names = list(map(self.index.names.get, keys))
+        if names != rows.names:
+            gone.update(key for key, now, then in zip(keys, names, rows.names) if now != then)
+        for key in gone:
+            del values[key]
+        return values
+
+    def _take_in_rows(self, keys: list[K], rows: Rows, sizes: list[int]) -> None:
+        with self.lock:
+            values = self._still(keys, rows)
+            self.memory.put_many(values, {key: size for key, size in zip(keys, sizes) if key in values})
+            self.counts.misses += len(values)
+            self.counts.bytes_read += sum(map(len, filter(None, rows.data)))
+
+    def _fetch(self, keys: list[K]) -> None:
+        """Load the values of ``keys`` side by side; one that another thread is loading already is left to it."""
+        mine = Load()
+        with self.lock:
+            taken = self.memory.among(keys) | self._loads.keys()
+            names = {key: name for key in keys
+                     if key not in taken and (name := self.index.names.get(key)) is not None}
+            self._loads.update(dict.fromkeys(names, mine))
             trusted = self.index.unchanged()
         try:
-            order = [names[key] for key in mine]
-            loaded = self.store.load(order, trusted, WORKERS)
-            for (key, load), one in zip(mine.items(), loaded):
-                self._arrive(key, cast(str, names[key]), one, load, trusted)
+            loaded = self.store.load(list(names.values()), trusted, WORKERS)
+            for (key, name), one in zip(names.items(), loaded):
+                self._arrive(key, name, one, mine, trusted)
         finally:
             with self.lock:
-                for key, load in mine.items():
-                    if self._loads.get(key) is load:
+                for key in names:
+                    if self._loads.get(key) is mine:
                         del self._loads[key]
                 self._arrived.notify_all()
         self._make_room_quietly(ABSENT)

@@ -7,7 +7,10 @@ from typing import Any
 
 from . import maps
 
-_FIXED = frozenset((type(None), bool, int, float, complex, str, bytes, range, type(Ellipsis), type(NotImplemented)))
+__all__ = ["FIXED", "can_change"]
+
+FIXED = frozenset((type(None), bool, int, float, complex, str, bytes, range, type(Ellipsis), type(NotImplemented)))
+_CHANGEABLE = frozenset((list, dict, set, bytearray))
 _DEEPEST = 4  # levels of tuples and frozensets that are looked through
 _LONGEST = 64  # items of one that are looked at
 
@@ -21,12 +24,13 @@ def can_change(value: object) -> bool:
     >>> can_change(1.5), can_change(("a", b"b", None)), can_change(([],)), can_change([])
     (False, False, True, True)
     """
-    return type(value) not in _FIXED and _can_change(value, _DEEPEST)
+    kind = type(value)
+    return kind in _CHANGEABLE or (kind not in FIXED and _can_change(value, _DEEPEST))
 
 
 def _can_change(value: Any, deepest: int) -> bool:
     kind = type(value)
-    if kind in _FIXED:
+    if kind in FIXED:
         return False
     if kind is tuple or kind is frozenset:
         return not deepest or len(value) > _LONGEST or any(_can_change(item, deepest - 1) for item in value)

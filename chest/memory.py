@@ -5,20 +5,18 @@ Nothing here reads or writes a file, and nothing waits: the caller has the chest
 from __future__ import annotations
 
 import re
-import weakref
 from collections.abc import Hashable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 from chest.alone import alone
 from chest.arrays import can_change
+from chest.held import ABSENT, Held
 from chest.sizes import nbytes
 from chest.spill import Order
 
-__all__ = ["ABSENT", "Lent", "Memory", "Ticket", "budget"]
+__all__ = ["ABSENT", "Memory", "Ticket", "budget"]
 
 K = TypeVar("K", bound=Hashable)
-
-ABSENT: Any = object()  # stands for "no value", where None may be one
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _AMOUNT = re.compile(r"\s*(\d+\.?\d*|\d*\.\d+)\s*([kmgt]i?|)b?\s*\Z", re.IGNORECASE)
@@ -37,25 +35,6 @@ def budget(amount: float | str) -> float:
     elif hasattr(amount, "__float__") and float(amount) >= 0:
         return float(amount)
     raise ValueError(f"available_memory is a number of bytes or a text such as '2 GB' or '500 MiB', not {amount!r}")
-
-
-class _Held(weakref.ref):  # type: ignore[type-arg]
-    """A weak reference to a value that left memory, which knows the value's key."""
-
-    __slots__ = ("key",)
-    key: Any
-
-
-class Lent:
-    """A value that passes by outside of memory, in the hands of one who iterates: it is found as if it were held."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: Any):
-        self._value = value
-
-    def __call__(self) -> Any:
-        return self._value
 
 
 class Alone(Generic[K]):
@@ -93,7 +72,7 @@ class Memory(Generic[K]):
         self.writeback = writeback
         self._sizes: dict[K, int] = {}
         self._order: Order[K] = Order(self._noticed)
-        self._held: dict[K, _Held | Lent] = {}
+        self._held: Held[K] = Held(self._forget_mark)
         self._tickets: dict[K, Ticket] = {}
         self.values: dict[K, Any] = {}
         self.usage = 0
@@ -110,7 +89,7 @@ class Memory(Generic[K]):
     def put(self, key: K, value: Any, size: int, on_disk: bool, mark: int | None = None) -> None:
         """The value of ``key`` is ``value``, noted with ``size`` bytes; ``on_disk`` if its file, marked, has it too."""
         self._tickets.pop(key, None)
-        self._held.pop(key, None)
+        self._held.drop(key)
         self.stuck.discard(key)
         for found in self._alone:
             found.keys.discard(key)
@@ -120,6 +99,19 @@ class Memory(Generic[K]):
         self.note(key, mark)
         self.watch(key, value, on_disk)
         self._order.put(key, size, on_disk)
+
+    def put_many(self, values: dict[K, Any], sizes: dict[K, int]) -> None:
+        """As `put` for values that are on disk, in rows, and of which none is in memory or in somebody's hands."""
+        for key in self._tickets.keys() & values.keys():
+            del self._tickets[key]
+        for found in self._alone:
+            found.keys.difference_update(values)
+        self.usage += sum(sizes.values())
+        self._sizes.update(sizes)
+        self.values.update(values)
+        if self.writeback:
+            self.watched.update(dict.fromkeys(key for key, value in values.items() if can_change(value)))
+        self._order.put_many(sizes)
 
     def note(self, key: K, mark: int | None) -> None:
         """The value of ``key`` is what the file with this mark holds, as far as anyone knows."""
@@ -201,7 +193,7 @@ class Memory(Generic[K]):
     def remove(self, key: K) -> None:
         """The value of ``key`` is no longer what it was: nothing of it is kept."""
         self._tickets.pop(key, None)
-        self._held.pop(key, None)
+        self._held.drop(key)
         self._let_go(key)
         self.marks.pop(key, None)
         self._order.leave(key)
@@ -217,35 +209,25 @@ class Memory(Generic[K]):
         self._order.leave(key)
         self.hold(key, value)
 
-    def has(self, key: K) -> bool:
-        """Is the value of ``key`` in memory, or may somebody hold it?"""
-        return key in self.values or key in self._held
-
-    def lend(self, key: K, value: Any) -> Lent:
-        """Let the value of ``key``, which is not in memory, be found until it is taken back."""
-        lent = self._held[key] = Lent(value)
-        return lent
-
-    def take_back(self, key: K, lent: Lent) -> bool:
-        """The end of `lend`.  Returns whether it still was the value of ``key``, and not in memory."""
-        if self._held.get(key) is not lent:
-            return False
-        del self._held[key]
-        return True
+    def among(self, keys: Iterable[K]) -> set[K]:
+        """Those of ``keys`` whose values are in memory, or in somebody's hands."""
+        return self.values.keys() & keys | self._held.among(keys)
 
     def hold(self, key: K, value: Any) -> None:
         """Remember a value outside of memory for as long as somebody else does, if it can be weakly referenced."""
-        if type(value).__weakrefoffset__ and value is not ABSENT:
-            held = _Held(value, self._died)
-            held.key = key
-            self._held[key] = held
-        else:
-            self.marks.pop(key, None)
+        if not self._held.keep(key, value):
+            self._forget_mark(key)
 
-    def _died(self, held: _Held) -> None:
-        if self._held.get(held.key) is held:
-            del self._held[held.key]
-            self.marks.pop(held.key, None)
+    def _forget_mark(self, key: K) -> None:
+        self.marks.pop(key, None)
+
+    def lend(self, crowd: dict[K, Any]) -> None:
+        """Let values that are not in memory be found until `take_back`; those that are no longer it leave ``crowd``."""
+        self._held.lend(crowd)
+
+    def take_back(self, crowd: dict[K, Any]) -> None:
+        """The end of `lend`."""
+        self._held.take_back(crowd)
 
     def _let_go(self, key: K) -> Any:
         self.watched.pop(key, None)
@@ -267,10 +249,7 @@ class Memory(Generic[K]):
     def current(self, key: K) -> Any:
         """The value of ``key``, in memory or still held by somebody; `ABSENT` if there is none."""
         value = self.values.get(key, ABSENT)
-        if value is ABSENT and key in self._held:
-            value = self._held[key]()
-            return ABSENT if value is None else value
-        return value
+        return self._held.find(key) if value is ABSENT else value
 
     def size(self, key: K) -> int:
         """Bytes noted for the value of ``key``; 0 if it is not in memory."""
@@ -278,8 +257,7 @@ class Memory(Generic[K]):
 
     def held(self) -> list[tuple[K, Any]]:
         """The values outside of memory that somebody holds, and may have changed."""
-        alive = ((key, ref()) for key, ref in list(self._held.items()) if self.writeback)
-        return [(key, value) for key, value in alive if value is not None and can_change(value)]
+        return [(key, value) for key, value in self._held.pairs() if can_change(value)] if self.writeback else []
 
     # Who leaves.
 
@@ -384,7 +362,7 @@ class Memory(Generic[K]):
         assert self._sizes.keys() == self.values.keys(), (self._sizes.keys(), self.values.keys())
         assert self.watched.keys() <= self.values.keys()
         assert self.vouched.keys() <= self.values.keys() - self.watched.keys()
-        assert self.marks.keys() <= self.values.keys() | self._held.keys()
+        assert self.marks.keys() <= self.among(self.marks)
         assert self.stuck <= self.values.keys()
         self._order._check()
 

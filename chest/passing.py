@@ -7,14 +7,15 @@ a change made to it is noticed when it is given back.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
+from operator import length_hint
 from typing import Any, TypeVar
 
-from chest.arrays import can_change
-from chest.arriving import Arriving
+from chest.arriving import Arriving, Rows
+from chest.changeable import FIXED, can_change
 from chest.errors import file_is_gone
 from chest.files import Written
 from chest.keysfile import small
-from chest.memory import Lent
+from chest.memory import ABSENT
 from chest.sizes import nbytes
 from chest.state import nothing
 
@@ -41,11 +42,9 @@ class Passing(Arriving[K]):
             return
         for start in range(0, len(keys), STEP):
             crowd = keys[start : start + STEP]
-            if self._full():
-                yield from self._passing(crowd)
-            else:
-                self._fetch([key for key in crowd if small(self.index.names.get(key) or "")])
-                yield from self._pairs(crowd)
+            if not self._full():
+                self._bring([key for key in crowd if small(self.index.names.get(key) or "")])
+            yield from self._passing(crowd) if self._full() else self._pairs(crowd)
 
     def _pairs(self, keys: list[K]) -> Iterator[tuple[K, Any]]:
         for key in keys:
@@ -65,55 +64,50 @@ class Passing(Arriving[K]):
         return self.get(key)
 
     def _passing(self, keys: list[K]) -> Iterator[tuple[K, Any]]:
-        """The pairs of ``keys``; what is in memory comes from there, the rest is read at once and not kept."""
+        """The pairs of ``keys``; rows are read at once, lent as they are handed out, and not kept."""
+        rows = self._read_rows(keys)
         with self.lock:
-            trusted = self.index.unchanged()
-            names = list(map(self.index.names.get, keys))
-        rows = self.store.peek(names, trusted)
-        misses = bytes_read = 0
+            lent = self._still(keys, rows)
+            self.memory.lend(lent)
+        steps = iter(keys)
+        others = 0
         try:
-            for key, name, data in zip(keys, names, rows):
-                value, lent = self._lent(key, name, data)
-                if lent is None:
+            for key in steps:
+                value = lent.get(key, ABSENT)
+                if value is ABSENT:
+                    others += 1
                     yield from self._pairs([key])
-                    continue
-                misses += 1
-                bytes_read += len(data)
-                try:
-                    yield key, value
-                finally:
-                    self._give_back(key, value, data, lent)
-        finally:
-            with self.lock:
-                self.counts.misses += misses
-                self.counts.bytes_read += bytes_read
-
-    def _lent(self, key: K, name: str | None, data: Any) -> tuple[Any, Lent | None]:
-        """The value that the row holds, lent; `None` for it where the row is not what the key stands for now."""
-        if data is None:
-            return None, None
-        try:
-            value = self.store.decode(data)
-        except Exception:
-            return None, None
-        with self.lock:
-            if self.index.names.get(key) is not name or self.memory.has(key):
-                return None, None
-            return value, self.memory.lend(key, value)
-
-    def _give_back(self, key: K, value: Any, data: bytes, lent: Lent) -> None:
-        """The user is through with a value: if it was changed it enters memory, if he holds it it can be found."""
-        changed = self.memory.writeback and can_change(value) and not self.store.alike(value, data)
-        size = nbytes(value) if changed else 0
-        with self.lock:
-            if self.memory.take_back(key, lent):
-                if changed:
-                    self._disown(key)
-                    self.memory.put(key, value, size, on_disk=True)
                 else:
+                    yield key, value
+        finally:
+            handed_out = len(keys) - length_hint(steps)
+            self._take_back(keys[:handed_out], rows, lent)
+            with self.lock:
+                self.counts.misses += handed_out - others
+                self.counts.bytes_read += sum(map(len, filter(None, rows.data)))
+
+    def _take_back(self, keys: list[K], rows: Rows, lent: dict[K, Any]) -> None:
+        """The user is through with values: those that he changed enter memory, those that he holds can be found."""
+        suspects = [(key, value, data) for key, value, data in zip(keys, rows.values, rows.data)
+                    if type(value) not in FIXED and can_change(value) and value is not ABSENT]
+        changed = {key: nbytes(value) for key, value in self._changed(suspects)}
+        with self.lock:
+            self.memory.take_back(lent)
+            for key in changed.keys() & lent:
+                self._disown(key)
+                self.memory.put(key, lent[key], changed[key], on_disk=True)
+            for key, value in [(key, value) for key, value, _ in suspects if type(value).__weakrefoffset__]:
+                if key in lent and key not in changed:
                     self.memory.hold(key, value)
         if changed:
-            self._make_room_quietly(key)
+            self._make_room_quietly(ABSENT)
+
+    def _changed(self, items: list[tuple[K, Any, Any]]) -> list[tuple[K, Any]]:
+        """Those of the values that are no longer as the bytes of their rows say."""
+        if not self.memory.writeback:
+            return []
+        alike = self.store.alike([value for _, value, _ in items], [data for _, _, data in items])
+        return [] if all(alike) else [(key, value) for (key, value, _), same in zip(items, alike) if not same]
 
     # In from the user.
 

@@ -34,8 +34,8 @@ FORMAT = 1
 AT_ONCE = 256  # rows named in one statement: SQLite takes 999 or more
 PER_COMMIT = 20_000  # rows removed in one transaction
 OVERHEAD = 12  # bytes that a row takes beside its data: id, writer, lengths, its place in the page
-_MARKS = ",".join("?" * AT_ONCE)
-_SOME = f"id IN ({_MARKS})"
+FEW = 32  # rows that are not worth a search for runs among them
+_SOME = {size: f"id IN ({','.join('?' * size)})" for size in (FEW, AT_ONCE)}
 _RANGE = "id BETWEEN ? AND ?"
 
 START = "1 + abs(random()) % (1 << 40)"  # a file that is made anew, after a drop, has other ids than the one before
@@ -236,7 +236,7 @@ class Rows:
         with self._guard:
             connection = self._open()
             if connection is not None:
-                for where, ids in _clauses(rows, dense=0.5):
+                for where, ids in _clauses(rows, dense=0.9):
                     found.update(connection.execute(f"SELECT {columns} FROM value WHERE {where}", ids).fetchall())
         return found
 
@@ -342,15 +342,23 @@ def _version(found: os.stat_result) -> tuple[int, ...]:
 
 
 def _clauses(rows: Sequence[int], dense: float) -> list[tuple[str, Sequence[int]]]:
-    """Conditions for ``rows``, a part of them each: a range where at least so many of its rows are wanted."""
+    """Conditions for ``rows``, which are sorted: ranges where at least so many of their rows are wanted, and the rest
+    by their ids."""
     clauses: list[tuple[str, Sequence[int]]] = []
-    for start in range(0, len(rows), AT_ONCE):
-        part = rows[start : start + AT_ONCE]
-        first, last = min(part), max(part)
-        if dense * (last - first + 1) <= len(part):
-            clauses.append((_RANGE, (first, last)))
+    sparse: list[int] = []
+    parts = [rows] if rows else []
+    while parts:
+        part = parts.pop()
+        if dense * (part[-1] - part[0] + 1) <= len(part):
+            clauses.append((_RANGE, (part[0], part[-1])))
+        elif len(part) > FEW:  # as a rule several runs, as values that leave memory together are written together
+            parts += part[len(part) // 2 :], part[: len(part) // 2]
         else:
-            clauses.append((_SOME, [*part, *repeat(first, AT_ONCE - len(part))]))
+            sparse += part
+    for start in range(0, len(sparse), AT_ONCE):
+        some = sparse[start : start + AT_ONCE]
+        most = next(size for size in _SOME if size >= len(some))  # few statements, so that SQLite keeps them prepared
+        clauses.append((_SOME[most], [*some, *repeat(some[0], most - len(some))]))
     return clauses
 
 

@@ -79,7 +79,9 @@ def _nbytes(value: object, /) -> int:
     if len(groups) == 1:  # The most frequent case, a short container of plain things, at the speed of C.
         parts, scale = groups[0]
         if scale == 1 and _plain.issuperset(map(type, parts)):
-            return size + sum(map(getsizeof, dict(zip(map(id, parts), parts)).values()))
+            if len(set(map(id, parts))) < len(parts):
+                parts = list(dict(zip(map(id, parts), parts)).values())
+            return size + sum(map(getsizeof, parts))
     return size + _walk(value, groups)
 
 

@@ -179,22 +179,25 @@ class Small(Generic[K]):
 
     def peek(self, names: Sequence[str | None], trusted: Callable[[], bool]) -> list[bytes | None]:
         """The bytes of rows, read at once, for `decode`; `None` for what is no row, is gone or cannot be trusted."""
-        ids = [int(name[_DIGITS:]) if name is not None and name.startswith(_PREFIX) else 0 for name in names]
+        ids = [int(name[_DIGITS:]) if name and name[:_DIGITS] == _PREFIX else 0 for name in names]
         try:
             rows = self._rows.many(sorted(filter(None, ids)))
         except (OSError, ChestError):
             rows = {}
         return list(map(rows.get, ids)) if trusted() else [None] * len(ids)
 
-    def alike(self, value: Any, data: bytes) -> bool:
-        """Are the bytes of a row just what would be written for ``value`` now?"""
+    def alike(self, values: list[Any], data: list[bytes]) -> Sequence[bool]:
+        """For each value and the bytes of its row: are these just what would be written for the value now?"""
+        dumped: list[bytes] = []
         if self._native:
             try:
-                if pickle.dumps(value, 5) == data:
-                    return True
-            except Exception:
-                return False
-        return self._same(data, value, Dumper(self._codec, len(data) + 1))
+                dumped = [pickle.dumps(value, 5) for value in values]
+            except Exception:  # one can no longer be pickled
+                pass
+        if dumped == data:
+            return (True,) * len(data)
+        return [one == now or self._same(one, value, Dumper(self._codec, 0))
+                for one, value, now in zip(data, values, dumped or repeat(b""))]
 
     def same(self, pairs: Sequence[tuple[str, Any]]) -> Iterator[bool]:
         """For each name and value: does the file or row hold just what would be written for the value now?  Rows come

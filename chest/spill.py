@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
+from collections.abc import Mapping
 from typing import Callable, Generic, TypeVar, cast
 
 from heapdict import heapdict
@@ -99,6 +100,17 @@ class Order(Generic[K]):
         self._prices[key] = 1 + OPENING / max(nbytes, 1)
         self._consider_newest()
         self._newest = key
+
+    def put_many(self, sizes: Mapping[K, int]) -> None:
+        """As `put` for values that were read back together.  Before the next one leaves all are ranked anew."""
+        self.read_log()
+        marks = self._marks
+        new = [key for key in sizes if key not in marks]
+        if len(new) < len(sizes):
+            marks.update({key: self._ages.used(marks[key], READ, 0) for key in sizes if key in marks})
+        marks.update(zip(new, self._ages.born_together(len(new))))
+        self._prices.update({key: 1 + OPENING / max(nbytes, 1) for key, nbytes in sizes.items()})
+        self._ranked.clear()
 
     def resize(self, key: K, nbytes: int) -> None:
         """The value takes up another number of bytes than was noted.  This is no use; unknown keys are passed over."""

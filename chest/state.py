@@ -25,13 +25,13 @@ def nothing(key: Any) -> None:
 
 
 class Load:
-    """One value on its way into memory.  ``valid`` until its key is set, deleted or changed by another process."""
+    """Values on their way into memory.  It counts for those keys under which it is still noted when they arrive: who
+    sets or deletes a key, or finds that another process did, takes its load away."""
 
-    __slots__ = ("awaited", "thread", "valid")
+    __slots__ = ("awaited", "thread")
 
     def __init__(self) -> None:
         self.thread = threading.get_ident()
-        self.valid = True
         self.awaited = False
 
 
@@ -95,15 +95,12 @@ class State(Generic[K]):
 
     def _disown(self, key: K) -> None:
         """Whoever loads the value of ``key`` just now loads one that is no longer it."""
-        load = self._loads.get(key)
-        if load is not None:
-            load.valid = False
+        self._loads.pop(key, None)
 
     def clear_memory(self) -> None:
         """Forget every value, those too that threads are just loading."""
         with self.lock:
-            for load in self._loads.values():
-                load.valid = False
+            self._loads.clear()
             self.memory.clear()
 
     def after_fork(self) -> None:

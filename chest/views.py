@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import collections.abc
 from collections.abc import Iterator
+from operator import itemgetter
 from typing import Any, Callable, TypeVar
 
 __all__ = ["ItemsView", "ValuesView", "iterate"]
@@ -37,8 +38,7 @@ class ValuesView(collections.abc.ValuesView[V]):
     _mapping: Any
 
     def __iter__(self) -> Iterator[V]:
-        for _, value in self._mapping.items():
-            yield value
+        return map(itemgetter(1), self._mapping.items())
 
 
 class ItemsView(collections.abc.ItemsView[K, V]):
