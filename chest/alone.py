@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from chest.changeable import can_change
+from chest.changeable import FIXED, can_change
 
 __all__ = ["alone"]
 
@@ -36,12 +36,12 @@ def alone(values: Mapping[Any, Any], key: Any) -> bool:
 def _owned(items: Iterable[Any], more: int, deepest: int) -> bool:
     """Is each of ``items`` referred to by ``items`` and by ``more`` others only?"""
     for item in items:
-        if not can_change(item):
-            continue
         kind = type(item)
+        if kind in FIXED:
+            continue
         if sys.getrefcount(item) > _IN_A_LOOP + more or (kind.__weakrefoffset__ and weakref.getweakrefcount(item)):
-            return False
-        if kind in (list, tuple, set, frozenset):
+            owned = False
+        elif kind in (list, tuple, set, frozenset):
             owned = len(item) <= _LONGEST and deepest > 0 and _owned(item, 0, deepest - 1)
         elif kind is dict:
             owned = (len(item) <= _LONGEST and deepest > 0 and _owned(item, 0, deepest - 1)
@@ -49,7 +49,7 @@ def _owned(items: Iterable[Any], more: int, deepest: int) -> bool:
         else:
             numpy: Any = sys.modules.get("numpy")
             owned = numpy is not None and kind is numpy.ndarray and not item.dtype.hasobject and _owns_memory(item)
-        if not owned:
+        if not owned and can_change(item):
             return False
     return True
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 import time
@@ -84,11 +85,13 @@ class Files(Generic[K]):
             name, file = self._create(key)
             with file:
                 self._codec.dump(value, file)
-            # No two files that had one inode one after another were finished in the same nanosecond.
-            os.utime(self.path(name), ns=(time.time_ns(),) * 2)
+                by_descriptor = _BY_DESCRIPTOR and type(file) is io.FileIO and not file.closed
+                if by_descriptor:  # which saves the system the way to the file
+                    size, mark = _finished(file.fileno())
+            if not by_descriptor:
+                size, mark = _finished(self.path(name))
             if self._durable:
                 self._settle(name)
-            size, mark = self._look(name)
             return Written(name, size, None, mark)
         except BaseException as error:  # a half-written file must not stay, whatever stopped us
             if name:
@@ -313,6 +316,16 @@ class Files(Generic[K]):
                                          "path", self._directory) from None
         for folder in new:
             system.sync_directory(os.path.dirname(folder))
+
+
+def _finished(file: int | str) -> tuple[int, int]:
+    """What `sized` tells of a new file, by its descriptor or path, which is marked with the time of now: no two files
+    that had one inode one after another were finished in the same nanosecond."""
+    os.utime(file, ns=(time.time_ns(),) * 2)
+    return sized(os.stat(file))
+
+
+_BY_DESCRIPTOR = os.utime in os.supports_fd and os.stat in os.supports_fd
 
 
 def sized(found: os.stat_result) -> tuple[int, int]:

@@ -191,27 +191,25 @@ class Index(Generic[K]):
 
     # The commit.
 
-    def commit(self, plain: bool) -> tuple[list[K], list[str]]:
-        """Lay this handle's changes over the newest index, in one atomic step.
+    def commit(self, plain: bool) -> list[str]:
+        """Lay this handle's changes over the newest index in one atomic step.  Called within the gate, after `refresh`.
 
         A key whose value is not on disk keeps what was committed before.  With ``plain`` the file is left as one list.
-        Returns the keys whose values others changed, and the names of the files that nothing names any more.
+        Returns the names of the files that nothing names any more.
         """
-        with self._keys.gate:
-            stale = self.refresh()
-            done = [key for key in self.pending if self._ready(key)]
-            changes: Pairs = [(key, None) for key in done if key in self._moved or key not in self.names]
-            changes += [(key, self.names[key]) for key in done if key in self.names]
-            if not changes and (not plain or self._keys.plain()):
-                return stale, []
-            names = (self.names.get(key) or "" for key in done)
-            self._tried = {name: self._fresh.pop(name) for name in names if name in self._fresh}
-            self.appended = not plain and self._keys.append(changes)
-            if not self.appended:
-                self._keys.replace(self._committed())
-            orphans = self._settled(done)
-            self._tried = None
-        return stale, orphans
+        done = [key for key in self.pending if self._ready(key)]
+        changes: Pairs = [(key, None) for key in done if key in self._moved or key not in self.names]
+        changes += [(key, self.names[key]) for key in done if key in self.names]
+        if not changes and (not plain or self._keys.plain()):
+            return []
+        names = (self.names.get(key) or "" for key in done)
+        self._tried = {name: self._fresh.pop(name) for name in names if name in self._fresh}
+        self.appended = not plain and self._keys.append(changes)
+        if not self.appended:
+            self._keys.replace(self._committed())
+        orphans = self._settled(done)
+        self._tried = None
+        return orphans
 
     def _settled(self, done: list[K]) -> list[str]:
         """The changes of ``done`` are committed.  Returns the names that they superseded."""

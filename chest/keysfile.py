@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import re
 import struct
 import zlib
 from collections.abc import Hashable, Iterable
@@ -28,9 +29,11 @@ Pairs = list[tuple[Any, Optional[str]]]  # a name of None says that the key was 
 
 KEYS = ".keys"
 FORMAT = 1
+SPARE = 1 << 15  # bytes of records that a list may have behind it however short it is: they are read in 3 ms
 _MARK = b"\x80\x05C"  # PROTO 5, SHORT_BINBYTES: a pickle that begins by pushing, and popping, what we say of it
 _RECORD = struct.Struct("<4sQI")  # magic, length and CRC-32 of the pickle that follows
 _MAGIC = b"+chs"
+_PLAIN = re.compile(r"[A-Za-z0-9_~]+\Z|\.small/[0-9]+\Z").match  # what most names are: certainly good ones
 
 
 class Signature(NamedTuple):
@@ -113,7 +116,7 @@ class KeysFile:
         if more is not None:
             return False, more
         try:
-            fd = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+            fd = self._opened()
         except FileNotFoundError:
             self.close()
             return True, []
@@ -130,6 +133,16 @@ class KeysFile:
             raise
         self._hold(fd, found)
         return not grown, changes
+
+    def _opened(self) -> int:
+        """A descriptor of the file: to be appended to as well, where we may."""
+        flags = os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+        try:
+            return os.open(self.path, os.O_RDWR | flags)
+        except FileNotFoundError:
+            raise
+        except OSError:  # it, or all of its disk, is read-only
+            return os.open(self.path, os.O_RDONLY | flags)
 
     def _grown(self, found: Signature) -> bool:
         """Is this the file that was read before, with perhaps more behind it?"""
@@ -207,16 +220,18 @@ class KeysFile:
     def _checked(self, pairs: Any) -> Pairs:
         """``pairs`` with lists standing as keys read as tuples; an error for what cannot be an index of ours."""
         try:
-            checked = [(hashable(key), name if name is None else str(name).replace(os.sep, "/")) for key, name in pairs]
-            for key, _ in checked:
-                hash(key)
+            keys = [hashable(key) if isinstance(key, (list, tuple)) else key for key, _ in pairs]
+            names = [name if name is None or type(name) is str else str(name) for _, name in pairs]
+            dict.fromkeys(keys)  # can they all be keys?
         except (TypeError, ValueError) as error:
             raise self._damaged(error) from error
-        for key, name in checked:
-            if name is not None and not (inside(name) or small(name)):
+        if os.sep != "/":
+            names = [name and name.replace(os.sep, "/") for name in names]
+        for key, name in zip(keys, names):
+            if not (name is None or _PLAIN(name) or inside(name) or small(name)):
                 raise ChestError(f"the index {self.path} gives the key {key!r} the file {name!r}, which is outside of "
                                  f"the chest; nothing was read or changed. Do not trust this chest")
-        return checked
+        return list(zip(keys, names))
 
     def append(self, changes: Pairs) -> bool:
         """Commit ``changes`` behind the list; `False`, and nothing written, where only a replacement will do.
@@ -227,9 +242,9 @@ class KeysFile:
         if self._compact or not (self._codec.native and self._list_end and found and found.size == self._end):
             return False
         data = record(changes)
-        if self._end + len(data) > 2 * self._list_end + 4096:
+        if self._end + len(data) > 2 * self._list_end + SPARE:
             return False
-        fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+        fd = self._opened() if self._fd is None else self._fd
         try:
             if os.write(fd, data) != len(data):
                 return False  # a full disk: what was written is a torn record, and the replacement tells of the error
@@ -237,7 +252,8 @@ class KeysFile:
                 os.fsync(fd)
             self.signature = signature(os.fstat(fd))
         finally:
-            os.close(fd)
+            if fd != self._fd:
+                os.close(fd)
         self._end += len(data)
         return True
 
@@ -262,7 +278,7 @@ class KeysFile:
             raise
         if self._durable:
             system.sync_directory(self._directory)
-        fd = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        fd = self._opened()
         self._hold(fd, self.current())  # type: ignore[arg-type]
         self._list_end = self._end = self.signature.size if native and self.signature else 0
         self._compact = False

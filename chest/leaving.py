@@ -31,6 +31,8 @@ class Leaving(State[K]):
             refused = [(key, error) for key, error in errors if isinstance(error, OSError)]
             if refused:
                 raise explained(refused[0][1], refused[0][0], self.store.path(""), "save")
+            if self.memory.usage <= self.available:
+                return
 
     def _make_room_quietly(self, keep: Any) -> None:
         """A value that was read is the user's, also when no room can be made for it."""
@@ -69,16 +71,19 @@ class Leaving(State[K]):
         """
         while True:
             with self.lock:
+                names = [self.index.names.get(key) for key, _ in items]
+                if not any(names):
+                    return items
                 self.memory.catch_up()
                 trusted = self.index.unchanged()
-                names = [self.index.names.get(key) for key, _ in items]
                 doubts = [name is not None and self._doubtful(key, name) for name, (key, _) in zip(names, items)]
-            same = iter(list(self.store.same([(name, value) for name, (_, value), doubt in zip(names, items, doubts)
-                                              if doubt])) if any(doubts) else ())
-            items = [item for item, name, doubt in zip(items, names, doubts)
-                     if (not next(same) if doubt else name is None)]
-            if not any(doubts) or trusted():
-                return items
+            suspects = [(name, value) for name, (_, value), doubt in zip(names, items, doubts) if doubt]
+            same = list(self.store.same(suspects)) if suspects else []
+            told = iter(same)
+            new = [item for item, name, doubt in zip(items, names, doubts)
+                   if (not next(told) if doubt else name is None)]
+            if all(same) or trusted():
+                return new
             self.refresh()
             items = [(key, value) for key, value in items if self.memory.current(key) is value]
 
@@ -156,13 +161,16 @@ class Leaving(State[K]):
         """Write those that no file holds as they are now, and leave all in memory.  Returns what went wrong."""
         errors: list[tuple[K, Exception]] = []
         for crowd in crowds(progress(items, total=len(items)), self.store.crowd):
+            new = self._to_write(crowd)
+            if not new:
+                continue
             with self.lock:
-                crowd = [(key, value) for key, value in crowd if self.memory.current(key) is value]  # still?
-                ticket = self.memory.mark((key for key, _ in crowd), leaves=False)
+                new = [(key, value) for key, value in new if self.memory.current(key) is value]  # still?
+                ticket = self.memory.mark([key for key, _ in new], leaves=False)
             try:
-                errors += self.write(self._to_write(crowd), ticket)
+                errors += self.write(new, ticket)
             finally:
-                self._settle(crowd, ticket, errors)
+                self._settle(new, ticket, errors)
         return errors
 
     def retire(self, progress: Callable[..., Iterable[Any]]) -> None:
@@ -188,13 +196,12 @@ class Leaving(State[K]):
         with self.lock, self.index.gate:
             self.refresh()
             try:
-                stale, orphans = self.index.commit(plain)
+                orphans = self.index.commit(plain)
             except BaseException as error:
                 self.refresh()  # was it committed all the same?
                 if isinstance(error, OSError) and error.errno is not None:
                     raise uncommitted(error, self.store.path(KEYS)) from error
                 raise
-            self._drop(stale)
         self.store.remove(orphans)
         log("debug", "committed %s", self.store.path(""))
 

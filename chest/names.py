@@ -85,6 +85,8 @@ class Names(Generic[K]):
     def plain(self, key: K) -> str:
         """What the user's ``key_to_filename`` makes of ``key``, or the md5 name where that will not do."""
         name = self._plain(key)
+        if self._plain is key_to_filename and "/" not in name:
+            return name
         if inside(name) and len(name) <= DEEPEST and all(map(usable_part, name.split("/"))):
             return name
         return digest(key)

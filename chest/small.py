@@ -202,11 +202,16 @@ class Small(Generic[K]):
     def same(self, pairs: Sequence[tuple[str, Any]]) -> Iterator[bool]:
         """For each name and value: does the file or row hold just what would be written for the value now?  Rows come
         from the file many at a time.  What cannot be told, as the row or file is gone, is not the same."""
-        dumper = Dumper(self._codec, max(self._limit, 1))
+        dumper = None
         for start in range(0, len(pairs), AHEAD):
             part = pairs[start : start + AHEAD]
+            ids = sorted(number(name) for name, _ in part if name.startswith(_PREFIX))
+            if not ids:
+                yield from self._files.same(part)
+                continue
+            dumper = dumper or Dumper(self._codec, 0)
             try:
-                rows = self._rows.many(sorted(number(name) for name, _ in part if name.startswith(_PREFIX)))
+                rows = self._rows.many(ids)
             except (OSError, ChestError):
                 rows = {}
             for name, value in part:

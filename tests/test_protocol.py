@@ -106,6 +106,8 @@ class Play:
                 self.handles[name].chest[key]  # in memory, and not changed
         self.world = World(path)
         self.world.on_commit, self.world.on_drop = self.committed, self.dropped
+        held = (handle.chest._life.index._keys._fd for handle in self.handles.values())
+        self.world.fds.update((fd, self.world.keys) for fd in held if fd is not None)
 
     def committed(self, actor):
         handle = self.handles[actor.name]
