@@ -157,19 +157,21 @@ class Writer:
             self.put(data)
             return self.flush()
         if not self.at:
-            data = MARK + data[2:]
+            self.put(MARK)
+            data = memoryview(data)[2:]  # not copied, as it may be a whole frame
         view, self.announced = self.announced, None
         header = b"" if view is None else _header(view.nbytes, view.readonly)
-        if view is not None and data.endswith(header):
+        if view is not None and data[-len(header) :] == header:
             self.put_aligned(data[: -len(header)], view)
         else:
             self.put(data)
 
-    def put_aligned(self, head: bytes, view: memoryview) -> None:
+    def put_aligned(self, head: bytes | memoryview, view: memoryview) -> None:
         """Write the opcodes `head`, then padding and the header of the array that `view` shows."""
         note = Note(self.at + len(head), view.nbytes, view.readonly)
         self.notes.append(note)
-        self.put(head + note.gap())
+        self.put(head)
+        self.put(note.gap())
 
     def put_buffer(self, view: memoryview) -> None:
         """Write the bytes of a large buffer."""
