@@ -21,10 +21,12 @@ import struct
 import sys
 import threading
 from binascii import crc32
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import lru_cache
 from typing import IO, Any, Callable, NamedTuple
 
-from . import maps
+from . import maps, plain
 
 MARK = b"\x80\x05C\x05chest0"
 """The opcodes at the start of each file: PROTO 5, then a short bytes object "chest" pushed and popped."""
@@ -34,6 +36,8 @@ LEAST = 64 * 1024  # bytes; from this size on the C pickler writes a buffer by i
 _MOST_GATHERED = 64  # pieces written at once, each at most a frame of 64 KiB or a part of the value itself
 _TAIL = 512  # bytes read at the end of a file: the note, and the last opcodes, of few arrays
 _READ_AT_ONCE = 1024 * 1024  # bytes of opcodes read in one piece
+_HUGE = 4 * 1024 * 1024  # bytes from which huge pages are worth while
+_READS_IN_PLACE = hasattr(os, "preadv")
 _NEXT_BUFFER = b"\x97"
 _MAGIC = b"\xffchest\r\n"
 
@@ -50,6 +54,7 @@ class Note(NamedTuple):
     size: int
     readonly: bool
 
+    @lru_cache(maxsize=64)  # noqa: B019 - notes are small, and those of files with arrays of one size are alike
     def gap(self) -> bytes:
         """The padding and the opcode and length that stand between `start` and the array's own bytes."""
         header = _header(self.size, self.readonly)
@@ -83,7 +88,7 @@ def _checksum(body: bytes, stop: int) -> int:
 class Layout(NamedTuple):
     """What the end of a file says about it, and which file it is."""
 
-    notes: list[Note]
+    notes: tuple[Note, ...]
     stop: int
     identity: maps.Identity
     tail: bytes
@@ -95,17 +100,19 @@ class Layout(NamedTuple):
         return os.pread(descriptor, end - begin, begin) if missing > 0 else self.tail[-missing : end - begin - missing]
 
 
-def read_layout(file: File) -> Layout | None:
+def read_layout(file: File, status: os.stat_result | None = None) -> Layout | None:
     """The layout of an ordinary file of the system, opened for reading, that holds large arrays; None for any other.
+
+    With `status`, what the system says of the file, it is taken to be at its start.
 
     Also None where the system cannot read at a position into given memory, and for a file whose note is torn: such
     files are read the ordinary way, in which a torn pickle raises an error.
     """
-    plain = type(file) is io.FileIO or (type(file) is io.BufferedReader and type(file.raw) is io.FileIO)
-    if not plain or not hasattr(os, "preadv") or file.tell():
+    ordinary = type(file) is io.FileIO or (type(file) is io.BufferedReader and type(file.raw) is io.FileIO)
+    if not ordinary or not _READS_IN_PLACE or (status is None and file.tell()):
         return None
     descriptor = file.fileno()
-    status = os.fstat(descriptor)
+    status = status or os.fstat(descriptor)
     if status.st_size < LEAST:
         return None
     end = os.pread(descriptor, _TAIL, status.st_size - _TAIL)
@@ -114,10 +121,14 @@ def read_layout(file: File) -> Layout | None:
         return None
     known = max(_TAIL - (status.st_size - stop), 0)
     body = end[known : -_LAST.size] if known else os.pread(descriptor, count * _NOTE.size, stop)
-    if _checksum(body, stop) != checksum:
-        return None
-    notes = [Note(*fields) for fields in _NOTE.iter_unpack(body)]
-    return Layout(notes, stop, (status.st_dev, status.st_ino), end[:known])
+    notes = _notes(body, stop, checksum)
+    return Layout(notes, stop, (status.st_dev, status.st_ino), end[:known]) if notes else None
+
+
+@lru_cache(maxsize=64)  # those of files with arrays of one size are alike
+def _notes(body: bytes, stop: int, checksum: int) -> tuple[Note, ...]:
+    """The notes in `body`; none if it is torn."""
+    return tuple(Note(*fields) for fields in _NOTE.iter_unpack(body)) if _checksum(body, stop) == checksum else ()
 
 
 def _is_array(exporter: object) -> bool:
@@ -214,7 +225,9 @@ def load_aligned(file: File, layout: Layout, under: maps.Map | None) -> Any:
     arrays = _arrays(file.fileno(), layout.notes, gaps, under)
     skipped = sum(len(gap) + note.size for note, gap in zip(layout.notes, gaps))
     if layout.stop - skipped <= _READ_AT_ONCE:
-        value = pickle.loads(_opcodes(file.fileno(), layout, gaps), buffers=arrays)
+        opcodes = _opcodes(file.fileno(), layout, gaps)
+        alone = len(layout.notes) == 1
+        value = plain.loads(opcodes, arrays, layout.notes[0].size) if alone else pickle.loads(opcodes, buffers=arrays)
     else:
         value = pickle.Unpickler(_Reader(file, layout.notes), buffers=arrays).load()
     if next(arrays, None) is not None:
@@ -246,10 +259,10 @@ class _Reader:
     The unpickler asks for no more than it needs, so it is never past the place where an array's padding begins.
     """
 
-    def __init__(self, file: File, notes: list[Note]) -> None:
+    def __init__(self, file: File, notes: Sequence[Note]) -> None:
         self.file = file
         self.at = 0
-        self.waiting = notes[::-1]
+        self.waiting = list(reversed(notes))
 
     def read(self, size: int) -> bytes:
         """Opcodes: one alone, or a frame of them."""
@@ -290,7 +303,7 @@ def fill(file: File, view: memoryview) -> bool:
     return True
 
 
-def _arrays(descriptor: int, notes: list[Note], gaps: list[bytes], under: maps.Map | None) -> Iterator[memoryview]:
+def _arrays(descriptor: int, notes: Sequence[Note], gaps: list[bytes], under: maps.Map | None) -> Iterator[memoryview]:
     """The arrays' bytes, each when the unpickler has come to it: by then it has imported numpy."""
     for note, gap in zip(notes, gaps):
         begin = note.start + len(gap)
@@ -313,7 +326,11 @@ def lend_a_hand() -> None:
 def _memory(size: int) -> Any:
     """Memory to be filled. numpy gives it untouched; a `bytearray` is filled with 0 first."""
     if getattr(_thread, "lends_a_hand", False):
-        return mmap.mmap(-1, size, access=mmap.ACCESS_COPY)  # private: a fork's child has its own
+        memory = mmap.mmap(-1, size, access=mmap.ACCESS_COPY)  # private: a fork's child has its own
+        if size >= _HUGE:  # as numpy asks for its own: such pages are found by the megabyte
+            with suppress(AttributeError, OSError):  # not on every system
+                memory.madvise(mmap.MADV_HUGEPAGE)
+        return memory
     numpy: Any = sys.modules.get("numpy")
     return bytearray(size) if numpy is None else numpy.empty(size, "u1")
 

@@ -8,6 +8,7 @@ of this very file it looks only at the pages that were written.
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import sys
 from collections.abc import Iterator
@@ -49,14 +50,15 @@ def dump(value: object, file: File) -> None:
     Writer(file).dump(value)
 
 
-def load(file: File, mmap_mode: str | None = None) -> Any:
+def load(file: File, mmap_mode: str | None = None, *, status: os.stat_result | None = None) -> Any:
     """The value in `file`, a binary file at its start that holds any pickle.
 
     Arrays come back in fresh memory, filled straight from the file, and can be written unless they could not before.
     With `mmap_mode` `'c'` or `'r'` the arrays of a file that `dump` wrote are views of a map of the file, copy-on-write
     or read-only, which costs microseconds whatever their size; nothing written to them reaches the file. Arrays under
     64 KiB, those of a `file` that is not an ordinary one of the system opened for reading, and all when no further map
-    can be had (see `chest.maps.map_file`), are read into memory all the same.
+    can be had (see `chest.maps.map_file`), are read into memory all the same. Who has asked the system about the file
+    anyway passes on its answer as `status`.
 
     A file that is torn or holds something else raises `EOFError`, `pickle.UnpicklingError` or whatever error its bytes
     lead the unpickler to; `ValueError` says that `mmap_mode` is none of the three.
@@ -68,7 +70,7 @@ def load(file: File, mmap_mode: str | None = None) -> Any:
     """
     if mmap_mode not in (None, "c", "r"):
         raise ValueError(f"mmap_mode must be None, 'c' or 'r', not {mmap_mode!r}")
-    layout = read_layout(file)
+    layout = read_layout(file, status)
     if layout is not None:
         under = maps.map_file(file.fileno(), mmap_mode, layout.identity) if mmap_mode else None
         value = load_aligned(file, layout, under)

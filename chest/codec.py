@@ -78,9 +78,9 @@ class Codec(NamedTuple):
         file: IO[Any] = self.open(path, mode=direction + self.mode)
         return file
 
-    def read(self, file: IO[Any]) -> Any:
-        """The value in ``file``, mapped where that was asked for and can be."""
-        return arrays.load(file, self.mmap_mode) if self.native else self.load(file)
+    def read(self, file: IO[Any], status: os.stat_result | None = None) -> Any:
+        """The value in ``file``, of which the system says ``status``; mapped where that was asked for and can be."""
+        return arrays.load(file, self.mmap_mode, status=status) if self.native else self.load(file)
 
     def dumped(self, value: Any) -> bytes:
         """What ``dump`` makes of ``value``, in memory: for small values, and to compare."""

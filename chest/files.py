@@ -199,11 +199,12 @@ class Files(Generic[K]):
                     yield Loaded(None, 0, error)
 
     def _read(self, name: str, file: IO[Any], trusted: Callable[[], bool]) -> Loaded:
-        size, mark = sized(os.fstat(file.fileno())) if self._codec.local else self._look(name)
+        status = os.fstat(file.fileno()) if self._codec.local else None
+        size, mark = sized(status) if status else self._look(name)
         if not trusted():
             raise Stale(name)
         try:
-            return Loaded(self._codec.read(file), size, None, mark)
+            return Loaded(self._codec.read(file, status), size, None, mark)
         except FileNotFoundError:
             raise
         except Exception as error:

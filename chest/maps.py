@@ -16,6 +16,7 @@ _ACCESS = {"c": mmap.ACCESS_COPY, "r": mmap.ACCESS_READ}
 # A map made without this keyword (before Python 3.13) keeps a descriptor of its own open for as long as it lives.
 _WITHOUT_DESCRIPTOR: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) and os.name == "posix" else {}
 
+_ALWAYS = 16  # maps that may be had whatever the system allows
 _WINDOW = 16 * 1024 * 1024  # bytes of a file mapped at a time to be compared
 
 Identity = tuple[int, int]
@@ -43,7 +44,7 @@ _living: weakref.WeakSet[Map] = weakref.WeakSet()
 
 def _room_for_another() -> bool:
     """Whether one more map leaves descriptors for everything else: maps take a quarter of those allowed."""
-    if _WITHOUT_DESCRIPTOR or not hasattr(os, "sysconf"):
+    if _WITHOUT_DESCRIPTOR or len(_living) < _ALWAYS or not hasattr(os, "sysconf"):
         return True
     allowed = os.sysconf("SC_OPEN_MAX")
     return allowed < 0 or len(_living) < allowed // 4

@@ -46,7 +46,7 @@ def is_same(value: object, path: Path) -> bool:
 def notes(path: Path) -> list[aligned.Note]:
     with open(path, "rb") as file:
         layout = aligned.read_layout(file)
-    return layout.notes if layout else []
+    return list(layout.notes) if layout else []
 
 
 def map_of(array: Any) -> Any:
