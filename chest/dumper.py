@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Iterable
 from typing import Any
 
 from chest.codec import Codec
@@ -36,6 +37,16 @@ class Dumper:
         if kind.__module__ == "numpy" and getattr(value, "nbytes", 0) >= self.limit:
             return None  # numpy would copy one that is not contiguous before any byte is written
         return self._pickled(value)
+
+    def dumped_together(self, values: Iterable[Any]) -> list[bytes | None]:
+        """The bytes of each value, `None` for one that is not small or cannot be dumped."""
+        found: list[bytes | None] = []
+        for value in values:
+            try:
+                found.append(self.dumped(value))
+            except Exception:
+                found.append(None)
+        return found
 
     def _pickled(self, value: Any) -> bytes | None:
         pieces = self._pieces

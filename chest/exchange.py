@@ -22,7 +22,9 @@ def receive(chest: Any, other: Any, overwrite: bool, progress: Progress) -> None
         _from_chest(chest, other, overwrite, progress)
         return
     pairs: Iterable[Any]
-    if isinstance(other, Mapping) or hasattr(other, "keys"):
+    if type(other) is dict:
+        pairs = progress(list(other.items()), total=len(other))
+    elif isinstance(other, Mapping) or hasattr(other, "keys"):
         keys = list(other.keys())
         pairs = ((key, other[key]) for key in progress(keys, total=len(keys)))
     else:

@@ -5,7 +5,7 @@ O(keys) to write and to read.
 """
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Set
 from typing import Any, Callable, Generic, Protocol, TypeVar
 
 from chest.keysfile import Pairs, apply, small
@@ -98,14 +98,13 @@ class Index(Generic[K]):
         self._fresh[name] = mark
         self._take(name)
 
-    def add(self, keys: list[K], names: list[str], marks: list[Any]) -> bool:
-        """As `set` and `written` for many keys; `False`, and nothing done, unless all of them are new."""
+    def add(self, keys: list[K], names: list[str]) -> bool:
+        """As `set` and `written` for many keys in rows; `False`, and nothing done, unless all of them are new."""
         if not (self.names.keys().isdisjoint(keys) and self.pending.keys().isdisjoint(keys)):
             return False
         self.names.update(zip(keys, names))
         self.pending.update(dict.fromkeys(keys))
-        self._fresh.update(zip(names, marks))
-        self._reserved.taken.update([name for name in names if not small(name)])
+        self._fresh.update(dict.fromkeys(names))
         for key in self._reserved.reserved.keys() & set(keys):
             self._reserved.release(key)
         self.turns += len(keys)
@@ -197,16 +196,17 @@ class Index(Generic[K]):
         A key whose value is not on disk keeps what was committed before.  With ``plain`` the file is left as one list.
         Returns the names of the files that nothing names any more.
         """
-        done = [key for key in self.pending if self._ready(key)]
-        changes: Pairs = [(key, None) for key in done if key in self._moved or key not in self.names]
-        changes += [(key, self.names[key]) for key in done if key in self.names]
+        inherited, names = self.inherited, self.names
+        done = [key for key in self.pending if key not in inherited and names.get(key, "") is not None]
+        changes: Pairs = [(key, None) for key in done if key in self._moved or key not in names]
+        changes += [(key, names[key]) for key in done if key in names]
         if not changes and (not plain or self._keys.plain()):
             return []
-        names = (self.names.get(key) or "" for key in done)
-        self._tried = {name: self._fresh.pop(name) for name in names if name in self._fresh}
+        fresh = self._fresh
+        self._tried = {name: fresh.pop(name) for _, name in changes if name in fresh}
         self.appended = not plain and self._keys.append(changes)
         if not self.appended:
-            self._keys.replace(self._committed())
+            self._keys.replace(self._committed(self.pending.keys() - set(done)))
         orphans = self._settled(done)
         self._tried = None
         return orphans
@@ -222,17 +222,12 @@ class Index(Generic[K]):
                 orphans.append(before)
         return orphans
 
-    def _ready(self, key: K) -> bool:
-        return key not in self.inherited and self.names.get(key, "") is not None
-
-    def _committed(self) -> Pairs:
-        """All pairs as they stand after this commit."""
-        pairs: Pairs = []
-        for key, name in self.names.items():
-            name = name if key not in self.pending or self._ready(key) else self.pending[key]
-            if name is not None:
-                pairs.append((key, name))
-        return pairs
+    def _committed(self, waiting: Set[K]) -> Pairs:
+        """All pairs as they stand after a commit of all that is pending but for what is ``waiting``."""
+        if not waiting:
+            return list(self.names.items())
+        pairs = [(key, self.pending[key] if key in waiting else name) for key, name in self.names.items()]
+        return [pair for pair in pairs if pair[1] is not None]
 
     def own(self) -> list[K]:
         """The keys that this handle has changed since its own last commit."""

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Callable, TypeVar
 
 from chest.errors import explained, uncommitted
@@ -217,11 +218,6 @@ class Leaving(State[K]):
 
 def crowds(items: Iterable[Any], most: int) -> Iterator[list[Any]]:
     """``items`` in lists of up to so many."""
-    crowd: list[Any] = []
-    for item in items:
-        crowd.append(item)
-        if len(crowd) == most:
-            yield crowd
-            crowd = []
-    if crowd:
+    items = iter(items)
+    while crowd := list(islice(items, most)):
         yield crowd

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 from chest.arriving import Arriving, Rows
 from chest.changeable import FIXED, can_change
 from chest.errors import file_is_gone
-from chest.files import Written
 from chest.keysfile import small
 from chest.memory import ABSENT
 from chest.sizes import nbytes
@@ -115,31 +114,30 @@ class Passing(Arriving[K]):
         """Set many pairs by writing them at once, if memory is full.  Returns those that are yet to be set, singly."""
         if len(pairs) < 2 or not self.store.grain or self._on_overflow is not nothing or not self._full():
             return pairs
-        written: list[tuple[K, Any, Written]] = []
-        try:
-            for (key, value), one in zip(pairs.items(), self.store.write(pairs.items())):
-                written.append((key, value, one))
-        finally:
-            with self.lock:
-                orphans = self._take_in([one for one in written if one[2].error is None])
-            self.store.remove(orphans)
-        return {key: value for key, value, one in written if one.error is not None}
+        keys, values = list(pairs), list(pairs.values())
+        names, nbytes = self.store.write_rows(values)
+        rest = {key: value for key, value, name in zip(keys, values, names) if name is None} if None in names else {}
+        for key in rest:
+            del pairs[key]
+        with self.lock:
+            orphans = self._take_in(pairs, [name for name in names if name is not None], nbytes)
+        self.store.remove(orphans)
+        return rest
 
-    def _take_in(self, written: list[tuple[K, Any, Written]]) -> list[str]:
-        """The values are in new files now, and not in memory.  Returns the files that nothing names any more."""
-        self.counts.spills += len(written)
-        self.counts.bytes_written += sum(one.nbytes for _, _, one in written)
+    def _take_in(self, pairs: dict[K, Any], names: list[str], nbytes: int) -> list[str]:
+        """The values are in new rows now, and not in memory.  Returns the files that nothing names any more."""
+        self.counts.spills += len(names)
+        self.counts.bytes_written += nbytes
         orphans: list[str] = []
-        if not self.index.add([key for key, _, _ in written], [one.name for _, _, one in written],
-                              [one.mark for _, _, one in written]):
-            for key, _, one in written:
+        if not self.index.add(list(pairs), names):
+            for key, name in zip(pairs, names):
                 orphan = self.index.set(key)
-                self.index.written(key, one.name, one.mark)
+                self.index.written(key, name)
                 self._disown(key)
                 self.memory.remove(key)
                 if orphan is not None:
                     orphans.append(orphan)
-        for key, value, one in written:
-            self.memory.note(key, one.mark)
-            self.memory.hold(key, value)
+        for key, value in pairs.items():
+            if type(value).__weakrefoffset__:
+                self.memory.hold(key, value)
         return orphans

@@ -101,17 +101,36 @@ class Small(Generic[K]):
 
     def _settled(self, done: list[Written | None], rows: list[bytes]) -> list[Written]:
         """``done`` with its rows written."""
+        try:
+            names = [f"{_PREFIX}{row}" for row in self._insert(rows)]
+            written = map(Written, names, map(len, rows))
+        except Exception as error:
+            written = map(Written, repeat(""), repeat(0, len(rows)), repeat(error))
+        return list(written) if len(done) == len(rows) else [one or next(written) for one in done]
+
+    def write_rows(self, values: Iterable[Any]) -> tuple[list[str | None], int]:
+        """Write those of the values that are small, in one transaction.  Returns their names, with `None` for what is
+        large or cannot be written, and their bytes."""
+        dumped = Dumper(self._codec, self._limit).dumped_together(values)
+        rows = [data for data in dumped if data is not None]
+        names: list[str | None] = [None] * len(dumped)
+        try:
+            ids = self._insert(rows)
+        except (OSError, ChestError):
+            return names, 0  # whoever writes one alone is told why
+        if len(rows) == len(dumped):
+            return [f"{_PREFIX}{row}" for row in ids], sum(map(len, rows))
+        return [None if data is None else f"{_PREFIX}{next(ids)}" for data in dumped], sum(map(len, rows))
+
+    def _insert(self, rows: list[bytes]) -> Iterator[int]:
+        """Write rows in one transaction, in which superseded ones go.  Returns their ids."""
         spent = self._take_spent() if rows else []
         try:
             first = self._rows.insert(rows, spent) if rows else 0
-            names = [f"{_PREFIX}{row}" for row in range(first, first + len(rows))]
-            written = map(Written, names, map(len, rows))
-        except BaseException as error:
+        except BaseException:
             self._spent.extend(spent)
-            if not isinstance(error, Exception):
-                raise
-            written = map(Written, repeat(""), repeat(0, len(rows)), repeat(error))
-        return list(written) if len(done) == len(rows) else [one or next(written) for one in done]
+            raise
+        return iter(range(first, first + len(rows)))
 
     def _reported(self, written: list[Written]) -> Iterator[Written]:
         waiting = iter(written)
