@@ -105,7 +105,7 @@ class Index(Generic[K]):
         self.names.update(zip(keys, names))
         self.pending.update(dict.fromkeys(keys))
         self._fresh.update(dict.fromkeys(names))
-        for key in self._reserved.reserved.keys() & set(keys):
+        for key in self._reserved.reserved.keys() & set(keys) if self._reserved.reserved else ():
             self._reserved.release(key)
         self.turns += len(keys)
         return True
@@ -198,18 +198,21 @@ class Index(Generic[K]):
         """
         inherited, names = self.inherited, self.names
         done = [key for key in self.pending if key not in inherited and names.get(key, "") is not None]
-        changes: Pairs = [(key, None) for key in done if key in self._moved or key not in names]
-        changes += [(key, names[key]) for key in done if key in names]
-        if not changes and (not plain or self._keys.plain()):
+        if not done and (not plain or self._keys.plain()):
             return []
         fresh = self._fresh
-        self._tried = {name: fresh.pop(name) for _, name in changes if name in fresh}
-        self.appended = not plain and self._keys.append(changes)
+        self._tried = {name: fresh.pop(name) for name in map(names.get, done) if name in fresh}
+        self.appended = not plain and self._keys.append(self._changes(done))
         if not self.appended:
             self._keys.replace(self._committed(self.pending.keys() - set(done)))
         orphans = self._settled(done)
         self._tried = None
         return orphans
+
+    def _changes(self, done: list[K]) -> Pairs:
+        """What a record says of these keys: what moves to the end of the list is deleted first."""
+        changes: Pairs = [(key, None) for key in done if key in self._moved or key not in self.names]
+        return changes + [(key, self.names[key]) for key in done if key in self.names]
 
     def _settled(self, done: list[K]) -> list[str]:
         """The changes of ``done`` are committed.  Returns the names that they superseded."""

@@ -39,8 +39,9 @@ class Passing(Arriving[K]):
         if self._on_miss is not nothing or not self.store.grain:
             yield from self._pairs(keys)
             return
-        for start in range(0, len(keys), STEP):
-            crowd = keys[start : start + STEP]
+        step = min(STEP, self.store.ahead)
+        for start in range(0, len(keys), step):
+            crowd = keys[start : start + step]
             if not self._full():
                 self._bring([key for key in crowd if small(self.index.names.get(key) or "")])
             yield from self._passing(crowd) if self._full() else self._pairs(crowd)

@@ -25,8 +25,9 @@ K = TypeVar("K", bound=Hashable)
 
 _PREFIX = f"{SMALL}/"
 _DIGITS = len(_PREFIX)
-TOGETHER = 1000  # values of a commit that are one transaction
+TOGETHER = 4000  # values of a commit that are one transaction
 AHEAD = 512  # rows that are read at a time
+MOST = 1 << 24  # bytes that values take which are read or written together, whatever their number
 CHUNK = 1 << 20  # bytes that wait in memory for their transaction
 CROWD = 20_000  # values that do so
 LATE = 256  # superseded rows that may wait for the next transaction, as one of their own costs too much for each
@@ -44,8 +45,10 @@ class Small(Generic[K]):
 
     def __init__(self, files: Files[K], directory: str, codec: Codec, durable: bool, limit: int):
         self.grain = limit
-        self.ahead = AHEAD if limit else files.ahead
-        self.crowd = TOGETHER if limit else files.crowd
+        together = MOST // max(limit, 4096)
+        self._ahead = min(AHEAD, max(together, 1))
+        self.ahead = self._ahead if limit else files.ahead
+        self.crowd = min(TOGETHER, max(together, 1)) if limit else files.crowd
         self._files = files
         self._directory = directory
         self._codec = codec
@@ -172,8 +175,8 @@ class Small(Generic[K]):
             yield next(from_rows if name.startswith(_PREFIX) else from_files)
 
     def _load_rows(self, names: list[str], trusted: Callable[[], bool]) -> Iterator[Loaded]:
-        for start in range(0, len(names), AHEAD):
-            part = names[start : start + AHEAD]
+        for start in range(0, len(names), self._ahead):
+            part = names[start : start + self._ahead]
             ids = [int(name[_DIGITS:]) for name in part]
             try:
                 rows = self._rows.many(sorted(ids))
@@ -222,8 +225,8 @@ class Small(Generic[K]):
         """For each name and value: does the file or row hold just what would be written for the value now?  Rows come
         from the file many at a time.  What cannot be told, as the row or file is gone, is not the same."""
         dumper = None
-        for start in range(0, len(pairs), AHEAD):
-            part = pairs[start : start + AHEAD]
+        for start in range(0, len(pairs), self._ahead):
+            part = pairs[start : start + self._ahead]
             ids = sorted(number(name) for name, _ in part if name.startswith(_PREFIX))
             if not ids:
                 yield from self._files.same(part)
@@ -258,8 +261,8 @@ class Small(Generic[K]):
 
     def sizes(self, names: Sequence[str]) -> Iterator[int]:
         """The `size` of each; those of rows come from the file many at a time."""
-        for start in range(0, len(names), AHEAD):
-            part = names[start : start + AHEAD]
+        for start in range(0, len(names), self._ahead):
+            part = names[start : start + self._ahead]
             rows = self._rows.lengths(sorted(number(name) for name in part if name.startswith(_PREFIX)))
             for name in part:
                 yield rows.get(number(name), 0) if name.startswith(_PREFIX) else self._files.size(name)

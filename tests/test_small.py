@@ -25,7 +25,7 @@ from chest.errors import ChestError, LoadError
 from chest.files import Files, Stale
 from chest.locks import later
 from chest.names import Names
-from chest.small import Small
+from chest.small import MOST, Small
 
 LIMIT = 1000
 SMALLER, LARGER = b"s" * 100, b"l" * 5000
@@ -950,3 +950,12 @@ def test_rows_are_read_where_nothing_may_be_written(path):
     finally:
         os.chmod(path, 0o755)
     store.close()
+
+
+@pytest.mark.parametrize("limit", [1, 100, 4096, 1 << 20, 1 << 30])
+def test_what_is_read_or_written_together_is_bounded_by_bytes_too(path, limit):
+    with Chest(path=path, min_file_size=limit) as c:
+        store = c._life.store
+        for together in (store.crowd, store.ahead):
+            assert together >= 1
+            assert together == 1 or together * limit <= MOST

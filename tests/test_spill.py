@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 from spilling import LRU, Memory, Step, cycles, filled
 
+from chest.ages import STATE
 from chest.spill import Order
 
 
@@ -247,8 +248,12 @@ def test_any_sequence_of_calls_keeps_what_must_hold() -> None:
         popped: list[int] = []
         for step in range(4000):
             key = int(120 * rng.random() ** 2)
-            what = rng.randrange(12)
-            if what < 4:
+            what = rng.randrange(13)
+            if what == 12:
+                together = {key: rng.choice((1, 1000)) for key in rng.sample(range(120), 20) if key not in held}
+                order.put_many(together)
+                held |= together.keys()
+            elif what < 4:
                 order.put(key, rng.choice((0, 1, 10, 1000, 10 ** 8)), on_disk=rng.random() < 0.5)
                 held.add(key)
             elif what < 7:
@@ -275,3 +280,20 @@ def test_any_sequence_of_calls_keeps_what_must_hold() -> None:
             if step % 50 == 0:
                 order._check()
                 assert all((key in order) == (key in held) for key in range(120))
+
+
+def test_values_that_come_together_are_as_if_they_had_come_one_by_one() -> None:
+    one, other = filled(range(20)), filled(range(20))
+    for order in (one, other):
+        for _ in range(10):
+            order.pop()
+    sizes = {key: 500 + key for key in (*range(5), *range(100, 300))}
+    for key, nbytes in sizes.items():
+        one.put(key, nbytes, on_disk=True)
+    other.put_many(sizes)
+    other._check()
+    known = [order._marks for order in (one, other)]
+    assert {key: known[0][key] & STATE for key in sizes} == {key: known[1][key] & STATE for key in sizes}
+    assert one._prices == other._prices
+    assert one._ages.now == other._ages.now
+    assert sorted(one.pop() for _ in range(100)) == sorted(other.pop() for _ in range(100))
