@@ -92,6 +92,7 @@ class KeysFile:
     """
 
     _fd: int | None = None  # for `__del__`, should `__init__` not come that far
+    _writable = False  # may the file that is held open be appended to?
 
     def __init__(self, directory: str, codec: Codec, durable: bool):
         self.path = os.path.join(directory, KEYS)
@@ -136,13 +137,17 @@ class KeysFile:
 
     def _opened(self) -> int:
         """A descriptor of the file: to be appended to as well, where we may."""
-        flags = os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+        self._writable = True
         try:
-            return os.open(self.path, os.O_RDWR | flags)
+            return self._open(os.O_RDWR | os.O_APPEND)
         except FileNotFoundError:
             raise
         except OSError:  # it, or all of its disk, is read-only
-            return os.open(self.path, os.O_RDONLY | flags)
+            self._writable = False
+            return self._open(os.O_RDONLY)
+
+    def _open(self, flags: int) -> int:
+        return os.open(self.path, flags | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
 
     def _grown(self, found: Signature) -> bool:
         """Is this the file that was read before, with perhaps more behind it?"""
@@ -244,7 +249,7 @@ class KeysFile:
         data = record(changes)
         if self._end + len(data) > 2 * self._list_end + SPARE:
             return False
-        fd = self._opened() if self._fd is None else self._fd
+        fd = self._fd if self._fd is not None and self._writable else self._open(os.O_WRONLY | os.O_APPEND)
         try:
             if os.write(fd, data) != len(data):
                 return False  # a full disk: what was written is a torn record, and the replacement tells of the error

@@ -383,7 +383,7 @@ class Interruption:
 def test_ctrl_c_at_any_line_of_a_commit_leaves_the_old_or_the_new_and_a_chest_that_works(tmp_path, method, settings):
     before, after = {"old": 1, "same": 2, "gone": 3}, {"old": "new", "same": 2, "x": "x"}
     outcomes = []
-    for n in itertools.count(1, 1 if os.environ.get("CHEST_STRESS") else 9):
+    for n in itertools.count(1, 1 if os.environ.get("CHEST_STRESS") else 7):
         path = str(tmp_path / str(n))
         with Chest(before, path=path, **settings):
             pass

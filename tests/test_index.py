@@ -157,6 +157,23 @@ def test_an_append_needs_the_default_settings_and_a_list_to_stand_behind(keys, t
     assert pickle.loads(content(keys)) == PAIRS
 
 
+def test_a_list_that_may_only_be_read_is_read_and_an_append_says_that_it_may_not(keys, monkeypatch):
+    keys.replace(PAIRS)
+    real = os.open
+
+    def refuse(path, flags, *args, **kwargs):
+        if flags & (os.O_RDWR | os.O_WRONLY):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path, flags, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", refuse)
+    reader = another(keys)
+    assert reader.read() == (True, PAIRS)
+    with pytest.raises(PermissionError, match="Permission denied"):
+        reader.append([("x", "x~1")])
+    assert reader.read() == (False, [])
+
+
 # Torn tails.
 
 
