@@ -167,9 +167,11 @@ class Writer:
         if isinstance(data, memoryview):  # of a text that the pickler encoded: valid during this call only
             self.put(data)
             return self.flush()
-        if not self.at:
+        if not self.at and isinstance(self.file, io.RawIOBase):
             self.put(MARK)
             data = memoryview(data)[2:]  # not copied, as it may be a whole frame
+        elif not self.at:
+            data = MARK + data[2:]  # a user's file is given bytes, as pickle promises
         view, self.announced = self.announced, None
         header = b"" if view is None else _header(view.nbytes, view.readonly)
         if view is not None and data[-len(header) :] == header:

@@ -140,7 +140,9 @@ def _is_unwritten_map(value: Any, file: File) -> bool:
 def _is_short_and_same(value: Any, file: File) -> bool:
     """Whether `value` is an array too short to be aligned, and the file what is written of it: told without detours."""
     numpy: Any = sys.modules.get("numpy")
-    if numpy is None or type(value) is not numpy.ndarray or value.nbytes >= LEAST or value.dtype.hasobject:
+    if numpy is None or type(value) is not numpy.ndarray or type(file) is not io.FileIO:
+        return False
+    if value.nbytes >= LEAST or value.dtype.hasobject:
         return False
     content = file.read(2 * LEAST)
     file.seek(0)

@@ -22,11 +22,10 @@ WORKERS = 4  # threads that load: two cores are busy with two, and a slow disk o
 
 
 class Rows(NamedTuple):
-    """What was read at once for some keys: their names, the bytes of those that are rows, and the values in these."""
+    """What was read at once for some keys: their names, and the bytes of those that are rows."""
 
     names: list[str | None]
     data: list[Any]  # `None` for what is no row
-    values: list[Any]
 
 
 class Arriving(Leaving[K]):
@@ -123,64 +122,64 @@ class Arriving(Leaving[K]):
                     raise KeyError(key)
             taken = self.memory.among(keys)
             wanted = [key for key in dict.fromkeys(keys) if key not in taken]
-        for crowd in crowds(progress(wanted, total=len(wanted)), max(self.store.ahead, 4 * WORKERS)):
+        together = self.store.ahead if self.store.grain else max(self.store.ahead, 4 * WORKERS)
+        for crowd in crowds(progress(wanted, total=len(wanted)), together):
             if not self._bring(crowd):
                 return
 
     def _bring(self, keys: list[K]) -> bool:
         """Load values that are not in memory as long as there is room.  Returns whether there was room for all."""
         rows = self._read_rows(keys)
-        waiting = iter(self.store.sizes([name or "" for name, value in zip(rows.names, rows.values)
+        values = self._decoded(rows.data)
+        waiting = iter(self.store.sizes([name or "" for name, value in zip(rows.names, values)
                                          if value is ABSENT]))
-        sizes = [next(waiting) if value is ABSENT else nbytes(value) for value in rows.values]
+        sizes = [next(waiting) if value is ABSENT else nbytes(value) for value in values]
         fitting = bisect_right(list(accumulate(sizes)), self.available - self.memory.usage)
-        self._take_in_rows(keys[:fitting], rows, sizes)
-        others = [key for key, value in zip(keys[:fitting], rows.values) if value is ABSENT]
+        self._take_in_rows(keys[:fitting], rows, values, sizes)
+        others = [key for key, value in zip(keys[:fitting], values) if value is ABSENT]
         if others:
             self._fetch(others)
+        self._make_room_quietly(ABSENT)  # another thread may have filled the same room
         return fitting == len(keys)
 
     def _read_rows(self, keys: list[K]) -> Rows:
-        """What is in rows, read at once."""
+        """What is in rows, and neither in memory nor in somebody's hands, read at once."""
         with self.lock:
             trusted = self.index.unchanged()
-            names = list(map(self.index.names.get, keys))
+            taken = self.memory.among(keys)
+            names = [None if key in taken else self.index.names.get(key) for key in keys]
         data = self.store.peek(names, trusted) if self.store.grain else [None] * len(keys)
+        with self.lock:
+            self.counts.bytes_read += sum(map(len, filter(None, data)))
+        return Rows(names, data)
+
+    def _decoded(self, rows: list[Any]) -> list[Any]:
+        """The values in rows; `ABSENT` for one that is none or cannot be read: who asks for it alone is told why."""
         decode: Any = getattr(self.store, "decode", None)
         try:
-            values = [ABSENT if row is None else decode(row) for row in data]
+            return [ABSENT if row is None else decode(row) for row in rows]
         except Exception:
-            values = [self._decoded(row) for row in data]
-        return Rows(names, data, values)
+            return [self._decoded([row])[0] for row in rows] if rows[1:] else [ABSENT]
 
-    def _decoded(self, row: bytes | None) -> Any:
-        try:
-            return ABSENT if row is None else self.store.decode(row)
-        except Exception:
-            return ABSENT  # whoever asks for this key alone is told why
-
-    def _still(self, keys: list[K], rows: Rows) -> dict[K, Any]:
+    def _still(self, keys: list[K], names: list[str | None], values: list[Any]) -> dict[K, Any]:
         """The values read that are still those of their keys, and that nobody has or is about to have.
 
         Rows are written once, under names that are never used again: the same name is the same value.
         """
-        values = dict(zip(keys, rows.values))
+        found = dict(zip(keys, values))
         gone = self.memory.among(keys) | self._loads.keys() & keys
-        if None in rows.data:
-            gone.update(key for key, value in values.items() if value is ABSENT)
-        names = list(map(self.index.names.get, keys))
-        if names != rows.names:
-            gone.update(key for key, now, then in zip(keys, names, rows.names) if now != then)
+        gone.update(key for key, now, then in zip(keys, map(self.index.names.get, keys), names) if now != then)
+        gone.update(key for key, value in found.items() if value is ABSENT)
         for key in gone:
-            del values[key]
-        return values
+            del found[key]
+        return found
 
-    def _take_in_rows(self, keys: list[K], rows: Rows, sizes: list[int]) -> None:
+    def _take_in_rows(self, keys: list[K], rows: Rows, values: list[Any], sizes: list[int]) -> None:
         with self.lock:
-            values = self._still(keys, rows)
-            self.memory.put_many(values, {key: size for key, size in zip(keys, sizes) if key in values})
-            self.counts.misses += len(values)
-            self.counts.bytes_read += sum(map(len, filter(None, rows.data)))
+            found = self._still(keys, rows.names, values)
+            if found:
+                self.memory.put_many(found, {key: size for key, size in zip(keys, sizes) if key in found})
+            self.counts.misses += len(found)
 
     def _fetch(self, keys: list[K]) -> None:
         """Load the values of ``keys`` side by side; one that another thread is loading already is left to it."""

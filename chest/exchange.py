@@ -31,7 +31,7 @@ def receive(chest: Any, other: Any, overwrite: bool, progress: Progress) -> None
         pairs = other
     # What a dict holds is in memory anyway; of another mapping each value may be large and come from afar.
     for crowd in crowds(pairs, chest._life.store.crowd if isinstance(other, dict) else 1):
-        for key, value in chest._life.set_many(dict(crowd)).items() if overwrite else crowd:
+        for key, value in chest._life.set_many(dict(crowd)) if overwrite else crowd:
             if overwrite or key not in chest:
                 chest[key] = value
 

@@ -38,8 +38,9 @@ class Held(Generic[K]):
 
     def find(self, key: K) -> Any:
         """The value of ``key``; `ABSENT` if nobody has it."""
-        if key in self._references:
-            value = self._references[key]()
+        reference = self._references.get(key)
+        if reference is not None:
+            value = reference()
             return ABSENT if value is None else value
         for crowd in self._crowds:
             if key in crowd:

@@ -225,6 +225,7 @@ class KeysFile:
     def _checked(self, pairs: Any) -> Pairs:
         """``pairs`` with lists standing as keys read as tuples; an error for what cannot be an index of ours."""
         try:
+            pairs = list(pairs)
             keys = [hashable(key) if isinstance(key, (list, tuple)) else key for key, _ in pairs]
             names = [name if name is None or type(name) is str else str(name) for _, name in pairs]
             dict.fromkeys(keys)  # can they all be keys?

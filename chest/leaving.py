@@ -195,7 +195,8 @@ class Leaving(State[K]):
     def commit(self, plain: bool) -> None:
         """Commit the index as it stands, then remove the files that nothing names any more."""
         with self.lock, self.index.gate:
-            self.refresh()
+            while self.refresh():
+                pass  # a value that is dropped may run code of the user's, and that may commit by another handle
             try:
                 orphans = self.index.commit(plain)
             except BaseException as error:

@@ -13,7 +13,7 @@ def log(level: str, message: str, *details: object) -> None:
     ``import chest``.
     """
     logging = sys.modules.get("logging")
-    if logging is not None:
+    if logging is not None and hasattr(logging, "getLogger"):  # and not just being imported by another thread
         logger = logging.getLogger("chest")
         if not logger.handlers:
             logger.addHandler(logging.NullHandler())  # without one, warnings go to the user's terminal

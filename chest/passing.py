@@ -10,7 +10,7 @@ from collections.abc import Hashable, Iterator
 from operator import length_hint
 from typing import Any, TypeVar
 
-from chest.arriving import Arriving, Rows
+from chest.arriving import Arriving
 from chest.changeable import FIXED, can_change
 from chest.errors import file_is_gone
 from chest.keysfile import small
@@ -23,6 +23,7 @@ __all__ = ["Passing"]
 K = TypeVar("K", bound=Hashable)
 
 STEP = 512  # values that are looked up together as one iterates
+LENT = 64  # of them, values that are in the hands of a loop at a time: as they grow there, nobody counts them
 FULL = 7 / 8  # of the budget: what leaves in a crowd makes an eighth of it free
 
 
@@ -43,7 +44,8 @@ class Passing(Arriving[K]):
         for start in range(0, len(keys), step):
             crowd = keys[start : start + step]
             if not self._full():
-                self._bring([key for key in crowd if small(self.index.names.get(key) or "")])
+                taken = self.memory.among(crowd)
+                self._bring([key for key in crowd if key not in taken and small(self.index.names.get(key) or "")])
             yield from self._passing(crowd) if self._full() else self._pairs(crowd)
 
     def _pairs(self, keys: list[K]) -> Iterator[tuple[K, Any]]:
@@ -64,14 +66,22 @@ class Passing(Arriving[K]):
         return self.get(key)
 
     def _passing(self, keys: list[K]) -> Iterator[tuple[K, Any]]:
-        """The pairs of ``keys``; rows are read at once, lent as they are handed out, and not kept."""
+        """The pairs of ``keys``; rows are read at once, and their values lent a few at a time, and not kept."""
         rows = self._read_rows(keys)
-        with self.lock:
-            lent = self._still(keys, rows)
-            self.memory.lend(lent)
+        few = LENT if self.codec.native else 1  # what another format makes of a few bytes may be large
+        for start in range(0, len(keys), few):
+            part = slice(start, start + few)
+            yield from self._lending(keys[part], rows.names[part], rows.data[part])
+
+    def _lending(self, keys: list[K], names: list[str | None], data: list[Any]) -> Iterator[tuple[K, Any]]:
+        values = self._decoded(data)
+        lent: dict[K, Any] = {}
         steps = iter(keys)
         others = 0
         try:
+            with self.lock:
+                lent.update(self._still(keys, names, values))
+                self.memory.lend(lent)
             for key in steps:
                 value = lent.get(key, ABSENT)
                 if value is ABSENT:
@@ -81,64 +91,76 @@ class Passing(Arriving[K]):
                     yield key, value
         finally:
             handed_out = len(keys) - length_hint(steps)
-            self._take_back(keys[:handed_out], rows, lent)
+            self._take_back(list(zip(keys, names, values, data))[:handed_out], lent)
             with self.lock:
                 self.counts.misses += handed_out - others
-                self.counts.bytes_read += sum(map(len, filter(None, rows.data)))
 
-    def _take_back(self, keys: list[K], rows: Rows, lent: dict[K, Any]) -> None:
+    def _take_back(self, handed_out: list[tuple[K, str | None, Any, Any]], lent: dict[K, Any]) -> None:
         """The user is through with values: those that he changed enter memory, those that he holds can be found."""
-        suspects = [(key, value, data) for key, value, data in zip(keys, rows.values, rows.data)
-                    if type(value) not in FIXED and can_change(value) and value is not ABSENT]
-        changed = {key: nbytes(value) for key, value in self._changed(suspects)}
-        with self.lock:
-            self.memory.take_back(lent)
-            for key in changed.keys() & lent:
-                self._disown(key)
-                self.memory.put(key, lent[key], changed[key], on_disk=True)
-            for key, value in [(key, value) for key, value, _ in suspects if type(value).__weakrefoffset__]:
-                if key in lent and key not in changed:
-                    self.memory.hold(key, value)
-        if changed:
-            self._make_room_quietly(ABSENT)
+        suspects = [one for one in handed_out if type(one[2]) not in FIXED and can_change(one[2])
+                    and one[2] is not ABSENT]
+        changed = {key for key, _, _, _ in suspects}  # for all that is known if Ctrl-C comes now
+        try:
+            changed = self._changed(suspects)
+        finally:
+            with self.lock:
+                self.memory.take_back(lent)
+                for key, name, value, _ in suspects:
+                    if key not in lent:
+                        continue
+                    if key in changed or self.index.names.get(key) != name:  # a commit has it as it was on the way
+                        self._disown(key)
+                        self.memory.put(key, value, nbytes(value), True, self.memory.marks.get(key))
+                    elif type(value).__weakrefoffset__:
+                        self.memory.hold(key, value)
+        self._make_room_quietly(ABSENT)
 
-    def _changed(self, items: list[tuple[K, Any, Any]]) -> list[tuple[K, Any]]:
-        """Those of the values that are no longer as the bytes of their rows say."""
+    def _changed(self, items: list[tuple[K, Any, Any, Any]]) -> set[K]:
+        """The keys of those values that are no longer as the bytes of their rows say."""
         if not self.memory.writeback:
-            return []
-        alike = self.store.alike([value for _, value, _ in items], [data for _, _, data in items])
-        return [] if all(alike) else [(key, value) for (key, value, _), same in zip(items, alike) if not same]
+            return set()
+        alike = self.store.alike([value for _, _, value, _ in items], [data for _, _, _, data in items])
+        return set() if all(alike) else {item[0] for item, same in zip(items, alike) if not same}
 
     # In from the user.
 
-    def set_many(self, pairs: dict[K, Any]) -> dict[K, Any]:
-        """Set many pairs by writing them at once, if memory is full.  Returns those that are yet to be set, singly."""
+    def set_many(self, pairs: dict[K, Any]) -> Iterator[tuple[K, Any]]:
+        """Set many pairs by writing them at once, if memory is full.  Yields those that are to be set singly, each at
+        its turn, as the order of the pairs is that of the keys."""
         if len(pairs) < 2 or not self.store.grain or self._on_overflow is not nothing or not self._full():
-            return pairs
-        keys, values = list(pairs), list(pairs.values())
-        names, nbytes = self.store.write_rows(values)
-        rest = {key: value for key, value, name in zip(keys, values, names) if name is None} if None in names else {}
-        for key in rest:
-            del pairs[key]
+            yield from pairs.items()
+            return
+        items = list(pairs.items())
+        names, nbytes = self.store.write_rows(pairs.values())
         with self.lock:
-            orphans = self._take_in(pairs, [name for name in names if name is not None], nbytes)
-        self.store.remove(orphans)
-        return rest
+            self.counts.bytes_written += nbytes
+        reached = 0
+        try:
+            while reached < len(items):
+                start = reached
+                if names[start] is None:
+                    reached += 1
+                    yield items[start]
+                    continue
+                reached = next((n for n in range(start, len(items)) if names[n] is None), len(items))
+                self._take_in(items[start:reached], names[start:reached])
+        finally:
+            self.store.remove(filter(None, names[reached:]))  # nobody will ever know these
 
-    def _take_in(self, pairs: dict[K, Any], names: list[str], nbytes: int) -> list[str]:
-        """The values are in new rows now, and not in memory.  Returns the files that nothing names any more."""
-        self.counts.spills += len(names)
-        self.counts.bytes_written += nbytes
+    def _take_in(self, items: list[tuple[K, Any]], names: list[str]) -> None:
+        """These values are in new rows now, and not in memory."""
         orphans: list[str] = []
-        if not self.index.add(list(pairs), names):
-            for key, name in zip(pairs, names):
-                orphan = self.index.set(key)
-                self.index.written(key, name)
-                self._disown(key)
-                self.memory.remove(key)
-                if orphan is not None:
-                    orphans.append(orphan)
-        for key, value in pairs.items():
-            if type(value).__weakrefoffset__:
-                self.memory.hold(key, value)
-        return orphans
+        with self.lock:
+            self.counts.spills += len(names)
+            if not self.index.add([key for key, _ in items], names):
+                for (key, _), name in zip(items, names):
+                    orphan = self.index.set(key)
+                    self.index.written(key, name)
+                    self._disown(key)
+                    self.memory.remove(key)
+                    if orphan is not None:
+                        orphans.append(orphan)
+            for key, value in items:
+                if type(value).__weakrefoffset__:
+                    self.memory.hold(key, value)
+        self.store.remove(orphans)

@@ -69,13 +69,15 @@ class State(Generic[K]):
             self.refresh()
             return list(self.index.names)
 
-    def refresh(self) -> None:
-        """Take over what others committed, and drop the values that they changed."""
+    def refresh(self) -> bool:
+        """Take over what others committed, and drop the values that they changed.  Returns whether there were any."""
         with self.lock:
             replaced = self.index.replaced
-            self._drop(self.index.refresh())
+            stale = self.index.refresh()
+            self._drop(stale)
             if self.index.replaced != replaced:
                 self._drop(self._reused())
+            return bool(stale) or self.index.replaced != replaced
 
     def _drop(self, stale: Iterable[K]) -> None:
         for key in stale:
