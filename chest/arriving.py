@@ -3,9 +3,9 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_right
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import Any, Callable, NamedTuple, TypeVar
+from typing import Any, Callable, TypeVar
 
 from chest.errors import explained
 from chest.files import Loaded, Stale
@@ -18,14 +18,8 @@ __all__ = ["Arriving"]
 
 K = TypeVar("K", bound=Hashable)
 
+FEW = 64  # values of rows that are decoded, or in the hands of a loop, at a time: until then nobody counts them
 WORKERS = 4  # threads that load: two cores are busy with two, and a slow disk or network wants more
-
-
-class Rows(NamedTuple):
-    """What was read at once for some keys: their names, and the bytes of those that are rows."""
-
-    names: list[str | None]
-    data: list[Any]  # `None` for what is no row
 
 
 class Arriving(Leaving[K]):
@@ -129,21 +123,29 @@ class Arriving(Leaving[K]):
 
     def _bring(self, keys: list[K]) -> bool:
         """Load values that are not in memory as long as there is room.  Returns whether there was room for all."""
-        rows = self._read_rows(keys)
-        values = self._decoded(rows.data)
-        waiting = iter(self.store.sizes([name or "" for name, value in zip(rows.names, values)
-                                         if value is ABSENT]))
+        names, data = self._read_rows(keys)
+        return all(self._bring_few(keys[few], names[few], data[few]) for few in self._by_few(keys))
+
+    def _by_few(self, keys: list[K]) -> Iterator[slice]:
+        """Parts of what was read at once, of so few values that it does not matter what they take once decoded."""
+        few = FEW if self.codec.native else 1  # what another format makes of a few bytes may be large
+        return (slice(start, start + few) for start in range(0, len(keys), few))
+
+    def _bring_few(self, keys: list[K], names: list[str | None], data: list[Any]) -> bool:
+        values = self._decoded(data)
+        waiting = iter(self.store.sizes([name or "" for name, value in zip(names, values) if value is ABSENT]))
         sizes = [next(waiting) if value is ABSENT else nbytes(value) for value in values]
         fitting = bisect_right(list(accumulate(sizes)), self.available - self.memory.usage)
-        self._take_in_rows(keys[:fitting], rows, values, sizes)
+        self._take_in_rows(keys[:fitting], names, values, sizes)
         others = [key for key, value in zip(keys[:fitting], values) if value is ABSENT]
         if others:
             self._fetch(others)
         self._make_room_quietly(ABSENT)  # another thread may have filled the same room
         return fitting == len(keys)
 
-    def _read_rows(self, keys: list[K]) -> Rows:
-        """What is in rows, and neither in memory nor in somebody's hands, read at once."""
+    def _read_rows(self, keys: list[K]) -> tuple[list[str | None], list[Any]]:
+        """The names of what is neither in memory nor in somebody's hands, `None` for the rest, and the bytes of those
+        that are rows, read at once, `None` for the rest."""
         with self.lock:
             trusted = self.index.unchanged()
             taken = self.memory.among(keys)
@@ -151,7 +153,7 @@ class Arriving(Leaving[K]):
         data = self.store.peek(names, trusted) if self.store.grain else [None] * len(keys)
         with self.lock:
             self.counts.bytes_read += sum(map(len, filter(None, data)))
-        return Rows(names, data)
+        return names, data
 
     def _decoded(self, rows: list[Any]) -> list[Any]:
         """The values in rows; `ABSENT` for one that is none or cannot be read: who asks for it alone is told why."""
@@ -174,9 +176,9 @@ class Arriving(Leaving[K]):
             del found[key]
         return found
 
-    def _take_in_rows(self, keys: list[K], rows: Rows, values: list[Any], sizes: list[int]) -> None:
+    def _take_in_rows(self, keys: list[K], names: list[str | None], values: list[Any], sizes: list[int]) -> None:
         with self.lock:
-            found = self._still(keys, rows.names, values)
+            found = self._still(keys, names, values)
             if found:
                 self.memory.put_many(found, {key: size for key, size in zip(keys, sizes) if key in found})
             self.counts.misses += len(found)

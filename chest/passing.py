@@ -23,7 +23,6 @@ __all__ = ["Passing"]
 K = TypeVar("K", bound=Hashable)
 
 STEP = 512  # values that are looked up together as one iterates
-LENT = 64  # of them, values that are in the hands of a loop at a time: as they grow there, nobody counts them
 FULL = 7 / 8  # of the budget: what leaves in a crowd makes an eighth of it free
 
 
@@ -67,11 +66,9 @@ class Passing(Arriving[K]):
 
     def _passing(self, keys: list[K]) -> Iterator[tuple[K, Any]]:
         """The pairs of ``keys``; rows are read at once, and their values lent a few at a time, and not kept."""
-        rows = self._read_rows(keys)
-        few = LENT if self.codec.native else 1  # what another format makes of a few bytes may be large
-        for start in range(0, len(keys), few):
-            part = slice(start, start + few)
-            yield from self._lending(keys[part], rows.names[part], rows.data[part])
+        names, data = self._read_rows(keys)
+        for few in self._by_few(keys):
+            yield from self._lending(keys[few], names[few], data[few])
 
     def _lending(self, keys: list[K], names: list[str | None], data: list[Any]) -> Iterator[tuple[K, Any]]:
         values = self._decoded(data)

@@ -32,7 +32,7 @@ from arrayvalues import (
     write,
 )
 
-from chest import arrays
+from chest import Chest, arrays
 
 
 @pytest.fixture(scope="module")
@@ -345,3 +345,40 @@ def test_a_file_that_holds_more_or_less_than_the_value_is_not_the_same(tmp_path:
     assert not is_same([np.ones(LARGE + 1), 1], path)
     path.write_bytes(b"")
     assert not is_same([np.ones(LARGE), 1], path)
+
+
+def test_a_file_of_the_user_s_is_given_bytes_first_as_pickle_promises():
+    class Strict(io.BytesIO):
+        def write(self, data):
+            assert isinstance(data, bytes)
+            return super().write(data)
+
+    file = Strict()
+    arrays.dump(["x"] * 10, file)
+    assert pickle.loads(file.getvalue()) == ["x"] * 10
+
+
+def test_an_unchanged_short_array_is_not_written_again_where_files_cannot_be_sought(path):
+    class Forward(io.RawIOBase):
+        def __init__(self, path):
+            self.file = open(path, "rb", buffering=0)
+
+        def readable(self):
+            return True
+
+        def readinto(self, buffer):
+            return self.file.readinto(buffer)
+
+        def close(self):
+            self.file.close()
+            super().close()
+
+    def opened(path, mode="rb"):
+        return io.BufferedReader(Forward(path)) if "r" in mode else open(path, mode)
+
+    with Chest(path=path, open=opened) as c:
+        c["x"] = np.arange(10.0)
+    c = Chest(path=path, open=opened)
+    c["x"].sum()
+    c.flush()
+    assert c.stats.bytes_written == 0

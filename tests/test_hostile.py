@@ -454,3 +454,46 @@ def test_many_handles_on_one_path(path, leaks_nothing):
     assert seen(path) == {i: i for i in range(50)}
     chests.clear()
     del c
+
+
+def test_a_value_that_commits_by_another_handle_as_it_is_dropped_loses_nothing(path):
+    class Armed:
+        def __init__(self, armed):
+            self.armed = armed
+
+        def __del__(self):
+            if self.armed:
+                self.armed = False
+                other["theirs"] = 1
+                other.sync()
+
+        def __reduce__(self):
+            return str, ("saved",)
+
+    c, other, third = (Chest(path=path, writeback=False) for _ in range(3))
+    c["x"], c["pad"] = "value", "p" * 5000
+    c.flush()
+    len(other)
+    third["x"] = 1
+    c["x"]
+    c._life.memory.values["x"] = Armed(True)
+    third.sync()
+    c["own"] = 1
+    c.sync()
+    assert "theirs" in c
+    for n in range(3):
+        c["own", n] = 1
+        c.sync() if n else c.flush()
+    assert Chest(path=path)["theirs"] == 1
+
+
+def test_an_index_that_is_read_lazily_is_read_whole(path):
+    import json
+
+    def load(file):
+        value = json.load(file)
+        return iter(value) if isinstance(value, list) else value
+
+    with Chest(path=path, dump=json.dump, load=json.load) as c:
+        c["x"] = 1
+    assert dict(Chest(path=path, dump=json.dump, load=load)) == {"x": 1}

@@ -4,10 +4,13 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
+import tracemalloc
+import zlib
 
 import pytest
 
 from chest import Chest
+from chest.arriving import FEW
 from chest.errors import DumpError
 from chest.passing import STEP
 
@@ -259,3 +262,118 @@ def test_a_dict_taken_in_while_others_read_and_set_leaves_one_value_of_each_key(
     assert set(found.values()) <= {"mine", "theirs"}
     c.close()
     assert dict(Chest(path=path)) == found
+
+
+def test_what_a_commit_wrote_on_the_way_is_written_again_when_it_is_undone(path):
+    c = full(path, lambda i: [i])
+    for key, value in c.items():
+        if key == 0:
+            first = value
+            first.append("x")
+            c.sync()
+        if key == 3:
+            first.pop()
+    c.flush()
+    assert Chest(path=path)[0] == [0]
+
+
+def test_large_and_small_values_stand_in_the_order_in_which_they_came(path):
+    c = Chest(path=path, available_memory=20_000, min_file_size=4096)
+    c["fill"] = bytes(18_500)
+    pairs = {f"k{n}": bytes(9000) if n % 3 == 1 else b"s" for n in range(9)}
+    c.update(pairs)
+    assert list(c) == ["fill", *pairs]
+    c.close()
+    assert list(Chest(path=path)) == ["fill", *pairs]
+
+
+def test_values_that_grow_as_one_iterates_do_not_pile_up(path):
+    c = Chest(path=path, available_memory=100_000, min_file_size=4096)
+    for n in range(1000):
+        c[n] = {"n": n, "p": bytes(2000)}
+    tracemalloc.start()
+    try:
+        for value in c.values():
+            value["x"] = bytes(50_000)
+        assert tracemalloc.get_traced_memory()[1] < 5 * FEW * 50_000
+    finally:
+        tracemalloc.stop()
+    assert c.memory_usage <= c.available_memory
+    assert all(len(value["x"]) == 50_000 for value in c.values())
+
+
+def test_values_that_are_large_once_they_are_loaded_come_one_by_one(path):
+    def dump(value, file):
+        file.write(zlib.compress(value))
+
+    def load(file):
+        return zlib.decompress(file.read())
+
+    c = Chest(path=path, available_memory=1_000_000, min_file_size=4096, dump=dump, load=load)
+    for n in range(100):
+        c[n] = bytes(500_000)
+    tracemalloc.start()
+    try:
+        assert sum(map(len, c.values())) == 100 * 500_000
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_is_in_memory_is_not_read_again_as_one_iterates(path):
+    c = Chest(path=path, min_file_size=4096)
+    c.update((n, [n]) for n in range(2000))
+    c.sync()
+    for _ in range(2):
+        assert len(list(c.items())) == 2000
+    assert c.stats.bytes_read == 0
+
+
+def test_ctrl_c_as_values_are_compared_leaves_nothing_lent_and_no_change_behind(path, monkeypatch):
+    c = full(path)
+    for _ in range(3):
+        with monkeypatch.context() as patch:
+            steps = iter(c.items())
+            next(steps)[1]["new"] = 1
+
+            def interrupted(*args):
+                raise KeyboardInterrupt
+
+            patch.setattr(c._life.store, "alike", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                list(steps)
+    assert c._life.memory._held.pairs() == []
+    c.close()
+    assert Chest(path=path)[0] == {"i": 0, "new": 1}
+
+
+def test_large_rows_are_not_all_read_to_learn_that_they_do_not_fit(path):
+    c = Chest(path=path, min_file_size=1 << 22)
+    for n in range(16):
+        c[n] = bytes(3_000_000)
+    c.close()
+    c = Chest(path=path, min_file_size=1 << 22, available_memory=7_000_000)
+    tracemalloc.start()
+    try:
+        c.prefetch(range(16))
+        assert tracemalloc.get_traced_memory()[1] < 2 * 16_800_000
+    finally:
+        tracemalloc.stop()
+    assert len(c.inmem) == 2
+
+
+def test_a_prefetch_that_another_thread_overtook_leaves_memory_within_the_budget(path, monkeypatch):
+    c = Chest(path=path, min_file_size=4096, available_memory=100_000)
+    c.update((n, [n, bytes(1000)]) for n in range(200))
+    c.flush()
+    real = c._life._take_in_rows
+
+    def overtaken(*args):
+        if not c.inmem:
+            monkeypatch.undo()
+            c.prefetch(range(100, 200))
+        real(*args)
+
+    monkeypatch.setattr(c._life, "_take_in_rows", overtaken)
+    c.prefetch(range(100))
+    assert 0 < c.memory_usage <= c.available_memory
