@@ -179,9 +179,9 @@ class World:
         self._stop("change", writes=[path])
         return real(path, *args, **kwargs)
 
-    def _unlink(self, real, path):
+    def _unlink(self, real, path, **kwargs):
         self._stop("remove", writes=[path])
-        done = real(path)
+        done = real(path, **kwargs)
         if path == self.keys:
             self.on_drop(self.me())
         return done
@@ -230,13 +230,15 @@ class World:
             actor.killed = True
             raise Killed
         done = real(fd, data)
-        self.on_commit(actor)
+        if self.mine(self.fds.get(fd)):
+            self.on_commit(actor)
         return done
 
     def _replace(self, real, source, target):
         self._stop("replace", writes=[source, target])
         done = real(source, target)
-        self.on_commit(self.me())
+        if self.mine(target):
+            self.on_commit(self.me())
         return done
 
     def _link(self, real, source, target, **kwargs):
@@ -245,6 +247,8 @@ class World:
 
     def _flock(self, real, fd, how):
         actor = self.me()
+        if not self.fds.get(fd, "").startswith(self.root):
+            return real(fd, how)  # of another chest: the garbage collector ends it in whatever thread it runs in
         if how & fcntl.LOCK_EX:
             actor.stop(Step("lock", writes=[LOCK]))
             real(fd, how | fcntl.LOCK_NB)
@@ -344,6 +348,8 @@ def explore(begin, kills=(), limit=None):
         world, check = begin()
         try:
             for node in path:
+                step = world.choices(kills).get(node.chosen)
+                assert step is not None and step.what == node.step.what, "a run is not repeated as it was"
                 world.take(node.chosen)
             if path:
                 note_races(path)

@@ -7,6 +7,7 @@ and no file is left that nothing names, unless somebody was killed.
 """
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import shutil
@@ -179,6 +180,7 @@ def orders(tmp_path):
 
     def visit(a, b, start=None, *, kills="", seen="", few=True, moves_root=False, **settings):
         programs = {"a": script(a), "b": script(b)}
+        gc.collect()  # an unsaved chest of an earlier test would be saved in an actor's thread, by steps of its own
         count, complete = explore(lambda: begin(programs, start or {}, seen, moves_root, settings), kills,
                                   None if few else LIMIT)
         assert complete or not (few or THOROUGH)
