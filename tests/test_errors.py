@@ -401,6 +401,8 @@ def test_ctrl_c_at_any_line_of_a_commit_leaves_the_old_or_the_new_and_a_chest_th
         c.flush()
         assert seen(path, **settings) == {**after, "later": 1}, n
         c.drop()
+    del c
+    gc.collect()  # what was let go is warned of here, and not in another test
     assert outcomes == sorted(outcomes)
     assert len(outcomes) > 30
     assert settings or set(outcomes) == {False, True}
