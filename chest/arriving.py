@@ -11,6 +11,7 @@ from chest.errors import explained
 from chest.files import Loaded, Stale
 from chest.leaving import Leaving, crowds
 from chest.memory import ABSENT
+from chest.names import Name
 from chest.sizes import nbytes
 from chest.state import Load, nothing
 
@@ -63,7 +64,7 @@ class Arriving(Leaving[K]):
             self.counts.hit()
         return value
 
-    def _name(self, key: K) -> str:
+    def _name(self, key: K) -> Name:
         if not self.known(key):
             raise KeyError(key)
         name = self.index.names[key]
@@ -71,7 +72,7 @@ class Arriving(Leaving[K]):
             raise KeyError(f"{key!r}: it was being set when that was interrupted; set or delete it")
         return name
 
-    def _load(self, key: K, name: str, mine: Load, trusted: Callable[[], bool]) -> Any:
+    def _load(self, key: K, name: Name, mine: Load, trusted: Callable[[], bool]) -> Any:
         try:
             loaded: Loaded = self.store.load_one(name, lambda: self._loads.get(key) is mine and trusted())
             return self._arrive(key, name, loaded, mine, trusted)
@@ -82,7 +83,7 @@ class Arriving(Leaving[K]):
                 if mine.awaited:
                     self._arrived.notify_all()
 
-    def _arrive(self, key: K, name: str, loaded: Loaded, mine: Load, trusted: Callable[[], bool]) -> Any:
+    def _arrive(self, key: K, name: Name, loaded: Loaded, mine: Load, trusted: Callable[[], bool]) -> Any:
         """Take a loaded value into memory; `ABSENT` if the key has to be looked up anew."""
         size = nbytes(loaded.value)
         with self.lock:
@@ -100,7 +101,7 @@ class Arriving(Leaving[K]):
         assert loaded.error is not None
         raise explained(loaded.error, key, self.store.path(name), "load")
 
-    def _taken_back(self, name: str) -> bool:
+    def _taken_back(self, name: Name) -> bool:
         """Did the parent that we were forked from give the name of a file that it never committed to another file?"""
         lent = self.index.lent
         return name in lent and self.store.mark(name) != lent[name]
@@ -131,7 +132,7 @@ class Arriving(Leaving[K]):
         few = FEW if self.codec.native else 1  # what another format makes of a few bytes may be large
         return (slice(start, start + few) for start in range(0, len(keys), few))
 
-    def _bring_few(self, keys: list[K], names: list[str | None], data: list[Any]) -> bool:
+    def _bring_few(self, keys: list[K], names: list[Name | None], data: list[Any]) -> bool:
         values = self._decoded(data)
         waiting = iter(self.store.sizes([name or "" for name, value in zip(names, values) if value is ABSENT]))
         sizes = [next(waiting) if value is ABSENT else nbytes(value) for value in values]
@@ -143,7 +144,7 @@ class Arriving(Leaving[K]):
         self._make_room_quietly(ABSENT)  # another thread may have filled the same room
         return fitting == len(keys)
 
-    def _read_rows(self, keys: list[K]) -> tuple[list[str | None], list[Any]]:
+    def _read_rows(self, keys: list[K]) -> tuple[list[Name | None], list[Any]]:
         """The names of what is neither in memory nor in somebody's hands, `None` for the rest, and the bytes of those
         that are rows, read at once, `None` for the rest."""
         with self.lock:
@@ -163,7 +164,7 @@ class Arriving(Leaving[K]):
         except Exception:
             return [self._decoded([row])[0] for row in rows] if rows[1:] else [ABSENT]
 
-    def _still(self, keys: list[K], names: list[str | None], values: list[Any]) -> dict[K, Any]:
+    def _still(self, keys: list[K], names: list[Name | None], values: list[Any]) -> dict[K, Any]:
         """The values read that are still those of their keys, and that nobody has or is about to have.
 
         Rows are written once, under names that are never used again: the same name is the same value.
@@ -176,7 +177,7 @@ class Arriving(Leaving[K]):
             del found[key]
         return found
 
-    def _take_in_rows(self, keys: list[K], names: list[str | None], values: list[Any], sizes: list[int]) -> None:
+    def _take_in_rows(self, keys: list[K], names: list[Name | None], values: list[Any], sizes: list[int]) -> None:
         with self.lock:
             found = self._still(keys, names, values)
             if found:

@@ -12,7 +12,6 @@ from typing import Any, Callable, TypeVar, cast
 
 from chest import arrays, endings, names
 from chest.codec import Codec
-from chest.keysfile import small
 from chest.life import Life
 from chest.log import log
 from chest.mapping import Progress, SpillMapping, silent
@@ -22,6 +21,7 @@ from chest.opening import Settings, open_parts
 from chest.sizes import nbytes
 from chest.state import nothing
 from chest.stats import Stats
+from chest.views import NamesView
 
 __all__ = ["Chest", "key_to_filename", "nbytes"]
 
@@ -230,7 +230,7 @@ class Chest(SpillMapping[K, V]):
                 with life.index.gate:
                     life.index.refresh()
                     life.index.erase()
-                    life.store.remove(name for name in life.index.forget() if not small(name))
+                    life.store.remove(name for name in life.index.forget() if isinstance(name, str))
                     life.store.destroy()
             life.index.forget()
         if not self._explicitly_given_path:
@@ -346,9 +346,9 @@ class Chest(SpillMapping[K, V]):
         return self._life.counts.snapshot()
 
     @property
-    def _keys(self) -> dict[K, str | None]:
+    def _keys(self) -> Mapping[K, str | None]:
         """Each key's file name; `None` while its value is in memory only."""
-        return self._life.index.names
+        return NamesView(self._life.index.names)
 
     @property
     def _codec(self) -> Codec:

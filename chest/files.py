@@ -15,7 +15,7 @@ from chest.codec import Codec
 from chest.errors import LoadError
 from chest.keysfile import sync_file
 from chest.log import log
-from chest.names import Names
+from chest.names import Name, Names
 
 __all__ = ["Files", "Loaded", "Stale", "Written"]
 
@@ -29,7 +29,7 @@ class Stale(Exception):
 class Written(NamedTuple):
     """One value's way out: the new file's name, bytes and mark, or what went wrong."""
 
-    name: str
+    name: Name
     nbytes: int
     error: Exception | None = None
     mark: int | None = None

@@ -46,7 +46,7 @@ def table(chest: Any) -> str:
     with chest.lock:
         life = chest._life
         life.refresh()
-        names = dict(chest._keys)
+        names = dict(life.index.names)
         sizes = {key: life.memory.size(key) for key in list(life.memory.values)}
         usage, available, stats = chest.memory_usage, chest.available_memory, chest.stats
     on_disk = sum(name is not None for name in names.values())

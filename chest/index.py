@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Set
 from typing import Any, Callable, Generic, Protocol, TypeVar
 
-from chest.keysfile import Pairs, apply, small
+from chest.keysfile import Pairs, apply
 from chest.locks import Gate
-from chest.names import Names
+from chest.names import Name, Names
 
 __all__ = ["Index"]
 
@@ -46,20 +46,20 @@ class Index(Generic[K]):
     def __init__(self, keys: Keys, reserved: Names[K]):
         self._keys = keys
         self._reserved = reserved
-        self.names: dict[K, str | None] = {}
-        self.pending: dict[K, str | None] = {}
+        self.names: dict[K, Name | None] = {}
+        self.pending: dict[K, Name | None] = {}
         self._moved: set[K] = set()  # deleted and set again: they stand last now, as in a dict
-        self._fresh: dict[str, Any] = {}  # names of this handle's that no commit knows, with the marks of their files
-        self._tried: dict[str, Any] | None = None  # those in a commit that began, and that we did not see succeed
+        self._fresh: dict[Name, Any] = {}  # names of this handle's that no commit knows, with the marks of their files
+        self._tried: dict[Name, Any] | None = None  # those in a commit that began, and that we did not see succeed
         self.inherited: set[K] = set()
-        self.lent: dict[str, Any] = {}
+        self.lent: dict[Name, Any] = {}
         self.replaced = 0
         self.appended = False  # did this handle's last commit leave a list with records behind it?
         self.turns = 0  # how often a key came or went through this handle, for iterators
 
     # The handle's own changes.
 
-    def set(self, key: K) -> str | None:
+    def set(self, key: K) -> Name | None:
         """``key`` has a new value that is not on disk.  Returns the name of a file that nothing names any more."""
         if key not in self.names:
             self.turns += 1
@@ -68,7 +68,7 @@ class Index(Generic[K]):
                 self._moved.add(key)
         return self._change(key)
 
-    def delete(self, key: K) -> str | None:
+    def delete(self, key: K) -> Name | None:
         """``key`` is gone.  Returns the name of a file that nothing names any more."""
         orphan = self._change(key)
         del self.names[key]
@@ -79,7 +79,7 @@ class Index(Generic[K]):
             del self.pending[key]  # nobody else ever saw it
         return orphan
 
-    def _change(self, key: K) -> str | None:
+    def _change(self, key: K) -> Name | None:
         """Let go of the name that ``key`` has; returns it if no commit knows it, so that it can be removed at once."""
         name = self.names.get(key)
         self.names[key] = None
@@ -91,14 +91,14 @@ class Index(Generic[K]):
             return name
         return None
 
-    def written(self, key: K, name: str, mark: Any = None) -> None:
+    def written(self, key: K, name: Name, mark: Any = None) -> None:
         """The value of ``key`` is in the new file ``name``; ``mark`` tells it from later files of that name."""
         self.names[key] = name
         self._reserved.release(key)
         self._fresh[name] = mark
         self._take(name)
 
-    def add(self, keys: list[K], names: list[str]) -> bool:
+    def add(self, keys: list[K], names: list[Name]) -> bool:
         """As `set` and `written` for many keys in rows; `False`, and nothing done, unless all of them are new."""
         if not (self.names.keys().isdisjoint(keys) and self.pending.keys().isdisjoint(keys)):
             return False
@@ -110,12 +110,12 @@ class Index(Generic[K]):
         self.turns += len(keys)
         return True
 
-    def _take(self, name: str | None) -> None:
-        if name is not None and not small(name):
+    def _take(self, name: Name | None) -> None:
+        if type(name) is str:
             self._reserved.taken.add(name)
 
-    def _free(self, name: str | None) -> None:
-        if name is not None:
+    def _free(self, name: Name | None) -> None:
+        if type(name) is str:
             self._reserved.taken.discard(name)
 
     # What others committed.
@@ -167,7 +167,7 @@ class Index(Generic[K]):
             del self.pending[key]
         return handed
 
-    def _replaced(self, committed: dict[K, str | None]) -> list[K]:
+    def _replaced(self, committed: dict[K, Name | None]) -> list[K]:
         self.replaced += 1
         ours = self.names
         handed = self._handed_over(key for key in list(self.inherited) if committed.get(key) != self.pending[key])
@@ -176,8 +176,8 @@ class Index(Generic[K]):
         for key in self.pending:
             self.pending[key] = committed.get(key)
         self._reserved.taken.clear()
-        self._reserved.taken.update(self._reserved.reserved.values(), self._fresh)
-        for name in committed.values():
+        self._reserved.taken.update(self._reserved.reserved.values())
+        for name in (*self._fresh, *committed.values()):
             self._take(name)
         for key in self.pending:
             if key not in ours or key in self._moved:
@@ -190,7 +190,7 @@ class Index(Generic[K]):
 
     # The commit.
 
-    def commit(self, plain: bool) -> list[str]:
+    def commit(self, plain: bool) -> list[Name]:
         """Lay this handle's changes over the newest index in one atomic step.  Called within the gate, after `refresh`.
 
         A key whose value is not on disk keeps what was committed before.  With ``plain`` the file is left as one list.
@@ -214,7 +214,7 @@ class Index(Generic[K]):
         changes: Pairs = [(key, None) for key in done if key in self._moved or key not in self.names]
         return changes + [(key, self.names[key]) for key in done if key in self.names]
 
-    def _settled(self, done: list[K]) -> list[str]:
+    def _settled(self, done: list[K]) -> list[Name]:
         """The changes of ``done`` are committed.  Returns the names that they superseded."""
         orphans = []
         for key in done:
@@ -240,7 +240,7 @@ class Index(Generic[K]):
         """Remove the index itself: a chest that is dropped is empty before its first value goes."""
         self._keys.erase()
 
-    def forget(self) -> list[str]:
+    def forget(self) -> list[Name]:
         """Forget everything, as nothing of it is on disk any more.  Returns the names of all that were there."""
         ours = (*self.names.values(), *self.pending.values(), *self._fresh, *(self._tried or ()))
         known = {name for name in ours if name is not None and name not in self.lent}
@@ -250,11 +250,11 @@ class Index(Generic[K]):
         self._reserved.taken.clear()
         self._reserved.reserved.clear()
         self._keys.close()
-        return sorted(known)
+        return sorted(known, key=str)
 
-    def uncommitted(self) -> list[str]:
+    def uncommitted(self) -> list[Name]:
         """The names of this handle's files that no commit knows."""
-        return sorted(self._fresh)
+        return sorted(self._fresh, key=str)
 
     def after_fork(self) -> None:
         """In the child: what is pending is the parent's to commit, and what is fresh the parent's to remove."""

@@ -21,11 +21,11 @@ from chest.codec import Codec
 from chest.errors import ChestError, LoadError
 from chest.locks import gate
 from chest.log import log
-from chest.names import inside
+from chest.names import Name, inside, parsed, text
 
 __all__ = ["KEYS", "KeysFile", "Pairs", "header"]
 
-Pairs = list[tuple[Any, Optional[str]]]  # a name of None says that the key was deleted
+Pairs = list[tuple[Any, Optional[Name]]]  # a name of None says that the key was deleted
 
 KEYS = ".keys"
 FORMAT = 1
@@ -33,7 +33,7 @@ SPARE = 1 << 15  # bytes of records that a list may have behind it however short
 _MARK = b"\x80\x05C"  # PROTO 5, SHORT_BINBYTES: a pickle that begins by pushing, and popping, what we say of it
 _RECORD = struct.Struct("<4sQI")  # magic, length and CRC-32 of the pickle that follows
 _MAGIC = b"+chs"
-_PLAIN = re.compile(r"[A-Za-z0-9_~]+\Z|\.small/[0-9]+\Z").match  # what most names are: certainly good ones
+_PLAIN = re.compile(r"[A-Za-z0-9_~]+\Z").match  # what most names are: certainly good ones
 
 
 class Signature(NamedTuple):
@@ -66,7 +66,7 @@ def signature(found: os.stat_result) -> Signature:
 
 def record(changes: Pairs) -> bytes:
     """One commit's changes as they are appended."""
-    body = pickle.dumps(changes, 5)
+    body = pickle.dumps(_texts(changes), 5)
     return _RECORD.pack(_MAGIC, len(body), zlib.crc32(body)) + body
 
 
@@ -227,14 +227,15 @@ class KeysFile:
         try:
             pairs = list(pairs)
             keys = [hashable(key) if isinstance(key, (list, tuple)) else key for key, _ in pairs]
-            names = [name if name is None or type(name) is str else str(name) for _, name in pairs]
+            texts = [name if name is None or type(name) is str else str(name) for _, name in pairs]
             dict.fromkeys(keys)  # can they all be keys?
         except (TypeError, ValueError) as error:
             raise self._damaged(error) from error
         if os.sep != "/":
-            names = [name and name.replace(os.sep, "/") for name in names]
+            texts = [name and name.replace(os.sep, "/") for name in texts]
+        names = [name and parsed(name) for name in texts]
         for key, name in zip(keys, names):
-            if not (name is None or _PLAIN(name) or inside(name) or small(name)):
+            if not (name is None or isinstance(name, int) or _PLAIN(name) or inside(name)):
                 raise ChestError(f"the index {self.path} gives the key {key!r} the file {name!r}, which is outside of "
                                  f"the chest; nothing was read or changed. Do not trust this chest")
         return list(zip(keys, names))
@@ -274,7 +275,7 @@ class KeysFile:
             native = self._codec.native or not self._written(pairs, spare)
             if native:
                 with open(spare, "wb") as file:
-                    file.write(header() + pickle.dumps(pairs, 5)[2:])
+                    file.write(header() + pickle.dumps(_texts(pairs), 5)[2:])
             if self._durable:
                 sync_file(spare)
             system.replace(spare, self.path)
@@ -293,7 +294,7 @@ class KeysFile:
         """Does the user's ``dump`` write, and ``load`` give back, these pairs: the same keys of the same types?"""
         try:
             with self._codec.create(spare) as file:
-                self._codec.dump(pairs, file)
+                self._codec.dump(_texts(pairs), file)
             with self._codec.reader(spare) as file:
                 back = self._checked(self._codec.load(file))
         except OSError:
@@ -324,18 +325,17 @@ class KeysFile:
         self.close()
 
 
-def apply(names: Any, changes: Iterable[tuple[Any, str | None]]) -> None:
+def _texts(pairs: Pairs) -> list[tuple[Any, str | None]]:
+    return [(key, name if name is None else text(name)) for key, name in pairs]
+
+
+def apply(names: Any, changes: Iterable[tuple[Any, Name | None]]) -> None:
     """Lay ``changes`` over ``names``, in order."""
     for key, name in changes:
         if name is None:
             names.pop(key, None)
         else:
             names[key] = name
-
-
-def small(name: str) -> bool:
-    """Is ``name`` that of a row in the database of small values?"""
-    return name.startswith(".small/") and name[7:].isdigit()
 
 
 def hashable(key: Any) -> Hashable:

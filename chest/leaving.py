@@ -9,6 +9,7 @@ from chest.errors import explained, uncommitted
 from chest.keysfile import KEYS
 from chest.log import log
 from chest.memory import ABSENT, Ticket
+from chest.names import Name
 from chest.state import State
 
 __all__ = ["Leaving"]
@@ -88,7 +89,7 @@ class Leaving(State[K]):
             self.refresh()
             items = [(key, value) for key, value in items if self.memory.current(key) is value]
 
-    def _doubtful(self, key: K, name: str) -> bool:
+    def _doubtful(self, key: K, name: Name) -> bool:
         """Is the value to be compared with its file?  Of one that nobody could change the file may yet be gone."""
         if key in self.memory.vouched:
             return bool(self.store.mark(name) != self.memory.marks.get(key))
@@ -99,14 +100,14 @@ class Leaving(State[K]):
         errors: list[tuple[K, Exception]] = []
         if not items:
             return errors
-        orphans: list[str] = []
+        orphans: list[Name] = []
         for (key, value), done in zip(items, self.store.write(items)):
             if done.error is not None:
                 errors.append((key, done.error))
                 continue
             with self.lock:
                 self.counts.bytes_written += done.nbytes
-                orphan: str | None = done.name
+                orphan: Name | None = done.name
                 if self.memory.valid(key, ticket):
                     if self.index.names.get(key) is not None:  # changed in place
                         self.memory.renote(key, value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any, TypeVar
 
+from chest.names import Name
 from chest.passing import Passing
 from chest.sizes import nbytes
 
@@ -37,7 +38,7 @@ class Life(Passing[K]):
             self.memory.forget(key)
         self.discard(orphan)
 
-    def adopt(self, key: K, name: str) -> None:
+    def adopt(self, key: K, name: Name) -> None:
         """The value of ``key`` is what the new file ``name`` holds."""
         with self.lock:
             orphan = self.index.set(key)

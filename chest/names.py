@@ -1,6 +1,7 @@
 """Names of value files: a key's plain name, and the next name that is free.
 
-A name is relative to the chest's directory, its parts joined by ``/`` on every platform.
+A name is relative to the chest's directory, its parts joined by ``/`` on every platform.  A row of small values is named
+by its id, a number; where others see that, it is a text like all names: ``.small/<id>``.
 """
 from __future__ import annotations
 
@@ -8,12 +9,16 @@ import itertools
 import os
 import re
 from collections.abc import Hashable
-from typing import Any, Callable, Generic, TypeVar
+from typing import Any, Callable, Generic, TypeVar, Union
 
-__all__ = ["Names", "inside", "key_to_filename"]
+__all__ = ["Name", "Names", "inside", "key_to_filename", "parsed", "text"]
 
 K = TypeVar("K", bound=Hashable)
 
+Name = Union[str, int]  # of a file, or the id of a row
+
+_ROW = ".small/"
+_IS_ROW = re.compile(r"\.small/([1-9][0-9]{0,17})\Z").match
 LONGEST = 240  # bytes of one part: file systems allow 255, and a `~n` may follow
 DEEPEST = 1000  # characters of a whole name: systems allow paths of about 4,000 bytes
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -67,6 +72,21 @@ def inside(name: Any) -> bool:
     if not isinstance(name, str) or "\0" in name or (os.name == "nt" and re.search(r"[\\:]", name)):
         return False
     return all(part and not part.startswith(".") for part in name.split("/"))
+
+
+def text(name: Name) -> str:
+    """``name`` as others see it, and as it stands in ``.keys``.
+
+    >>> text('x'), text(7)
+    ('x', '.small/7')
+    """
+    return name if isinstance(name, str) else f"{_ROW}{name}"
+
+
+def parsed(text: str) -> Name:
+    """The opposite of `text`."""
+    row = _IS_ROW(text)
+    return int(row[1]) if row else text
 
 
 class Names(Generic[K]):

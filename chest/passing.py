@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 from chest.arriving import Arriving
 from chest.changeable import FIXED, can_change
 from chest.errors import file_is_gone
-from chest.keysfile import small
 from chest.memory import ABSENT
+from chest.names import Name
 from chest.sizes import nbytes
 from chest.state import nothing
 
@@ -44,7 +44,7 @@ class Passing(Arriving[K]):
             crowd = keys[start : start + step]
             if not self._full():
                 taken = self.memory.among(crowd)
-                self._bring([key for key in crowd if key not in taken and small(self.index.names.get(key) or "")])
+                self._bring([key for key in crowd if key not in taken and type(self.index.names.get(key)) is int])
             yield from self._passing(crowd) if self._full() else self._pairs(crowd)
 
     def _pairs(self, keys: list[K]) -> Iterator[tuple[K, Any]]:
@@ -70,7 +70,7 @@ class Passing(Arriving[K]):
         for few in self._by_few(keys):
             yield from self._lending(keys[few], names[few], data[few])
 
-    def _lending(self, keys: list[K], names: list[str | None], data: list[Any]) -> Iterator[tuple[K, Any]]:
+    def _lending(self, keys: list[K], names: list[Name | None], data: list[Any]) -> Iterator[tuple[K, Any]]:
         values = self._decoded(data)
         lent: dict[K, Any] = {}
         steps = iter(keys)
@@ -92,7 +92,7 @@ class Passing(Arriving[K]):
             with self.lock:
                 self.counts.misses += handed_out - others
 
-    def _take_back(self, handed_out: list[tuple[K, str | None, Any, Any]], lent: dict[K, Any]) -> None:
+    def _take_back(self, handed_out: list[tuple[K, Name | None, Any, Any]], lent: dict[K, Any]) -> None:
         """The user is through with values: those that he changed enter memory, those that he holds can be found."""
         suspects = [one for one in handed_out if type(one[2]) not in FIXED and can_change(one[2])
                     and one[2] is not ABSENT]
@@ -144,9 +144,9 @@ class Passing(Arriving[K]):
         finally:
             self.store.remove(filter(None, names[reached:]))  # nobody will ever know these
 
-    def _take_in(self, items: list[tuple[K, Any]], names: list[str]) -> None:
+    def _take_in(self, items: list[tuple[K, Any]], names: list[Name]) -> None:
         """These values are in new rows now, and not in memory."""
-        orphans: list[str] = []
+        orphans: list[Name] = []
         with self.lock:
             self.counts.spills += len(names)
             if not self.index.add([key for key, _ in items], names):

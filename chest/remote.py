@@ -25,7 +25,7 @@ from chest.codec import Codec
 from chest.errors import ChestError, LoadError
 from chest.files import Loaded, Written
 from chest.keysfile import KEYS, KeysFile, Pairs, alike, header, written_by
-from chest.names import Names, digest
+from chest.names import Names, digest, text
 from chest.store import Store
 
 __all__ = ["RemoteFiles", "RemoteKeys", "connect"]
@@ -91,7 +91,7 @@ class RemoteFiles(Generic[K]):
 
     def write(self, items: Iterable[tuple[K, Any]]) -> Iterator[Written]:
         """Write each value to a new object, several at once.  Values are dumped one by one, in the calling thread."""
-        started: dict[str, None] = {}
+        started: dict[Any, None] = {}
         results = self._store.many(self._puts(items, started))
         try:
             for written in results:
@@ -102,7 +102,7 @@ class RemoteFiles(Generic[K]):
             self.remove(list(started))
 
     def _puts(self, items: Iterable[tuple[K, Any]],
-              started: dict[str, None]) -> Iterator[tuple[int, Callable[[], Written]]]:
+              started: dict[Any, None]) -> Iterator[tuple[int, Callable[[], Written]]]:
         for key, value in items:
             try:
                 data = self._codec.dumped(value)
@@ -168,8 +168,8 @@ class RemoteFiles(Generic[K]):
         try:
             value = self._codec.loaded(data)
         except Exception as error:
-            text = f"{self._store.shown(name)} cannot be read ({type(error).__name__}: {error})"
-            return Loaded(None, 0, LoadError(text).with_traceback(error.__traceback__))
+            why = f"{self._store.shown(name)} cannot be read ({type(error).__name__}: {error})"
+            return Loaded(None, 0, LoadError(why).with_traceback(error.__traceback__))
         if not _OURS.search(name):
             self._sizes[name] = len(data)
         if self._watched(value):
@@ -316,7 +316,7 @@ class RemoteKeys(KeysFile):
             self.close()
             return True, []
         self.signature = seen
-        return True, pairs
+        return True, [(key, name if name is None else text(name)) for key, name in pairs]  # here are no rows
 
     def _parsed(self, data: bytes) -> Pairs:
         return self._whole(data) if written_by(data[:_HEAD]) else self._checked(self._others(data))

@@ -1,7 +1,7 @@
 """Small values as rows of one SQLite file beside the big ones' files; it answers the same calls as `Files`.
 
-Each value is written once, like a value file: a new row for a new value, under a name ``.small/<id>`` that is never
-used again.  The rows are committed before the index that names them, and removed after the one that no longer does.
+Each value is written once, like a value file: a new row for a new value, named by its id, which is never used again.
+The rows are committed before the index that names them, and removed after the one that no longer does.
 """
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ import pickle
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from itertools import repeat
-from typing import Any, Callable, Generic, TypeVar
+from typing import Any, Callable, Generic, TypeVar, cast
 
 from chest.codec import Codec
 from chest.dumper import Dumper
 from chest.errors import ChestError, LoadError
 from chest.files import Files, Loaded, Stale, Written
+from chest.names import Name, text
 from chest.rows import SMALL, Rows
 
 __all__ = ["Small"]
 
 K = TypeVar("K", bound=Hashable)
 
-_PREFIX = f"{SMALL}/"
-_DIGITS = len(_PREFIX)
 TOGETHER = 4000  # values of a commit that are one transaction
 AHEAD = 512  # rows that are read at a time
 MOST = 1 << 24  # bytes that values take which are read or written together, whatever their number
@@ -64,9 +63,9 @@ class Small(Generic[K]):
         self.make = files.make
         self.reserve = files.reserve
 
-    def path(self, name: str) -> str:
+    def path(self, name: Name) -> str:
         """The full path of the file ``name``; of a row it is that of the file ``.small``, a slash, and the row's id."""
-        return self._files.path(name)
+        return self._files.path(text(name))
 
     # Out.
 
@@ -105,25 +104,24 @@ class Small(Generic[K]):
     def _settled(self, done: list[Written | None], rows: list[bytes]) -> list[Written]:
         """``done`` with its rows written."""
         try:
-            names = [f"{_PREFIX}{row}" for row in self._insert(rows)]
-            written = map(Written, names, map(len, rows))
+            written = map(Written, self._insert(rows), map(len, rows))
         except Exception as error:
             written = map(Written, repeat(""), repeat(0, len(rows)), repeat(error))
         return list(written) if len(done) == len(rows) else [one or next(written) for one in done]
 
-    def write_rows(self, values: Iterable[Any]) -> tuple[list[str | None], int]:
+    def write_rows(self, values: Iterable[Any]) -> tuple[list[Name | None], int]:
         """Write those of the values that are small, in one transaction.  Returns their names, with `None` for what is
         large or cannot be written, and their bytes."""
         dumped = Dumper(self._codec, self._limit).dumped_together(values)
         rows = [data for data in dumped if data is not None]
-        names: list[str | None] = [None] * len(dumped)
+        names: list[Name | None] = [None] * len(dumped)
         try:
             ids = self._insert(rows)
         except (OSError, ChestError):
             return names, 0  # whoever writes one alone is told why
         if len(rows) == len(dumped):
-            return [f"{_PREFIX}{row}" for row in ids], sum(map(len, rows))
-        return [None if data is None else f"{_PREFIX}{next(ids)}" for data in dumped], sum(map(len, rows))
+            return list(ids), sum(map(len, rows))
+        return [None if data is None else next(ids) for data in dumped], sum(map(len, rows))
 
     def _insert(self, rows: list[bytes]) -> Iterator[int]:
         """Write rows in one transaction, in which superseded ones go.  Returns their ids."""
@@ -144,69 +142,63 @@ class Small(Generic[K]):
 
     # Back.
 
-    def load(self, names: Iterable[str], trusted: Callable[[], bool], workers: int = 1) -> Iterator[Loaded]:
+    def load(self, names: Iterable[Name], trusted: Callable[[], bool], workers: int = 1) -> Iterator[Loaded]:
         """The values of ``names``, in order, one after another as they are asked for; rows come from the file many at
         a time.  ``trusted()`` is asked when they have come, and before they are believed."""
         names = list(names)
-        rows = [name for name in names if name.startswith(_PREFIX)]
+        rows = [name for name in names if isinstance(name, int)]
+        files = [name for name in names if isinstance(name, str)]
         if not rows:
-            return self._files.load(names, trusted, workers)
-        if len(rows) == len(names):
+            return self._files.load(files, trusted, workers)
+        if not files:
             return self._load_rows(rows, trusted)
-        return self._load_mixed(names, rows, trusted, workers)
+        from_rows, from_files = self._load_rows(rows, trusted), self._files.load(files, trusted, workers)
+        return (next(from_rows if isinstance(name, int) else from_files) for name in names)
 
-    def load_one(self, name: str, trusted: Callable[[], bool]) -> Loaded:
+    def load_one(self, name: Name, trusted: Callable[[], bool]) -> Loaded:
         """The value of one name."""
-        if not name.startswith(_PREFIX):
+        if not isinstance(name, int):
             return self._files.load_one(name, trusted)
         try:
-            data = self._rows.one(number(name))
+            data = self._rows.one(name)
             if not trusted():
                 raise Stale(name)
         except Exception as error:
             return Loaded(None, 0, error)
         return self._loaded(name, data)
 
-    def _load_mixed(self, names: list[str], rows: list[str], trusted: Callable[[], bool],
-                    workers: int) -> Iterator[Loaded]:
-        from_rows = self._load_rows(rows, trusted)
-        from_files = self._files.load([name for name in names if not name.startswith(_PREFIX)], trusted, workers)
-        for name in names:
-            yield next(from_rows if name.startswith(_PREFIX) else from_files)
-
-    def _load_rows(self, names: list[str], trusted: Callable[[], bool]) -> Iterator[Loaded]:
+    def _load_rows(self, names: list[int], trusted: Callable[[], bool]) -> Iterator[Loaded]:
         for start in range(0, len(names), self._ahead):
             part = names[start : start + self._ahead]
-            ids = [int(name[_DIGITS:]) for name in part]
             try:
-                rows = self._rows.many(sorted(ids))
+                rows = self._rows.many(sorted(part))
                 if not trusted():
                     raise Stale(part[0])
             except Exception as error:
                 yield from (Loaded(None, 0, error) for _ in part)
                 continue
-            yield from map(self._loaded, part, map(rows.get, ids))
+            yield from map(self._loaded, part, map(rows.get, part))
 
-    def _loaded(self, name: str, data: bytes | None) -> Loaded:
+    def _loaded(self, name: Name, data: bytes | None) -> Loaded:
         if data is None:
             return Loaded(None, 0, self._gone(name))
         try:
             return Loaded(self.decode(data), len(data))
         except Exception as error:
-            text = f"{self.path(name)} cannot be read ({type(error).__name__}: {error})"
-            return Loaded(None, 0, _caused(LoadError(text), error))
+            why = f"{self.path(name)} cannot be read ({type(error).__name__}: {error})"
+            return Loaded(None, 0, _caused(LoadError(why), error))
 
-    def _gone(self, name: str) -> FileNotFoundError:
+    def _gone(self, name: Name) -> FileNotFoundError:
         return FileNotFoundError(errno.ENOENT, f"there is no such row in {SMALL}", self.path(name))
 
-    def peek(self, names: Sequence[str | None], trusted: Callable[[], bool]) -> list[bytes | None]:
+    def peek(self, names: Sequence[Name | None], trusted: Callable[[], bool]) -> list[bytes | None]:
         """The bytes of rows, read at once, for `decode`; `None` for what is no row, is gone or cannot be trusted."""
-        ids = [int(name[_DIGITS:]) if name and name[:_DIGITS] == _PREFIX else 0 for name in names]
+        rows: dict[Any, bytes] = {}
         try:
-            rows = self._rows.many(sorted(filter(None, ids)))
+            rows = self._rows.many(sorted(name for name in names if isinstance(name, int)))
         except (OSError, ChestError):
-            rows = {}
-        return list(map(rows.get, ids)) if trusted() else [None] * len(ids)
+            pass
+        return list(map(rows.get, names)) if trusted() else [None] * len(names)
 
     def alike(self, values: list[Any], data: list[bytes]) -> Sequence[bool]:
         """For each value and the bytes of its row: are these just what would be written for the value now?"""
@@ -221,15 +213,15 @@ class Small(Generic[K]):
         return [one == now or self._same(one, value, Dumper(self._codec, 0))
                 for one, value, now in zip(data, values, dumped or repeat(b""))]
 
-    def same(self, pairs: Sequence[tuple[str, Any]]) -> Iterator[bool]:
+    def same(self, pairs: Sequence[tuple[Name, Any]]) -> Iterator[bool]:
         """For each name and value: does the file or row hold just what would be written for the value now?  Rows come
         from the file many at a time.  What cannot be told, as the row or file is gone, is not the same."""
         dumper = None
         for start in range(0, len(pairs), self._ahead):
             part = pairs[start : start + self._ahead]
-            ids = sorted(number(name) for name, _ in part if name.startswith(_PREFIX))
+            ids = sorted(name for name, _ in part if isinstance(name, int))
             if not ids:
-                yield from self._files.same(part)
+                yield from self._files.same(cast(Any, part))
                 continue
             dumper = dumper or Dumper(self._codec, 0)
             try:
@@ -237,8 +229,8 @@ class Small(Generic[K]):
             except (OSError, ChestError):
                 rows = {}
             for name, value in part:
-                if name.startswith(_PREFIX):
-                    yield self._same(rows.get(number(name)), value, dumper)
+                if isinstance(name, int):
+                    yield self._same(rows.get(name), value, dumper)
                 else:
                     yield from self._files.same([(name, value)])
 
@@ -251,44 +243,44 @@ class Small(Generic[K]):
         except Exception:
             return False  # it can no longer be dumped
 
-    def size(self, name: str) -> int:
+    def size(self, name: Name) -> int:
         """Bytes that the file or row has, 0 if it is gone.  One ``stat``, or one SELECT."""
         return next(self.sizes([name]))
 
-    def mark(self, name: str) -> int | None:
+    def mark(self, name: Name) -> int | None:
         """What tells the file ``name`` from later ones of that name; `None` for a row, as its name has one row only."""
-        return None if name.startswith(_PREFIX) else self._files.mark(name)
+        return None if isinstance(name, int) else self._files.mark(name)
 
-    def sizes(self, names: Sequence[str]) -> Iterator[int]:
+    def sizes(self, names: Sequence[Name]) -> Iterator[int]:
         """The `size` of each; those of rows come from the file many at a time."""
         for start in range(0, len(names), self._ahead):
             part = names[start : start + self._ahead]
-            rows = self._rows.lengths(sorted(number(name) for name in part if name.startswith(_PREFIX)))
+            rows = self._rows.lengths(sorted(name for name in part if isinstance(name, int)))
             for name in part:
-                yield rows.get(number(name), 0) if name.startswith(_PREFIX) else self._files.size(name)
+                yield rows.get(name, 0) if isinstance(name, int) else self._files.size(name)
 
     # Between chests, and away.
 
-    def link(self, key: K, store: Any, name: str, trusted: Callable[[], bool]) -> str:
+    def link(self, key: K, store: Any, name: Name, trusted: Callable[[], bool]) -> Name:
         """A second name, for ``key``, of a file of another store; of a row it is a copy.  `OSError` where that cannot
         be, as for a row where this store has none of its own."""
-        if not name.startswith(_PREFIX):
+        if not isinstance(name, int):
             return self._files.link(key, store, name, trusted)
         if not self._limit or not isinstance(store, Small):
             raise OSError(errno.EXDEV, "rows are copied from one file of small values to another only", self.path(name))
-        data = store._rows.one(number(name))
+        data = store._rows.one(name)
         if not trusted():
             raise Stale(store.path(name))
         if data is None:
             raise store._gone(name)
-        return f"{SMALL}/{self._rows.insert([data])}"
+        return self._rows.insert([data])
 
-    def remove(self, names: Iterable[str]) -> None:
+    def remove(self, names: Iterable[Name]) -> None:
         """Remove files and rows.  One that is gone already is as well.  A few rows wait for the next transaction."""
         files = []
         for name in names:
-            if name.startswith(_PREFIX):
-                self._spent.append(number(name))
+            if isinstance(name, int):
+                self._spent.append(name)
             else:
                 files.append(name)
         self._files.remove(files)
@@ -313,15 +305,15 @@ class Small(Generic[K]):
         except IndexError:
             return taken
 
-    def leftovers(self, named: Callable[[], Iterable[str]]) -> list[str]:
+    def leftovers(self, named: Callable[[], Iterable[Name]]) -> list[int]:
         """The rows of processes that died, but for those in ``named()``, the names that the newest index gives.
 
         ``named`` is asked after it was found who is dead.  What a process that lives has not committed yet is none.
         """
         def rows() -> set[int]:
-            return {number(name) for name in named() if name.startswith(_PREFIX)}
+            return {name for name in named() if isinstance(name, int)}
 
-        return [f"{_PREFIX}{row}" for row in self._rows.leftovers(rows)]
+        return self._rows.leftovers(rows)
 
     def after_fork(self) -> None:
         """In a fork's child: what is to be removed is the parent's to remove; the connection was closed before."""
@@ -345,11 +337,6 @@ class Small(Generic[K]):
         self._spent.clear()
         self._rows.destroy()
         self._files.clear_away()
-
-
-def number(name: str) -> int:
-    """The id of the row that ``name`` names."""
-    return int(name[_DIGITS:])
 
 
 def _caused(error: Exception, cause: Exception) -> Exception:

@@ -13,6 +13,7 @@ from typing import Any, Callable, Generic, TypeVar
 from chest.codec import Codec
 from chest.index import Index
 from chest.memory import Memory
+from chest.names import Name
 from chest.stats import Counts
 
 __all__ = ["Load", "State"]
@@ -90,7 +91,7 @@ class State(Generic[K]):
         return [*self._loads, *(key for key, noted in self.memory.marks.items()
                                 if key not in pending and mark(names[key]) != noted)]
 
-    def discard(self, orphan: str | None) -> None:
+    def discard(self, orphan: Name | None) -> None:
         """Remove a file that nothing names any more, if there is one.  Not within the lock: it takes a while."""
         if orphan is not None:
             self.store.remove([orphan])

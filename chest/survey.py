@@ -18,9 +18,9 @@ from chest.codec import Codec
 from chest.errors import ChestError
 from chest.files import Files
 from chest.index import Index
-from chest.keysfile import KEYS, KeysFile, small, written_by
+from chest.keysfile import KEYS, KeysFile, written_by
 from chest.kinds import UNKNOWN, kind, kind_of_file
-from chest.names import Names
+from chest.names import Names, parsed, text
 from chest.rows import SMALL, Rows
 from chest.small import Small
 
@@ -91,7 +91,7 @@ class Survey:
         index: Index[Any] = Index(KeysFile(self.path, self.codec, False), Names())
         try:
             index.refresh()
-            return {key: name for key, name in index.names.items() if name is not None}
+            return {key: text(name) for key, name in index.names.items() if name is not None}
         finally:
             index.close()
 
@@ -111,14 +111,15 @@ class Survey:
     def entries(self, kinds: bool = True) -> Iterator[Entry]:
         """Each key, in the order of insertion.  Cost: one ``stat`` each, and with ``kinds`` up to 64 kB read."""
         for key, name in self.names.items():
-            yield Entry(key, name, self._store.size(name), self._kind(name) if kinds else UNKNOWN)
+            yield Entry(key, name, self._store.size(parsed(name)), self._kind(name) if kinds else UNKNOWN)
 
     def _kind(self, name: str) -> str:
         try:
-            if small(name):
-                row = self._rows.one(int(name.rpartition("/")[2]))
-                return UNKNOWN if row is None else kind(row)
-            with open(self._store.path(name), "rb") as file:
+            row = parsed(name)
+            if isinstance(row, int):
+                data = self._rows.one(row)
+                return UNKNOWN if data is None else kind(data)
+            with open(self._full(name), "rb") as file:
                 return kind_of_file(file)
         except OSError:
             return "gone"
@@ -130,8 +131,8 @@ class Survey:
             if name not in named and name.partition("-")[0] != SMALL:
                 found = os.lstat(self._full(name))
                 yield Leftover(name, found.st_size, self._is_ours(name, found))
-        for name in self._store.leftovers(lambda: set(self._committed().values())):
-            yield Leftover(name, self._store.size(name), True)
+        for row in self._store.leftovers(lambda: map(parsed, self._committed().values())):
+            yield Leftover(text(row), self._store.size(row), True)
 
     def _full(self, name: str) -> str:
         return os.path.join(self.path, *name.split("/"))
@@ -160,7 +161,7 @@ class Survey:
         with KeysFile(self.path, self.codec, False).gate:
             named = set(self._committed().values())
             gone = [one for one in leftovers if one.ours and one.name not in named]
-            self._store.remove([one.name for one in gone])
+            self._store.remove([parsed(one.name) for one in gone])
         self._store.close()
         return gone
 
@@ -168,7 +169,7 @@ class Survey:
 
     def load(self, name: str) -> Any:
         """The value in a file or row."""
-        loaded = next(iter(self._store.load([name], lambda: True)))
+        loaded = next(iter(self._store.load([parsed(name)], lambda: True)))
         if loaded.error is not None:
             raise loaded.error
         return loaded.value
@@ -188,8 +189,8 @@ class Survey:
         """Would anybody fail?  Not if a library is missing here, or if the file may be in a format of the user's."""
         if isinstance(cause, (ImportError, AttributeError, MemoryError, OSError)):
             return False
-        if small(name):
+        if isinstance(parsed(name), int):
             return isinstance(cause, (pickle.UnpicklingError, EOFError))
-        with open(self._store.path(name), "rb") as file:
+        with open(self._full(name), "rb") as file:
             head = file.read(len(arrays.MARK))
         return arrays.marked(head) or not head.strip(b"\0") or arrays.MARK.startswith(head)

@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 import collections.abc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from operator import itemgetter
 from typing import Any, Callable, TypeVar
 
-__all__ = ["ItemsView", "ValuesView", "iterate"]
+from chest.names import Name, text
+
+__all__ = ["ItemsView", "NamesView", "ValuesView", "iterate"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -47,3 +49,23 @@ class ItemsView(collections.abc.ItemsView[K, V]):
     def __iter__(self) -> Iterator[tuple[K, V]]:
         chest: Any = self._mapping  # type: ignore[attr-defined]
         return iterate(chest, chest._life.stream)
+
+
+class NamesView(collections.abc.Mapping[K, "str | None"]):
+    """The names of an index, as texts."""
+
+    def __init__(self, names: Mapping[K, Name | None]):
+        self._names = names
+
+    def __getitem__(self, key: K) -> str | None:
+        name = self._names[key]
+        return None if name is None else text(name)
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))

@@ -93,8 +93,8 @@ def test_a_value_is_a_row_if_its_dumped_form_is_shorter_than_the_limit(path):
     value = b"v" * 100
     size = len(pickle.dumps(value, 5))
     store = make(path, limit=size + 1)
-    assert put(store, value, value + b"!") == [".small/1", "k1"]
-    assert get(store, ".small/1", "k1") == [value, value + b"!"]
+    assert put(store, value, value + b"!") == [1, "k1"]
+    assert get(store, 1, "k1") == [value, value + b"!"]
     store.close()
     assert sorted(os.listdir(path)) == [".small", "k1"]
 
@@ -109,11 +109,11 @@ def test_names_and_paths_say_where_a_value_is(path, store):
 def test_results_come_in_order_and_an_undumpable_value_spoils_no_other(path, store):
     items = [("a", 1), ("b", LARGER), ("c", Refuses()), ("d", 2), ("e", LARGER), ("f", 3)]
     done = list(store.write(items))
-    assert [one.name for one in done] == [".small/1", "b", "", ".small/2", "e", ".small/3"]
+    assert [one.name for one in done] == [1, "b", "", 2, "e", 3]
     assert [type(one.error) for one in done] == [type(None)] * 2 + [TypeError] + [type(None)] * 3
     large = [os.path.getsize(store.path(name)) for name in "be"]
     assert [one.nbytes for one in done] == [5, large[0], 0, 5, large[1], 5]
-    assert get(store, ".small/1", "b", ".small/2", "e", ".small/3") == [1, LARGER, 2, LARGER, 3]
+    assert get(store, 1, "b", 2, "e", 3) == [1, LARGER, 2, LARGER, 3]
 
 
 def test_many_values_are_several_transactions_and_all_are_there(path, store, monkeypatch):
@@ -136,7 +136,7 @@ def test_a_name_is_given_out_only_when_its_row_is_committed(path, store):
 def get_elsewhere(path, name):
     connection = sqlite3.connect(os.path.join(path, ".small"))
     try:
-        return connection.execute("SELECT data FROM value WHERE id = ?", (int(name.split("/")[1]),)).fetchone()[0]
+        return connection.execute("SELECT data FROM value WHERE id = ?", (name,)).fetchone()[0]
     finally:
         connection.close()
 
@@ -172,7 +172,7 @@ def test_small_arrays_are_rows(path, store):
     numpy = pytest.importorskip("numpy")
     values = [numpy.arange(10.0), numpy.arange(40.0)[::2], numpy.float32(2), numpy.arange(3).astype(object)]
     names = put(store, *values)
-    assert names == [f".small/{i}" for i in (1, 2, 3, 4)]
+    assert names == [i for i in (1, 2, 3, 4)]
     for value, back in zip(values, get(store, *names)):
         assert numpy.array_equal(value, back)
         assert getattr(back, "flags", numpy.arange(1).flags).writeable or back.shape == ()
@@ -185,7 +185,7 @@ def test_what_was_written_but_never_reported_is_removed(path, store):
     store.close()
     assert sorted(os.listdir(path)) == [".small"]
     assert get(store, first.name) == [1]
-    assert [type(error) for error in get(store, ".small/2")] == [FileNotFoundError]
+    assert [type(error) for error in get(store, 2)] == [FileNotFoundError]
 
 
 def test_an_error_of_the_items_leaves_nothing_behind(path, store):
@@ -225,7 +225,7 @@ def test_bytes_loaded_and_written_are_those_of_the_row(store):
 def test_a_row_that_is_gone_is_a_file_that_is_gone(path, store):
     names = put(store, *range(300))
     store.remove(names[:299])
-    for gone in (get(store, names[0])[0], get(store, names[299], names[0])[1], get(make(path + "2"), ".small/1")[0]):
+    for gone in (get(store, names[0])[0], get(store, names[299], names[0])[1], get(make(path + "2"), 1)[0]):
         assert isinstance(gone, FileNotFoundError)
         assert ".small" in str(gone)
     assert store.size(names[0]) == 0
@@ -293,7 +293,7 @@ def test_rows_hold_what_dump_makes(path, settings):
     codec = Codec(**settings)
     small, large = {"é": [1, None]}, ["é" * 2000]
     names = put(store, small, large)
-    assert names == [".small/1", "k1"]
+    assert names == [1, "k1"]
     assert get(store, *names) == [small, large]
     assert next(store.same([(names[0], small)]))
     assert not next(store.same([(names[0], {"é": [2, None]})]))
@@ -309,8 +309,8 @@ def test_a_dump_that_takes_every_error_for_its_own_writes_a_file(path):
             pass
 
     store = make(path, dump=dump, load=lambda file: file.read())
-    assert put(store, LARGER, SMALLER) == ["k0", ".small/1"]
-    assert get(store, "k0", ".small/1") == [LARGER, SMALLER]
+    assert put(store, LARGER, SMALLER) == ["k0", 1]
+    assert get(store, "k0", 1) == [LARGER, SMALLER]
     store.close()
 
 
@@ -480,7 +480,7 @@ def test_a_handle_whose_directory_was_dropped_and_made_anew_harms_nobody(path):
 def test_a_handle_that_sleeps_through_a_drop_does_not_take_the_new_file_s_companions_away(path):
     old, older = make(path), make(path)
     put(old, "old")
-    assert get(older, ".small/1") == ["old"]
+    assert get(older, 1) == ["old"]
     make(path).destroy()
     new = make(path)
     (name,) = put(new, "new")
@@ -524,7 +524,7 @@ def test_a_row_is_copied_into_another_store_byte_for_byte(path, store):
     names = put(store, SMALLER, LARGER)
     other = make(path + "2", limit=50)
     row = other.link("x", store, names[0], always)
-    assert row == ".small/1"
+    assert row == 1
     assert get(other, row) == [SMALLER]
     file = other.link("y", store, names[1], always)
     assert os.path.samefile(other.path(file), store.path(names[1]))
@@ -566,6 +566,10 @@ def small_of(*lines):
                       "from test_small import *", "rows.START = 1", "store = make(sys.argv[1])", *lines])
 
 
+def ids(printed):
+    return list(map(int, printed.split()))
+
+
 def one_that_waits(path):
     """A process that wrote a value, told its name and waits until its standard input is closed."""
     script = small_of("print(*put(store, 4), flush=True)", "sys.stdin.read()")
@@ -581,12 +585,12 @@ def test_a_kill_in_the_middle_of_a_transaction_leaves_what_was_committed(path):
                       "        os.kill(os.getpid(), signal.SIGKILL)",
                       "print(*names, flush=True)",
                       "store._rows.insert([b'half'] * 5000, Deadly())")
-    names = python(script, path, code=-signal.SIGKILL).split()
+    names = ids(python(script, path, code=-signal.SIGKILL))
     store = make(path)
     assert get(store, *names) == list(range(100))
     (name,) = put(store, "next")
     assert get_elsewhere(path, name) == pickle.dumps("next", 5)
-    assert name == ".small/101"
+    assert name == 101
     store.close()
     assert os.listdir(path) == [".small"]
 
@@ -623,9 +627,9 @@ def test_a_kill_at_any_moment_leaves_the_last_commit(path):
 
 @posix
 def test_what_a_dead_process_did_not_commit_is_found_and_nothing_else(path):
-    dead = python(small_of("print(*put(store, 1, 2, 3), flush=True)", "os._exit(0)"), path).split()
+    dead = ids(python(small_of("print(*put(store, 1, 2, 3), flush=True)", "os._exit(0)"), path))
     with one_that_waits(path) as alive:
-        theirs = alive.stdout.readline().split()
+        theirs = ids(alive.stdout.readline())
         store = make(path)
         mine = put(store, 5)
         assert store.leftovers(lambda: [dead[1], "a_file"]) == [dead[0], dead[2]]
@@ -643,7 +647,7 @@ def test_what_a_dead_process_did_not_commit_is_found_and_nothing_else(path):
 def test_the_index_is_asked_only_after_it_was_found_who_is_dead(path):
     """A process that commits and then dies, just between, must not lose what it committed."""
     with one_that_waits(path) as alive:
-        (name,) = alive.stdout.readline().split()
+        (name,) = ids(alive.stdout.readline())
         store = make(path)
 
         def named():
@@ -658,7 +662,7 @@ def test_the_index_is_asked_only_after_it_was_found_who_is_dead(path):
 
 @posix
 def test_a_process_that_has_the_number_of_a_dead_one_is_another(path, monkeypatch):
-    names = python(small_of("print(*put(store, 1))", "store.close()"), path).split()
+    names = ids(python(small_of("print(*put(store, 1))", "store.close()"), path))
     connection = sqlite3.connect(os.path.join(path, ".small"))
     (mark,) = connection.execute("SELECT process FROM writer").fetchone()
     parts = mark.split("\n")
@@ -759,7 +763,7 @@ def test_a_child_that_outlives_its_parent_s_handle_loses_nothing(path):
     store.close()
     os.write(closed[1], b"!")
     assert os.waitpid(pid, 0)[1] == 0
-    assert get(store, ".small/1", ".small/2", ".small/3") == [1, 2, 3]
+    assert get(store, 1, 2, 3) == [1, 2, 3]
     store.close()
     for fd in wrote + closed:
         os.close(fd)
@@ -791,7 +795,7 @@ def test_a_fork_waits_for_the_transaction_of_another_thread(path):
     assert forked(child) == 0
     thread.join(WAIT)
     assert store._rows.one(2) == b"a"
-    assert get(store, ".small/4") == ["of the child"]
+    assert get(store, 4) == ["of the child"]
     store.close()
 
 
@@ -845,10 +849,10 @@ def test_ctrl_c_in_the_middle_of_a_transaction_undoes_it(store):
 
     with pytest.raises(KeyboardInterrupt):
         store._rows.insert([b"a"], Interrupts([]))
-    assert put(store, 1) == [".small/2"]
+    assert put(store, 1) == [2]
     store._rows._connection.execute("BEGIN")  # as if Ctrl-C had come just behind it
-    assert put(store, 2) == [".small/3"]
-    assert get(store, ".small/2", ".small/3") == [1, 2]
+    assert put(store, 2) == [3]
+    assert get(store, 2, 3) == [1, 2]
 
 
 # What the system refuses.
@@ -863,7 +867,7 @@ def test_a_full_disk_is_an_error_of_the_rows_and_nothing_is_lost(path, store):
     assert done[100].name == "large"
     store._rows._connection.execute("PRAGMA max_page_count = 100000")
     names = put(store, *[b"x" * 900] * 100)
-    assert names[0] == ".small/2"
+    assert names[0] == 2
     assert get(store, name, "large", names[99]) == [0, LARGER, b"x" * 900]
 
 
@@ -892,7 +896,7 @@ def test_a_stranger_s_file_is_reported_and_not_touched(path, content):
     (done,) = store.write([("k", 1)])
     assert isinstance(done.error, (ChestError, OSError))
     assert ".small" in str(done.error)
-    assert isinstance(get(store, ".small/1")[0], (ChestError, OSError))
+    assert isinstance(get(store, 1)[0], (ChestError, OSError))
     store.close()
     with open(os.path.join(path, ".small"), "rb") as file:
         assert file.read() == content
@@ -914,7 +918,7 @@ def test_a_file_of_a_newer_chest_is_reported(path):
     put(store, 1)
     store._rows._connection.execute("PRAGMA user_version = 2")
     store.close()
-    (error,) = get(store, ".small/1")
+    (error,) = get(store, 1)
     assert isinstance(error, ChestError)
     assert "newer" in str(error)
 
@@ -923,7 +927,7 @@ def test_a_file_whose_maker_died_at_once_is_finished(path):
     store = make(path)
     with open(os.path.join(path, ".small"), "wb"):
         pass
-    assert isinstance(get(store, ".small/1")[0], FileNotFoundError)
+    assert isinstance(get(store, 1)[0], FileNotFoundError)
     assert get(store, *put(store, 1)) == [1]
     store.close()
     assert os.listdir(path) == [".small"]
