@@ -42,16 +42,21 @@ def _owned(items: Iterable[Any], more: int, deepest: int) -> bool:
         if sys.getrefcount(item) > _IN_A_LOOP + more or (kind.__weakrefoffset__ and weakref.getweakrefcount(item)):
             owned = False
         elif kind in (list, tuple, set, frozenset):
-            owned = len(item) <= _LONGEST and deepest > 0 and _owned(item, 0, deepest - 1)
+            owned = _own_parts(item, len(item), deepest)
         elif kind is dict:
-            owned = (len(item) <= _LONGEST and deepest > 0 and _owned(item, 0, deepest - 1)
-                     and _owned(item.values(), 0, deepest - 1))
+            owned = _own_parts(item, len(item), deepest) and _own_parts(item.values(), len(item), deepest)
         else:
             numpy: Any = sys.modules.get("numpy")
             owned = numpy is not None and kind is numpy.ndarray and not item.dtype.hasobject and _owns_memory(item)
         if not owned and can_change(item):
             return False
     return True
+
+
+def _own_parts(parts: Iterable[Any], count: int, deepest: int) -> bool:
+    if FIXED.issuperset(map(type, parts)):
+        return True
+    return count <= _LONGEST and deepest > 0 and _owned(parts, 0, deepest - 1)
 
 
 def _owns_memory(array: Any) -> bool:

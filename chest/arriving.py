@@ -12,14 +12,14 @@ from chest.files import Loaded, Stale
 from chest.leaving import Leaving, crowds
 from chest.memory import ABSENT
 from chest.names import Name
-from chest.sizes import nbytes
+from chest.sizes import LIGHT, light, nbytes
 from chest.state import Load, nothing
 
 __all__ = ["Arriving"]
 
 K = TypeVar("K", bound=Hashable)
 
-FEW = 64  # values of rows that are decoded, or in the hands of a loop, at a time: until then nobody counts them
+PER_BYTE = 16  # bytes that a small value takes, for each of its pickle, as a rule
 WORKERS = 4  # threads that load: two cores are busy with two, and a slow disk or network wants more
 
 
@@ -125,44 +125,77 @@ class Arriving(Leaving[K]):
     def _bring(self, keys: list[K]) -> bool:
         """Load values that are not in memory as long as there is room.  Returns whether there was room for all."""
         names, data = self._read_rows(keys)
-        return all(self._bring_few(keys[few], names[few], data[few]) for few in self._by_few(keys))
+        return all(self._bring_few(keys[few], names[few], data[few]) for few in self._by_few(data))
 
-    def _by_few(self, keys: list[K]) -> Iterator[slice]:
-        """Parts of what was read at once, of so few values that it does not matter what they take once decoded."""
-        few = FEW if self.codec.native else 1  # what another format makes of a few bytes may be large
-        return (slice(start, start + few) for start in range(0, len(keys), few))
+    def _by_few(self, rows: list[Any]) -> Iterator[slice]:
+        """Parts of the rows that were read at once, so small that it does not matter what they take once decoded, as
+        nobody counts that: an eighth of the budget, as a rule."""
+        encoded = sum(map(len, filter(None, rows)))
+        share = self.available / (8 * PER_BYTE * encoded) if encoded else 1
+        few = max(int(len(rows) * min(share, 1)), 1) if self.codec.native else 1  # of other formats nothing is known
+        return (slice(start, start + few) for start in range(0, len(rows), few))
 
     def _bring_few(self, keys: list[K], names: list[Name | None], data: list[Any]) -> bool:
-        values = self._decoded(data)
-        waiting = iter(self.store.sizes([name or "" for name, value in zip(names, values) if value is ABSENT]))
+        values = self._decoded(names, data)
+        if None not in names and self._bring_light(keys, names, data, values):
+            return True
+        others = [key for key, name in zip(keys, names) if name is None]
+        waiting = iter(self.store.sizes([self.index.names.get(key) or "" for key in others]))
         sizes = [next(waiting) if value is ABSENT else nbytes(value) for value in values]
-        fitting = bisect_right(list(accumulate(sizes)), self.available - self.memory.usage)
-        self._take_in_rows(keys[:fitting], names, values, sizes)
-        others = [key for key, value in zip(keys[:fitting], values) if value is ABSENT]
-        if others:
-            self._fetch(others)
+        with self.lock:
+            fitting = bisect_right(list(accumulate(sizes)), self.available - self.memory.usage)
+            found = self._still(keys[:fitting], names[:fitting], values)
+            self.memory.put_many(found, {key: size for key, size in zip(keys, sizes) if key in found})
+            self.counts.misses += len(found)
+        self._fetch([key for key, name in zip(keys[:fitting], names) if name is None])
         self._make_room_quietly(ABSENT)  # another thread may have filled the same room
         return fitting == len(keys)
+
+    def _bring_light(self, keys: list[K], names: list[Name | None], data: list[bytes], values: list[Any]) -> bool:
+        """Take in values for which there certainly is room; `False`, and nothing is done, if there may be none."""
+        if not (self.codec.native and all(map(light, values))):
+            return False
+        most = LIGHT * sum(map(len, data))
+        with self.lock:
+            if not self.memory.within(self.available - most):
+                return False
+            found = self._still(keys, names, values)
+            self.memory.put_light(found, most)
+            self.counts.misses += len(found)
+        return True
 
     def _read_rows(self, keys: list[K]) -> tuple[list[Name | None], list[Any]]:
         """The names of what is neither in memory nor in somebody's hands, `None` for the rest, and the bytes of those
         that are rows, read at once, `None` for the rest."""
         with self.lock:
             trusted = self.index.unchanged()
+            names = list(map(self.index.names.get, keys))
             taken = self.memory.among(keys)
-            names = [None if key in taken else self.index.names.get(key) for key in keys]
+        if taken:
+            names = [None if key in taken else name for key, name in zip(keys, names)]
         data = self.store.peek(names, trusted) if self.store.grain else [None] * len(keys)
         with self.lock:
             self.counts.bytes_read += sum(map(len, filter(None, data)))
         return names, data
 
-    def _decoded(self, rows: list[Any]) -> list[Any]:
-        """The values in rows; `ABSENT` for one that is none or cannot be read: who asks for it alone is told why."""
+    def _decoded(self, names: list[Name | None], rows: list[Any]) -> list[Any]:
+        """The values in rows; `ABSENT`, and no name any more, for one that is none or cannot be read: who asks for it
+        alone is told why."""
         decode: Any = getattr(self.store, "decode", None)
+        if None not in rows:
+            try:
+                return list(map(decode, rows))
+            except Exception:
+                pass
+        values = [self._decoded_one(row, decode) for row in rows]
+        names[:] = [None if value is ABSENT else name for name, value in zip(names, values)]
+        return values
+
+    def _decoded_one(self, row: Any, decode: Callable[[bytes], Any]) -> Any:
         try:
-            return [ABSENT if row is None else decode(row) for row in rows]
+            return ABSENT if row is None else decode(row)
         except Exception:
-            return [self._decoded([row])[0] for row in rows] if rows[1:] else [ABSENT]
+            return ABSENT
 
     def _still(self, keys: list[K], names: list[Name | None], values: list[Any]) -> dict[K, Any]:
         """The values read that are still those of their keys, and that nobody has or is about to have.
@@ -171,18 +204,12 @@ class Arriving(Leaving[K]):
         """
         found = dict(zip(keys, values))
         gone = self.memory.among(keys) | self._loads.keys() & keys
-        gone.update(key for key, now, then in zip(keys, map(self.index.names.get, keys), names) if now != then)
-        gone.update(key for key, value in found.items() if value is ABSENT)
+        now = list(map(self.index.names.get, keys))
+        if now != names or None in names:
+            gone.update(key for key, name, then in zip(keys, now, names) if name != then or then is None)
         for key in gone:
             del found[key]
         return found
-
-    def _take_in_rows(self, keys: list[K], names: list[Name | None], values: list[Any], sizes: list[int]) -> None:
-        with self.lock:
-            found = self._still(keys, names, values)
-            if found:
-                self.memory.put_many(found, {key: size for key, size in zip(keys, sizes) if key in found})
-            self.counts.misses += len(found)
 
     def _fetch(self, keys: list[K]) -> None:
         """Load the values of ``keys`` side by side; one that another thread is loading already is left to it."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from . import maps
 
-__all__ = ["FIXED", "can_change"]
+__all__ = ["FIXED", "can_change", "which_can_change"]
 
 FIXED = frozenset((type(None), bool, int, float, complex, str, bytes, range, type(Ellipsis), type(NotImplemented)))
 _CHANGEABLE = frozenset((list, dict, set, bytearray))
+_SURE = FIXED | _CHANGEABLE
 _DEEPEST = 4  # levels of tuples and frozensets that are looked through
 _LONGEST = 64  # items of one that are looked at
 
@@ -26,6 +28,13 @@ def can_change(value: object) -> bool:
     """
     kind = type(value)
     return kind in _CHANGEABLE or (kind not in FIXED and _can_change(value, _DEEPEST))
+
+
+def which_can_change(values: Sequence[object]) -> list[bool]:
+    """`can_change` of each, faster."""
+    if _SURE.issuperset(map(type, values)):
+        return list(map(_CHANGEABLE.__contains__, map(type, values)))
+    return list(map(can_change, values))
 
 
 def _can_change(value: Any, deepest: int) -> bool:

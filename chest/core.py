@@ -328,7 +328,8 @@ class Chest(SpillMapping[K, V]):
     @property
     def memory_usage(self) -> int:
         """The sum of the bytes noted for the values in memory; see `chest.core.nbytes`."""
-        return self._life.memory.usage
+        with self._life.lock:
+            return self._life.memory.usage
 
     @property
     def lock(self) -> Any:

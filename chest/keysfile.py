@@ -101,6 +101,7 @@ class KeysFile:
         self._codec = codec
         self._durable = durable
         self.signature: Signature | None = None
+        self._told: tuple[Any, ...] = ()  # of the file held open, when it was last found to be the newest
         self._list_end = self._end = 0  # bytes of the list, and of the list with its whole records
         self._compact: bool | None = None  # does this handle's first commit have to make the file plain?
 
@@ -110,6 +111,24 @@ class KeysFile:
             return signature(os.stat(self.path))
         except FileNotFoundError:
             return None
+
+    def newest(self) -> bool:
+        """Is what was read last the newest commit?  One ``fstat``.
+
+        That tells of a replacement too, which takes the file's name away.  It does not tell that all of the directory
+        went elsewhere, so that it will not do before a file is opened by its path.
+        """
+        fd = self._fd
+        try:
+            found = os.fstat(-1 if fd is None else fd)
+        except OSError:  # also where another thread closes it just now
+            return self.current() == self.signature
+        told = (fd, found.st_nlink, found.st_size, found.st_ctime_ns)
+        if told != self._told:
+            if self.current() != self.signature:
+                return False
+            self._told = told
+        return True
 
     def read(self) -> tuple[bool, Pairs]:
         """``(True, all pairs)``, or ``(False, changes)`` where records were appended to what was read before."""
@@ -165,6 +184,7 @@ class KeysFile:
 
     def _hold(self, fd: int, found: Signature) -> None:
         """Keep the version that was read open, so that its inode, and so its signature, is not used again."""
+        self._told = ()
         before, self._fd, self.signature = self._fd, fd, found  # at once: Ctrl-C leaves no number of a closed file
         if before is not None:
             os.close(before)

@@ -8,9 +8,10 @@ from typing import Any, Callable, TypeVar
 from chest.errors import explained, uncommitted
 from chest.keysfile import KEYS
 from chest.log import log
-from chest.memory import ABSENT, Ticket
+from chest.memory import ABSENT
 from chest.names import Name
 from chest.state import State
+from chest.tickets import Ticket
 
 __all__ = ["Leaving"]
 
@@ -28,17 +29,17 @@ class Leaving(State[K]):
                 if not keys:
                     return
                 items = [(key, self.memory.values[key]) for key in keys]
-                ticket = self.memory.mark(keys, leaves=True)
+                ticket = self.memory.tickets.hand_out(keys, leaves=True)
             errors = self.spill(items, ticket)
             refused = [(key, error) for key, error in errors if isinstance(error, OSError)]
             if refused:
                 raise explained(refused[0][1], refused[0][0], self.store.path(""), "save")
-            if self.memory.usage <= self.available:
+            if not self.over(self.available):
                 return
 
     def _make_room_quietly(self, keep: Any) -> None:
         """A value that was read is the user's, also when no room can be made for it."""
-        if self.memory.usage > self.available:
+        if self.over(self.available):
             try:
                 self.make_room(keep)
             except OSError as error:
@@ -108,7 +109,7 @@ class Leaving(State[K]):
             with self.lock:
                 self.counts.bytes_written += done.nbytes
                 orphan: Name | None = done.name
-                if self.memory.valid(key, ticket):
+                if self.memory.tickets.valid(key, ticket):
                     if self.index.names.get(key) is not None:  # changed in place
                         self.memory.renote(key, value)
                     orphan = self.index.set(key)
@@ -127,7 +128,7 @@ class Leaving(State[K]):
             if key not in self.memory.values:
                 return
             items = [(key, self.memory.values[key])]
-            ticket = self.memory.mark([key], leaves=True)
+            ticket = self.memory.tickets.hand_out([key], leaves=True)
         for _, error in self.spill(items, ticket):
             raise explained(error, key, self.store.path(""), "save")
 
@@ -168,7 +169,7 @@ class Leaving(State[K]):
                 continue
             with self.lock:
                 new = [(key, value) for key, value in new if self.memory.current(key) is value]  # still?
-                ticket = self.memory.mark([key for key, _ in new], leaves=False)
+                ticket = self.memory.tickets.hand_out([key for key, _ in new], leaves=False)
             try:
                 errors += self.write(new, ticket)
             finally:

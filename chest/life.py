@@ -5,7 +5,7 @@ from collections.abc import Hashable
 from typing import Any, TypeVar
 
 from chest.names import Name
-from chest.passing import Passing
+from chest.probation import Probation
 from chest.sizes import nbytes
 
 __all__ = ["Life"]
@@ -13,7 +13,7 @@ __all__ = ["Life"]
 K = TypeVar("K", bound=Hashable)
 
 
-class Life(Passing[K]):
+class Life(Probation[K]):
     """All values of a chest, wherever they are."""
 
     def set(self, key: K, value: Any, new: bool = False) -> None:
@@ -26,7 +26,7 @@ class Life(Passing[K]):
             self._disown(key)
             self.memory.put(key, value, size, on_disk=False)
         self.discard(orphan)
-        if self.memory.usage > self.available:
+        if self.over(self.available):
             self.make_room(key)
 
     def delete(self, key: K) -> None:

@@ -6,15 +6,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Iterable, Iterator
+from itertools import compress
 from typing import Any, Generic, TypeVar
 
 from chest.alone import alone
-from chest.arrays import can_change
+from chest.changeable import can_change, which_can_change
 from chest.held import ABSENT, Held
 from chest.sizes import nbytes
 from chest.spill import Order
+from chest.tickets import Ticket, Tickets
 
-__all__ = ["ABSENT", "Memory", "Ticket", "budget"]
+__all__ = ["ABSENT", "Memory", "budget"]
 
 K = TypeVar("K", bound=Hashable)
 
@@ -44,38 +46,25 @@ class Alone(Generic[K]):
         self.keys = set(keys)
 
 
-class Ticket:
-    """One batch of values on its way to disk.
-
-    A value that is set, deleted or dropped while it is being written loses its ticket: then what was written is not
-    what the key stands for any more.  ``leaves`` says that the batch leaves memory once it is written.  ``earlier`` has
-    the tickets of other threads that are writing the same values, and that count until a later batch has written them.
-    """
-
-    __slots__ = ("earlier", "leaves")
-
-    def __init__(self, leaves: bool, earlier: dict[Any, Ticket]):
-        self.leaves = leaves
-        self.earlier = earlier
-
-
 class Memory(Generic[K]):
     """The values in memory, and which of them leaves next.
 
-    ``values`` is the dictionary itself, ``usage`` the sum of the bytes noted for what is in it, ``used`` what a hit
-    calls.  ``watched`` has the keys whose values are on disk too, but may be changed in place; not those that are
+    ``values`` is the dictionary itself, ``used`` what a hit calls, ``tickets`` those of the values that are being
+    written.  ``watched`` has the keys whose values are on disk too, but may be changed in place; not those that are
     vouched for: nobody else held them when they were last found to be as their file has them, and nobody got them
     since.  ``marks`` tells the files that values came from, or went to, from later ones of the same name.
     """
 
     def __init__(self, writeback: bool):
         self.writeback = writeback
-        self._sizes: dict[K, int] = {}
+        self._noted: dict[K, int] = {}
+        self._usage = 0
+        self._unsized: dict[K, None] = {}
+        self._most = 0  # bytes that those can take together
         self._order: Order[K] = Order(self._noticed)
         self._held: Held[K] = Held(self._forget_mark)
-        self._tickets: dict[K, Ticket] = {}
+        self.tickets: Tickets[K] = Tickets()
         self.values: dict[K, Any] = {}
-        self.usage = 0
         self.used = self._order.used
         self.watched: dict[K, None] = {}
         self.vouched: dict[K, None] = {}
@@ -88,13 +77,14 @@ class Memory(Generic[K]):
 
     def put(self, key: K, value: Any, size: int, on_disk: bool, mark: int | None = None) -> None:
         """The value of ``key`` is ``value``, noted with ``size`` bytes; ``on_disk`` if its file, marked, has it too."""
-        self._tickets.pop(key, None)
+        self.tickets.void((key,))
         self._held.drop(key)
         self.stuck.discard(key)
         for found in self._alone:
             found.keys.discard(key)
-        self.usage += size - self._sizes.get(key, 0)
-        self._sizes[key] = size
+        self._usage += size - self._noted.get(key, 0)
+        self._noted[key] = size
+        self._unsized.pop(key, None)
         self.values[key] = value
         self.note(key, mark)
         self.watch(key, value, on_disk)
@@ -102,16 +92,68 @@ class Memory(Generic[K]):
 
     def put_many(self, values: dict[K, Any], sizes: dict[K, int]) -> None:
         """As `put` for values that are on disk, in rows, and of which none is in memory or in somebody's hands."""
-        for key in self._tickets.keys() & values.keys():
-            del self._tickets[key]
+        self._size_up()
+        self._take(values)
+        self._book(sizes)
+
+    def put_light(self, values: dict[K, Any], most: int) -> None:
+        """As `put_many` for values that are known to take at most ``most`` bytes together: what each of them takes is
+        found out when it matters."""
+        self._take(values)
+        self._unsized.update(dict.fromkeys(values))
+        self._most += most
+
+    def put_light_one(self, key: K, value: Any, most: int) -> None:
+        """As `put_light` for one value."""
+        self.tickets.void((key,))
+        for found in self._alone:
+            found.keys.discard(key)
+        self.values[key] = value
+        if self.writeback and can_change(value):
+            self.watched[key] = None
+        self._unsized[key] = None
+        self._most += most
+
+    def _take(self, values: dict[K, Any]) -> None:
+        self.tickets.void(values)
         for found in self._alone:
             found.keys.difference_update(values)
-        self.usage += sum(sizes.values())
-        self._sizes.update(sizes)
         self.values.update(values)
         if self.writeback:
-            self.watched.update(dict.fromkeys(key for key, value in values.items() if can_change(value)))
+            self.watched.update(dict.fromkeys(compress(values, which_can_change(list(values.values())))))
+
+    def _book(self, sizes: dict[K, int]) -> None:
+        self._noted.update(sizes)
+        self._usage += sum(sizes.values())
         self._order.put_many(sizes)
+
+    def _size_up(self) -> None:
+        """Find out what those values take that are not noted yet."""
+        if self._unsized:
+            self._book({key: nbytes(self.values[key]) for key in self._unsized if key not in self._noted})
+            self._unsized.clear()
+            self._most = 0
+
+    @property
+    def _sizes(self) -> dict[K, int]:
+        self._size_up()
+        return self._noted
+
+    @property
+    def usage(self) -> int:
+        """The sum of the bytes noted for what is in memory."""
+        self._size_up()
+        return self._usage
+
+    def room(self, limit: float, wanted: float) -> float:
+        """The bytes that are left of ``limit``: at least so many, unless it is more than is ``wanted``."""
+        if limit - self._usage - self._most < wanted:
+            self._size_up()
+        return limit - self._usage - self._most
+
+    def within(self, limit: float) -> bool:
+        """Is it certain, without a look at any value, that those in memory take no more than ``limit`` bytes?"""
+        return self._usage + self._most <= limit
 
     def note(self, key: K, mark: int | None) -> None:
         """The value of ``key`` is what the file with this mark holds, as far as anyone knows."""
@@ -168,6 +210,7 @@ class Memory(Generic[K]):
                 self.watched[key] = None
 
     def _noticed(self, keys: list[K], lost: bool) -> None:
+        self._size_up()  # so that the order knows the keys
         self.handed_out(self.values if lost else keys)
 
     def catch_up(self) -> None:
@@ -184,15 +227,15 @@ class Memory(Generic[K]):
         """A change in place was noticed: the value may have another size now."""
         if self.values.get(key, ABSENT) is value:
             size = nbytes(value)
-            self.usage += size - self._sizes[key]
-            self._sizes[key] = size
+            self._usage += size - self._sizes[key]
+            self._noted[key] = size
             self._order.resize(key, size)
 
     # Out.
 
     def remove(self, key: K) -> None:
         """The value of ``key`` is no longer what it was: nothing of it is kept."""
-        self._tickets.pop(key, None)
+        self.tickets.void((key,))
         self._held.drop(key)
         self._let_go(key)
         self.marks.pop(key, None)
@@ -234,14 +277,15 @@ class Memory(Generic[K]):
         self.vouched.pop(key, None)
         self.stuck.discard(key)
         value = self.values.pop(key, ABSENT)
-        self.usage -= self._sizes.pop(key, 0)
+        self._unsized.pop(key, None)
+        self._usage -= self._noted.pop(key, 0)
         return value
 
     def clear(self) -> None:
-        for held in (self.values, self._sizes, self.watched, self.vouched, self.marks, self.stuck, self._held,
-                     self._tickets):
+        for held in (self.values, self._noted, self._unsized, self.watched, self.vouched, self.marks, self.stuck,
+                     self._held, self.tickets):
             held.clear()
-        self.usage = 0
+        self._usage = self._most = 0
         self._order.clear()
 
     # Who is here.
@@ -272,7 +316,7 @@ class Memory(Generic[K]):
             self._order.leave(keep)
             return [keep]
         chosen: list[K] = []
-        usage = self.usage - sum(self.size(key) for key, ticket in self._tickets.items() if ticket.leaves)
+        usage = self.usage - sum(map(self.size, self.tickets.leaving()))
         target = available
         while usage > target:
             key = self._next(keep)
@@ -294,44 +338,18 @@ class Memory(Generic[K]):
         except KeyError:
             return ABSENT
 
-    def mark(self, keys: Iterable[K], leaves: bool) -> Ticket:
-        """A ticket for values that are about to be written."""
-        keys = list(keys)
-        ticket = Ticket(leaves, {key: self._tickets[key] for key in keys if key in self._tickets})
-        self._tickets.update(dict.fromkeys(keys, ticket))
-        return ticket
-
-    def valid(self, key: K, ticket: Ticket) -> bool:
-        """Is the value of ``key`` still the one that was to be written?"""
-        held = self._tickets.get(key)
-        while held is not None and held is not ticket:
-            held = held.earlier.get(key)
-        return held is ticket
-
-    def _hand_in(self, key: K, ticket: Ticket) -> bool:
-        """Take ``ticket`` out of those that are out for ``key``; returns whether it was valid."""
-        tickets = self._tickets
-        while key in tickets:
-            if tickets[key] is ticket:
-                del tickets[key]
-                if key in ticket.earlier:
-                    tickets[key] = ticket.earlier.pop(key)
-                return True
-            tickets = tickets[key].earlier
-        return False
-
     def settle(self, key: K, ticket: Ticket, saved: bool, undumpable: bool) -> bool:
         """The batch of ``ticket`` is done with ``key``.  Returns whether its value left memory.
 
         What cannot be dumped is `stuck`: out of the order, so that it does not stand in the others' way.
         """
-        valid = self._hand_in(key, ticket)
+        valid = self.tickets.hand_in(key, ticket)
         if key not in self.values:
             return False
         if valid and saved and ticket.leaves:
             self.evict(key)
             return True
-        if key in self._tickets:
+        if key in self.tickets:
             return False  # another batch has the value too, and settles it
         if valid and undumpable:
             self._order.leave(key)
@@ -348,7 +366,7 @@ class Memory(Generic[K]):
 
     def after_fork(self, pinned: Iterable[K]) -> None:
         """In a fork's child: nothing is being written; what the parent has not saved stays in memory."""
-        self._tickets.clear()
+        self.tickets.clear()
         for key in self.values:
             if key not in self._order and key not in self.stuck:
                 self._order.restore(key, self._sizes[key])
@@ -358,6 +376,8 @@ class Memory(Generic[K]):
 
     def _check(self) -> None:
         """Verify what must always hold."""
+        assert self._noted.keys().isdisjoint(self._unsized), (self._noted, self._unsized)
+        assert sum(nbytes(self.values[key]) for key in self._unsized) <= self._most, (self._unsized, self._most)
         assert self.usage == sum(self._sizes.values()), (self.usage, self._sizes)
         assert self._sizes.keys() == self.values.keys(), (self._sizes.keys(), self.values.keys())
         assert self.watched.keys() <= self.values.keys()

@@ -1,7 +1,7 @@
 """Names of value files: a key's plain name, and the next name that is free.
 
-A name is relative to the chest's directory, its parts joined by ``/`` on every platform.  A row of small values is named
-by its id, a number; where others see that, it is a text like all names: ``.small/<id>``.
+A name is relative to the chest's directory, its parts joined by ``/`` on every platform.  A row of small values is
+named by its id, a number; where others see that, it is a text like all names: ``.small/<id>``.
 """
 from __future__ import annotations
 

@@ -6,12 +6,13 @@ a change made to it is noticed when it is given back.
 """
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
+from itertools import compress
 from operator import length_hint
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from chest.arriving import Arriving
-from chest.changeable import FIXED, can_change
+from chest.changeable import which_can_change
 from chest.errors import file_is_gone
 from chest.memory import ABSENT
 from chest.names import Name
@@ -30,7 +31,7 @@ class Passing(Arriving[K]):
     """Values on their way from disk to the user, or from the user to disk, that do not stay in memory."""
 
     def _full(self) -> bool:
-        return self.memory.usage > FULL * self.available
+        return self.over(FULL * self.available)
 
     # Out to the user.
 
@@ -67,17 +68,17 @@ class Passing(Arriving[K]):
     def _passing(self, keys: list[K]) -> Iterator[tuple[K, Any]]:
         """The pairs of ``keys``; rows are read at once, and their values lent a few at a time, and not kept."""
         names, data = self._read_rows(keys)
-        for few in self._by_few(keys):
+        for few in self._by_few(data):
             yield from self._lending(keys[few], names[few], data[few])
 
     def _lending(self, keys: list[K], names: list[Name | None], data: list[Any]) -> Iterator[tuple[K, Any]]:
-        values = self._decoded(data)
+        values = self._decoded(names, data)
         lent: dict[K, Any] = {}
         steps = iter(keys)
         others = 0
         try:
             with self.lock:
-                lent.update(self._still(keys, names, values))
+                lent = self._still(keys, names, values)
                 self.memory.lend(lent)
             for key in steps:
                 value = lent.get(key, ABSENT)
@@ -88,36 +89,37 @@ class Passing(Arriving[K]):
                     yield key, value
         finally:
             handed_out = len(keys) - length_hint(steps)
-            self._take_back(list(zip(keys, names, values, data))[:handed_out], lent)
+            self._take_back(keys, names, values[:handed_out], data, lent)
             with self.lock:
                 self.counts.misses += handed_out - others
 
-    def _take_back(self, handed_out: list[tuple[K, Name | None, Any, Any]], lent: dict[K, Any]) -> None:
-        """The user is through with values: those that he changed enter memory, those that he holds can be found."""
-        suspects = [one for one in handed_out if type(one[2]) not in FIXED and can_change(one[2])
-                    and one[2] is not ABSENT]
-        changed = {key for key, _, _, _ in suspects}  # for all that is known if Ctrl-C comes now
+    def _take_back(self, keys: list[K], names: list[Name | None], values: list[Any], data: list[Any],
+                   lent: dict[K, Any]) -> None:
+        """The user is through with ``values``: those that he changed enter memory, those that he holds can be found."""
+        suspects = which_can_change(values)
+        columns = (list(compress(column, suspects)) for column in (keys, names, values, data))
+        keys, names, values, data = cast(Any, columns)
+        alike: Sequence[bool] = [False] * len(keys)  # for all that is known if Ctrl-C comes now
         try:
-            changed = self._changed(suspects)
+            alike = self.store.alike(values, data) if self.memory.writeback else [True] * len(keys)
         finally:
             with self.lock:
                 self.memory.take_back(lent)
-                for key, name, value, _ in suspects:
-                    if key not in lent:
-                        continue
-                    if key in changed or self.index.names.get(key) != name:  # a commit has it as it was on the way
-                        self._disown(key)
-                        self.memory.put(key, value, nbytes(value), True, self.memory.marks.get(key))
-                    elif type(value).__weakrefoffset__:
-                        self.memory.hold(key, value)
+                named = list(map(self.index.names.get, keys))
+                weak = any(kind.__weakrefoffset__ for kind in set(map(type, values)))
+                if weak or not all(alike) or names != named:
+                    same = [one and name == now for one, name, now in zip(alike, names, named)]
+                    self._keep([one for one in zip(keys, same, values) if one[0] in lent])
         self._make_room_quietly(ABSENT)
 
-    def _changed(self, items: list[tuple[K, Any, Any, Any]]) -> set[K]:
-        """The keys of those values that are no longer as the bytes of their rows say."""
-        if not self.memory.writeback:
-            return set()
-        alike = self.store.alike([value for _, _, value, _ in items], [data for _, _, _, data in items])
-        return set() if all(alike) else {item[0] for item, same in zip(items, alike) if not same}
+    def _keep(self, items: list[tuple[K, bool, Any]]) -> None:
+        """Take values into memory that are not what is on disk, were it that a commit had them on the way."""
+        for key, same, value in items:
+            if not same:
+                self._disown(key)
+                self.memory.put(key, value, nbytes(value), True, self.memory.marks.get(key))
+            elif type(value).__weakrefoffset__:
+                self.memory.hold(key, value)
 
     # In from the user.
 

@@ -12,9 +12,11 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from bisect import bisect_right
 from collections.abc import Container, Sequence
 from functools import partial
 from itertools import count, repeat
+from operator import sub
 from typing import TYPE_CHECKING, Any, Callable, TypeVar
 
 from chest import locks, writers
@@ -35,9 +37,10 @@ AT_ONCE = 256  # rows named in one statement: SQLite takes 999 or more
 CACHE = 8000  # kilobytes of pages kept in memory: with SQLite's own 2000, a row of 10 MB takes a tenth longer to read
 PER_COMMIT = 20_000  # rows removed in one transaction
 OVERHEAD = 12  # bytes that a row takes beside its data: id, writer, lengths, its place in the page
-FEW = 32  # rows that are not worth a search for runs among them
+FEW = 32  # rows that are not worth a range of their own
 _SOME = {size: f"id IN ({','.join('?' * size)})" for size in (FEW, AT_ONCE)}
 _RANGE = "id BETWEEN ? AND ?"
+_ONE = "SELECT data FROM value WHERE id = ?"
 
 START = "1 + abs(random()) % (1 << 40)"  # a file that is made anew, after a drop, has other ids than the one before
 _SCHEMA = f"""
@@ -68,6 +71,7 @@ class Rows:
     def _forget(self) -> None:
         self._guard = Guard(self.path)
         self._connection: sqlite3.Connection | None = None
+        self._cursor: sqlite3.Cursor | None = None  # of a connection to a file that others may write too
         self._closer: weakref.finalize[..., Rows] | None = None
         self._identity: tuple[int, ...] = ()
         self._read_only = False
@@ -111,6 +115,7 @@ class Rows:
             connection.close()
             raise
         self._read_only = not writable
+        self._cursor = connection.cursor() if writable else None
         self._identity = _version(found) if at_rest else (found.st_dev, found.st_ino)
         return connection
 
@@ -148,7 +153,7 @@ class Rows:
 
     def _disconnect(self) -> None:
         closer, self._closer = self._closer, None
-        self._connection, self._identity, self._writer = None, (), None
+        self._connection, self._cursor, self._identity, self._writer = None, None, (), None
         if closer is not None:
             closer()
 
@@ -200,46 +205,55 @@ class Rows:
 
     def one(self, row: int) -> bytes | None:
         """The bytes of one row, `None` if it is gone.  Cost: one SELECT."""
-        data = self._at_once(row)
+        data = self.at_once(row)
         if data is not None:
             return data
         with self._guard:
             connection = self._open()
-            return None if connection is None else _fetched(connection, row)
+            found = None if connection is None else connection.execute(_ONE, (row,)).fetchone()
+            return None if found is None else found[0]
 
-    def _at_once(self, row: int) -> bytes | None:
+    def at_once(self, row: int) -> bytes | None:
         """The row from the connection as it is; `None` also if there is none that will do.
 
         It may show a file that was dropped: an id is never used again, not even in a file that is made anew, and that
         the chest is another one is found by its index.
         """
-        with self._guard.lock:
-            connection = self._connection
-            if connection is None or self._read_only:
+        guard = self._guard
+        with guard.lock:
+            cursor = self._cursor
+            if cursor is None:
                 return None
-            self._guard.depth += 1  # so that a fork in a finaliser leaves it open
+            guard.depth += 1  # so that a fork in a finaliser leaves it open
             try:
-                return _fetched(connection, row)
-            except connection.Error:
+                for (data,) in cursor.execute(_ONE, (row,)):
+                    return data  # type: ignore[no-any-return]
+                return None
+            except cursor.connection.Error:
                 return None  # what it was is found out with the guard
             finally:
-                self._guard.depth -= 1
+                guard.depth -= 1
 
     def many(self, rows: Sequence[int]) -> dict[int, bytes]:
         """The bytes of those rows that are there.  Cost: a SELECT for each 256 of them."""
-        return self._select("id, data", rows)
+        return self._select("data", rows)
 
     def lengths(self, rows: Sequence[int]) -> dict[int, int]:
         """How many bytes each of the rows has that are there."""
-        return self._select("id, length(data)", rows)
+        return self._select("length(data)", rows)
 
-    def _select(self, columns: str, rows: Sequence[int]) -> dict[int, Any]:
+    def _select(self, column: str, rows: Sequence[int]) -> dict[int, Any]:
         found: dict[int, Any] = {}
         with self._guard:
             connection = self._open()
             if connection is not None:
-                for where, ids in _clauses(rows, dense=0.9):
-                    found.update(connection.execute(f"SELECT {columns} FROM value WHERE {where}", ids).fetchall())
+                for where, ids, wanted in _clauses(rows):
+                    values = connection.execute(f"SELECT {column} FROM value WHERE {where} ORDER BY id", ids)
+                    several = [value for (value,) in values]
+                    if len(several) == len(wanted):
+                        found.update(zip(wanted, several))
+                    else:  # some are gone
+                        found.update(connection.execute(f"SELECT id, {column} FROM value WHERE {where}", ids))
         return found
 
     def remove(self, rows: Sequence[int]) -> None:
@@ -255,7 +269,7 @@ class Rows:
             self._tidy(connection)
 
     def _delete(self, connection: sqlite3.Connection, rows: Sequence[int]) -> None:
-        for where, ids in _clauses(rows, dense=1.0):
+        for where, ids, _ in _clauses(rows):
             freed = f"SELECT coalesce(sum(length(data) + {OVERHEAD}), 0) FROM value WHERE {where}"
             (size,) = connection.execute(freed, ids).fetchone()
             connection.execute(f"DELETE FROM value WHERE {where}", ids)
@@ -334,33 +348,30 @@ class Rows:
         self._forget()
 
 
-def _fetched(connection: sqlite3.Connection, row: int) -> bytes | None:
-    found = connection.execute("SELECT data FROM value WHERE id = ?", (row,)).fetchone()
-    return None if found is None else found[0]
-
-
 def _version(found: os.stat_result) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _clauses(rows: Sequence[int], dense: float) -> list[tuple[str, Sequence[int]]]:
-    """Conditions for ``rows``, which are sorted: ranges where at least so many of their rows are wanted, and the rest
-    by their ids."""
-    clauses: list[tuple[str, Sequence[int]]] = []
+def _clauses(rows: Sequence[int]) -> list[tuple[str, Sequence[int], Sequence[int]]]:
+    """Conditions for ``rows``, which are sorted, with those that each means: ranges for long runs, the rest by ids.
+
+    As a rule there are a few long runs, as values that leave memory together are written together.
+    """
+    clauses: list[tuple[str, Sequence[int], Sequence[int]]] = []
     sparse: list[int] = []
-    parts = [rows] if rows else []
-    while parts:
-        part = parts.pop()
-        if dense * (part[-1] - part[0] + 1) <= len(part):
-            clauses.append((_RANGE, (part[0], part[-1])))
-        elif len(part) > FEW:  # as a rule several runs, as values that leave memory together are written together
-            parts += part[len(part) // 2 :], part[: len(part) // 2]
+    missing = list(map(sub, rows, count()))  # how many before each row, counted from somewhere
+    start = 0
+    while start < len(rows):
+        run = rows[start : bisect_right(missing, missing[start], start + 1)]
+        if len(run) < FEW:
+            sparse += run
         else:
-            sparse += part
+            clauses.append((_RANGE, (run[0], run[-1]), run))
+        start += len(run)
     for start in range(0, len(sparse), AT_ONCE):
         some = sparse[start : start + AT_ONCE]
         most = next(size for size in _SOME if size >= len(some))  # few statements, so that SQLite keeps them prepared
-        clauses.append((_SOME[most], [*some, *repeat(some[0], most - len(some))]))
+        clauses.append((_SOME[most], [*some, *repeat(some[0], most - len(some))], some))
     return clauses
 
 

@@ -58,6 +58,7 @@ class Small(Generic[K]):
         # Pages of twice the limit hold at least two rows each, so that no page is less than half full.
         page = min(max(1 << (2 * limit - 1).bit_length(), 4096), 65536) if limit else 4096
         self._rows = Rows(directory, durable, page)
+        self.row = self._rows.at_once
         self._spent: deque[int] = deque()
         self.exists = files.exists
         self.make = files.make
@@ -195,7 +196,7 @@ class Small(Generic[K]):
         """The bytes of rows, read at once, for `decode`; `None` for what is no row, is gone or cannot be trusted."""
         rows: dict[Any, bytes] = {}
         try:
-            rows = self._rows.many(sorted(name for name in names if isinstance(name, int)))
+            rows = self._rows.many(sorted([name for name in names if type(name) is int]))
         except (OSError, ChestError):
             pass
         return list(map(rows.get, names)) if trusted() else [None] * len(names)

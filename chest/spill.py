@@ -103,7 +103,6 @@ class Order(Generic[K]):
 
     def put_many(self, sizes: Mapping[K, int]) -> None:
         """As `put` for values that were read back together.  Before the next one leaves all are ranked anew."""
-        self.read_log()
         marks = self._marks
         new = [key for key in sizes if key not in marks]
         if len(new) < len(sizes):

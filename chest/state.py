@@ -56,6 +56,13 @@ class State(Generic[K]):
         self.lock = threading.RLock()
         self._arrived = threading.Condition(self.lock)
 
+    def over(self, limit: float) -> bool:
+        """Do the values in memory take more than ``limit`` bytes?"""
+        if self.memory.within(limit):
+            return False
+        with self.lock:
+            return self.memory.usage > limit
+
     def known(self, key: K) -> bool:
         """Is there such a key?  Only one that is not known here costs a look at what others committed."""
         if key in self.index.names:

@@ -407,6 +407,9 @@ class SharedKeys:
     def current(self):
         return (self.shared.version, len(self.shared.records)) if self.shared.version else None
 
+    def newest(self):
+        return self.current() == self.signature
+
     def read(self):
         known = self.signature is not None and self.signature[0] == self.shared.version
         new = self.shared.records[self.signature[1] if known else 0:]

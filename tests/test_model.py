@@ -326,7 +326,8 @@ class Machine(RuleBasedStateMachine):
         shutil.copytree(before, os.path.join(self.base, str(self.lives)))
         self.open(data.draw(st.sampled_from(self.budgets)))
         self.agree(self.chest, self.committed)
-        self.model = {key: thaw(self.committed[key]) for key in self.chest}
+        self.committed = {key: self.committed[key] for key in self.chest}  # from here on in the order that it has
+        self.model = {key: thaw(value) for key, value in self.committed.items()}
         self.mine.clear()
         self.ordered = True
         self.leftovers = self.files() - {".keys", *self.chest._keys.values()}

@@ -172,7 +172,7 @@ def test_small_arrays_are_rows(path, store):
     numpy = pytest.importorskip("numpy")
     values = [numpy.arange(10.0), numpy.arange(40.0)[::2], numpy.float32(2), numpy.arange(3).astype(object)]
     names = put(store, *values)
-    assert names == [i for i in (1, 2, 3, 4)]
+    assert names == [1, 2, 3, 4]
     for value, back in zip(values, get(store, *names)):
         assert numpy.array_equal(value, back)
         assert getattr(back, "flags", numpy.arange(1).flags).writeable or back.shape == ()
