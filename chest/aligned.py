@@ -36,6 +36,8 @@ LEAST = 64 * 1024  # bytes; from this size on the C pickler writes a buffer by i
 _MOST_GATHERED = 64  # pieces written at once, each at most a frame of 64 KiB or a part of the value itself
 _TAIL = 512  # bytes read at the end of a file: the note, and the last opcodes, of few arrays
 _READ_AT_ONCE = 1024 * 1024  # bytes of opcodes read in one piece
+_SHORT = 1024  # bytes of opcodes that are worth remembering
+_MOST_REMEMBERED = 1000  # files; then all are forgotten
 _HUGE = 4 * 1024 * 1024  # bytes from which huge pages are worth while
 _READS_IN_PLACE = hasattr(os, "preadv")
 _NEXT_BUFFER = b"\x97"
@@ -85,25 +87,49 @@ def _checksum(body: bytes, stop: int) -> int:
     return crc32(struct.pack("<Q", stop), crc32(body))
 
 
-class Layout(NamedTuple):
-    """What the end of a file says about it, and which file it is."""
+Version = tuple[int, ...]
 
-    notes: tuple[Note, ...]
-    stop: int
-    identity: maps.Identity
-    tail: bytes
-    """The last bytes of the pickle, those that came with the note in one read."""
 
-    def opcodes(self, descriptor: int, begin: int, end: int) -> bytes:
+class Layout:
+    """What the end of a file says about it, and which file it is.
+
+    `tail` has the last bytes of the pickle, those that came with the note in one read.  Of a file that will not change
+    any more, `version` is what no other file had or will have; and `opcodes` is the whole of its pickle, with
+    NEXT_BUFFER for each array, its padding and its header, if it was loaded before.
+    """
+
+    __slots__ = ("identity", "notes", "opcodes", "stop", "tail", "version")
+
+    def __init__(self, notes: tuple[Note, ...], stop: int, identity: maps.Identity, version: Version, tail: bytes):
+        self.notes = notes
+        self.stop = stop
+        self.identity = identity
+        self.version = version
+        self.tail = tail
+        self.opcodes: bytes | None = None
+
+    def between(self, descriptor: int, begin: int, end: int) -> bytes:
         """The bytes from `begin` to `end`, which are opcodes."""
         missing = self.stop - len(self.tail) - begin
         return os.pread(descriptor, end - begin, begin) if missing > 0 else self.tail[-missing : end - begin - missing]
+
+    def remember(self, opcodes: bytes) -> None:
+        """Keep what the file says, if it is short, for the next time that it is loaded."""
+        if self.version and len(opcodes) <= _SHORT:
+            self.opcodes = opcodes
+            if len(_remembered) >= _MOST_REMEMBERED:
+                _remembered.clear()
+            _remembered[self.version] = self
+
+
+_remembered: dict[Version, Layout] = {}
 
 
 def read_layout(file: File, status: os.stat_result | None = None) -> Layout | None:
     """The layout of an ordinary file of the system, opened for reading, that holds large arrays; None for any other.
 
-    With `status`, what the system says of the file, it is taken to be at its start.
+    With `status`, what the system says of the file, it is taken to be at its start, and never to change again, as the
+    files of a chest: when they are finished they are given a time that no other change would give them.
 
     Also None where the system cannot read at a position into given memory, and for a file whose note is torn: such
     files are read the ordinary way, in which a torn pickle raises an error.
@@ -112,17 +138,24 @@ def read_layout(file: File, status: os.stat_result | None = None) -> Layout | No
     if not ordinary or not _READS_IN_PLACE or (status is None and file.tell()):
         return None
     descriptor = file.fileno()
-    status = status or os.fstat(descriptor)
+    version: Version = ()
+    if status is None:
+        status = os.fstat(descriptor)
+    else:
+        version = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        before = _remembered.get(version)
+        if before is not None:
+            return before
     if status.st_size < LEAST:
         return None
     end = os.pread(descriptor, _TAIL, status.st_size - _TAIL)
-    magic, stop, count, checksum = _LAST.unpack(end[-_LAST.size :]) if len(end) == _TAIL else (b"", 0, 0, 0)
+    magic, stop, count, checksum = _LAST.unpack_from(end, _TAIL - _LAST.size) if len(end) == _TAIL else (b"", 0, 0, 0)
     if magic != _MAGIC or stop + count * _NOTE.size + _LAST.size != status.st_size:
         return None
     known = max(_TAIL - (status.st_size - stop), 0)
     body = end[known : -_LAST.size] if known else os.pread(descriptor, count * _NOTE.size, stop)
     notes = _notes(body, stop, checksum)
-    return Layout(notes, stop, (status.st_dev, status.st_ino), end[:known]) if notes else None
+    return Layout(notes, stop, (status.st_dev, status.st_ino), version, end[:known]) if notes else None
 
 
 @lru_cache(maxsize=64)  # those of files with arrays of one size are alike
@@ -223,17 +256,21 @@ def _write_some(file: File, pieces: list[memoryview]) -> int:
 
 def load_aligned(file: File, layout: Layout, under: maps.Map | None) -> Any:
     """The value in a file of this layout, its arrays parts of the map `under`, or read into memory of their own."""
+    descriptor = file.fileno()
     gaps = [note.gap() for note in layout.notes]
-    arrays = _arrays(file.fileno(), layout.notes, gaps, under)
-    skipped = sum(len(gap) + note.size for note, gap in zip(layout.notes, gaps))
-    if layout.stop - skipped <= _READ_AT_ONCE:
-        opcodes = _opcodes(file.fileno(), layout, gaps)
-        alone = len(layout.notes) == 1
-        value = plain.loads(opcodes, arrays, layout.notes[0].size) if alone else pickle.loads(opcodes, buffers=arrays)
-    else:
+    arrays = _arrays(descriptor, layout.notes, gaps, under)
+    size = sum([note.size for note in layout.notes])
+    opcodes = layout.opcodes
+    if opcodes is None and layout.stop - size <= _READ_AT_ONCE:
+        opcodes = _opcodes(descriptor, layout, gaps)
+    if opcodes is None:
         value = pickle.Unpickler(_Reader(file, layout.notes), buffers=arrays).load()
+    else:
+        value = plain.loads(opcodes, arrays, size) if len(gaps) == 1 else pickle.loads(opcodes, buffers=arrays)
     if next(arrays, None) is not None:
         raise _misfit()
+    if opcodes is not None and layout.opcodes is None:
+        layout.remember(opcodes)
     return value
 
 
@@ -246,12 +283,12 @@ def _opcodes(descriptor: int, layout: Layout, gaps: list[bytes]) -> bytes:
     pieces, at = [], 0
     for note, gap in zip(layout.notes, gaps):
         begin = note.start + len(gap)
-        piece = layout.opcodes(descriptor, at, begin)
+        piece = layout.between(descriptor, at, begin)
         if not piece.endswith(gap):
             raise _misfit()
         pieces.append(piece[: -len(gap)])
         at = begin + note.size
-    pieces.append(layout.opcodes(descriptor, at, layout.stop))
+    pieces.append(layout.between(descriptor, at, layout.stop))
     return _NEXT_BUFFER.join(pieces)
 
 

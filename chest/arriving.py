@@ -19,7 +19,7 @@ __all__ = ["Arriving"]
 
 K = TypeVar("K", bound=Hashable)
 
-PER_BYTE = 16  # bytes that a small value takes, for each of its pickle, as a rule
+PER_BYTE = 8  # bytes that a small value takes, for each of its pickle, as a rule
 WORKERS = 4  # threads that load: two cores are busy with two, and a slow disk or network wants more
 
 

@@ -47,7 +47,7 @@ def _can_change(value: Any, deepest: int) -> bool:
     if numpy is None:
         return True
     if kind is numpy.ndarray:
-        return value.dtype.hasobject or _can_be_written(value)
+        return value.flags.writeable or value.dtype.hasobject or _can_be_written(value.base)
     scalars = (numpy.number, numpy.bool_, numpy.datetime64, numpy.character)
     return kind.__module__ != "numpy" or not issubclass(kind, scalars)
 

@@ -202,8 +202,10 @@ class Index(Generic[K]):
         done = [key for key in self.pending if key not in inherited and names.get(key, "") is not None]
         if not done and (not plain or self._keys.plain()):
             return []
-        fresh = self._fresh
-        self._tried = {name: fresh.pop(name) for name in map(names.get, done) if name in fresh}
+        if len(done) == len(self.pending):
+            self._tried, self._fresh = self._fresh, {}
+        else:
+            self._tried = {name: self._fresh.pop(name) for name in map(names.get, done) if name in self._fresh}
         self.appended = not plain and self._keys.append(self._changes(done))
         if not self.appended:
             self._keys.replace(self._committed(self.pending.keys() - set(done)))
@@ -218,13 +220,12 @@ class Index(Generic[K]):
 
     def _settled(self, done: list[K]) -> list[Name]:
         """The changes of ``done`` are committed.  Returns the names that they superseded."""
-        orphans = []
-        for key in done:
-            before = self.pending.pop(key)
-            self._moved.discard(key)
-            if before is not None and before != self.names.get(key):
-                self._free(before)
-                orphans.append(before)
+        before = list(map(self.pending.pop, done))
+        self._moved.difference_update(done)
+        now = map(self.names.get, done)
+        orphans = [name for name, new in zip(before, now) if name is not None and name != new]
+        for name in orphans:
+            self._free(name)
         return orphans
 
     def _committed(self, waiting: Set[K]) -> Pairs:

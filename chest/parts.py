@@ -239,7 +239,7 @@ def _view(value: Any) -> Holding:
 def _owner(view: Any) -> object:
     """Return the object at the end of a chain of views."""
     for _ in range(100):  # No real chain is so long; an odd object may name itself as its base.
-        below = view.obj if isinstance(view, memoryview) else getattr(view, "base", None)
+        below = view.obj if type(view) is memoryview else getattr(view, "base", None)
         if below is None:
             break
         view = below

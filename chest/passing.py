@@ -23,7 +23,7 @@ __all__ = ["Passing"]
 
 K = TypeVar("K", bound=Hashable)
 
-STEP = 512  # values that are looked up together as one iterates
+STEP = 1024  # values that are looked up together as one iterates
 FULL = 7 / 8  # of the budget: what leaves in a crowd makes an eighth of it free
 
 

@@ -12,17 +12,15 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from bisect import bisect_right
 from collections.abc import Container, Sequence
 from functools import partial
-from itertools import count, repeat
-from operator import sub
 from typing import TYPE_CHECKING, Any, Callable, TypeVar
 
 from chest import locks, writers
-from chest.errors import ChestError
+from chest.errors import ChestError, LoadError
 from chest.guard import PATIENCE, Guard
 from chest.locks import gate
+from chest.statements import ONE, append, conditions
 
 if TYPE_CHECKING:
     import sqlite3
@@ -33,14 +31,9 @@ T = TypeVar("T")
 
 SMALL = ".small"
 FORMAT = 1
-AT_ONCE = 256  # rows named in one statement: SQLite takes 999 or more
 CACHE = 8000  # kilobytes of pages kept in memory: with SQLite's own 2000, a row of 10 MB takes a tenth longer to read
 PER_COMMIT = 20_000  # rows removed in one transaction
 OVERHEAD = 12  # bytes that a row takes beside its data: id, writer, lengths, its place in the page
-FEW = 32  # rows that are not worth a range of their own
-_SOME = {size: f"id IN ({','.join('?' * size)})" for size in (FEW, AT_ONCE)}
-_RANGE = "id BETWEEN ? AND ?"
-_ONE = "SELECT data FROM value WHERE id = ?"
 
 START = "1 + abs(random()) % (1 << 40)"  # a file that is made anew, after a drop, has other ids than the one before
 _SCHEMA = f"""
@@ -189,7 +182,8 @@ class Rows:
     def _insert(self, connection: sqlite3.Connection, data: Sequence[bytes], spent: Sequence[int]) -> int:
         def work(connection: sqlite3.Connection) -> int:
             first: int = connection.execute("SELECT next FROM state").fetchone()[0]
-            connection.executemany("INSERT INTO value VALUES (?, ?, ?)", zip(count(first), repeat(writer), data))
+            if data and append(connection, first, writer, data) != first + len(data) - 1:
+                raise LoadError(f"{self.path} is damaged: it has rows behind the last; nothing was changed")
             connection.execute("UPDATE state SET next = next + ?, bytes = bytes + ?",
                                (len(data), sum(map(len, data)) + OVERHEAD * len(data)))
             self._delete(connection, sorted(set(spent)))
@@ -210,7 +204,7 @@ class Rows:
             return data
         with self._guard:
             connection = self._open()
-            found = None if connection is None else connection.execute(_ONE, (row,)).fetchone()
+            found = None if connection is None else connection.execute(ONE, (row,)).fetchone()
             return None if found is None else found[0]
 
     def at_once(self, row: int) -> bytes | None:
@@ -226,7 +220,7 @@ class Rows:
                 return None
             guard.depth += 1  # so that a fork in a finaliser leaves it open
             try:
-                for (data,) in cursor.execute(_ONE, (row,)):
+                for (data,) in cursor.execute(ONE, (row,)):
                     return data  # type: ignore[no-any-return]
                 return None
             except cursor.connection.Error:
@@ -247,7 +241,7 @@ class Rows:
         with self._guard:
             connection = self._open()
             if connection is not None:
-                for where, ids, wanted in _clauses(rows):
+                for where, ids, wanted in conditions(rows):
                     values = connection.execute(f"SELECT {column} FROM value WHERE {where} ORDER BY id", ids)
                     several = [value for (value,) in values]
                     if len(several) == len(wanted):
@@ -269,7 +263,7 @@ class Rows:
             self._tidy(connection)
 
     def _delete(self, connection: sqlite3.Connection, rows: Sequence[int]) -> None:
-        for where, ids, _ in _clauses(rows):
+        for where, ids, _ in conditions(rows):
             freed = f"SELECT coalesce(sum(length(data) + {OVERHEAD}), 0) FROM value WHERE {where}"
             (size,) = connection.execute(freed, ids).fetchone()
             connection.execute(f"DELETE FROM value WHERE {where}", ids)
@@ -350,29 +344,6 @@ class Rows:
 
 def _version(found: os.stat_result) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _clauses(rows: Sequence[int]) -> list[tuple[str, Sequence[int], Sequence[int]]]:
-    """Conditions for ``rows``, which are sorted, with those that each means: ranges for long runs, the rest by ids.
-
-    As a rule there are a few long runs, as values that leave memory together are written together.
-    """
-    clauses: list[tuple[str, Sequence[int], Sequence[int]]] = []
-    sparse: list[int] = []
-    missing = list(map(sub, rows, count()))  # how many before each row, counted from somewhere
-    start = 0
-    while start < len(rows):
-        run = rows[start : bisect_right(missing, missing[start], start + 1)]
-        if len(run) < FEW:
-            sparse += run
-        else:
-            clauses.append((_RANGE, (run[0], run[-1]), run))
-        start += len(run)
-    for start in range(0, len(sparse), AT_ONCE):
-        some = sparse[start : start + AT_ONCE]
-        most = next(size for size in _SOME if size >= len(some))  # few statements, so that SQLite keeps them prepared
-        clauses.append((_SOME[most], [*some, *repeat(some[0], most - len(some))], some))
-    return clauses
 
 
 _all: weakref.WeakSet[Rows] = weakref.WeakSet()

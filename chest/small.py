@@ -25,7 +25,7 @@ __all__ = ["Small"]
 K = TypeVar("K", bound=Hashable)
 
 TOGETHER = 4000  # values of a commit that are one transaction
-AHEAD = 512  # rows that are read at a time
+AHEAD = 1024  # rows that are read at a time
 MOST = 1 << 24  # bytes that values take which are read or written together, whatever their number
 CHUNK = 1 << 20  # bytes that wait in memory for their transaction
 CROWD = 20_000  # values that do so
