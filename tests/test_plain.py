@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 
 import pytest
 
 np = pytest.importorskip("numpy")
 
-from chest import arrays, plain  # noqa: E402
+from chest import Chest, aligned, arrays, plain  # noqa: E402
 
 N = 20_000  # items: enough to be a buffer of its own
 
@@ -121,3 +122,69 @@ def test_a_file_that_ends_too_early_is_an_error_also_for_a_kind_that_is_known(tm
         loaded(tmp_path / "x", None)
     with pytest.raises((EOFError, pickle.UnpicklingError)):
         arrays.load(io.BytesIO(data[: len(data) // 2]))
+
+
+# What a file says is remembered too, of a chest's files.
+
+
+def read_again(path, mode, monkeypatch):
+    """The value in the file, as a chest loads it, and how often the system was asked for bytes beside the array's."""
+    reads = []
+    real = os.pread
+    with monkeypatch.context() as patch, open(path, "rb", buffering=0) as file:
+        patch.setattr(os, "pread", lambda *args: reads.append(args) or real(*args))
+        value = arrays.load(file, mode, status=os.fstat(file.fileno()))
+    return value, len(reads)
+
+
+@pytest.fixture
+def nothing_remembered(monkeypatch):
+    monkeypatch.setattr(aligned, "_remembered", {})
+    return monkeypatch
+
+
+@pytest.mark.parametrize("mode", [None, "c", "r"])
+@pytest.mark.parametrize("name", ARRAYS)
+def test_a_file_that_was_loaded_before_is_asked_for_its_array_only(name, mode, tmp_path, nothing_remembered):
+    values = ARRAYS[name](), {"a": ARRAYS[name](), "b": [ARRAYS[name]()]}
+    for value in values:
+        saved(value, tmp_path / "one")
+        first, asked = read_again(tmp_path / "one", mode, nothing_remembered)
+        again, not_asked = read_again(tmp_path / "one", mode, nothing_remembered)
+        with open(tmp_path / "one", "rb", buffering=0) as file:
+            laid_out = aligned.read_layout(file) is not None  # dates, and subclasses, are pickled by copy
+        assert asked and (not not_asked or not laid_out)
+        if value is values[0]:
+            assert look(first) == look(again)
+        else:
+            assert [look(first["a"]), look(first["b"][0])] == [look(again["a"]), look(again["b"][0])]
+        os.unlink(tmp_path / "one")
+
+
+def test_another_file_of_the_same_name_and_size_is_another(tmp_path, nothing_remembered):
+    c = Chest(path=tmp_path / "c", mmap_mode="c")
+    for turn in range(5):
+        c["x"] = value = np.arange(N, dtype="f8" if turn % 2 else "i8")
+        c.flush()
+        for _ in range(2):
+            assert look(c["x"]) == look(value)
+            c.move_to_disk("x")
+
+
+def test_files_that_nobody_vouches_for_are_not_remembered(tmp_path, nothing_remembered):
+    for kind in ("f8", "i8"):
+        saved(np.arange(N, dtype=kind), tmp_path / "x")
+        assert loaded(tmp_path / "x", "c").dtype == kind
+    assert not aligned._remembered
+
+
+def test_no_more_is_remembered_than_is_worth_it(tmp_path, nothing_remembered):
+    nothing_remembered.setattr(aligned, "_MOST_REMEMBERED", 3)
+    c = Chest(path=tmp_path / "c")
+    for n in range(7):
+        c[n] = np.arange(float(N))
+    c["much beside it"] = [np.arange(float(N)), list(range(10_000))]
+    c.flush()
+    for key in c:
+        c[key]
+    assert 0 < len(aligned._remembered) <= 3

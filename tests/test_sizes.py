@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import functools
 import mmap
+import pickle
 import random
 import subprocess
 import sys
@@ -816,3 +817,43 @@ def test_no_library_is_imported() -> None:
     )
 
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
+
+
+LIGHT_PARTS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.complex_numbers(), st.text(), st.binary(),
+                        st.integers(0, 255), st.sampled_from(["", b"", (), 0]))
+
+
+@given(st.one_of(LIGHT_PARTS, st.lists(LIGHT_PARTS), st.lists(LIGHT_PARTS).map(tuple),
+                 st.dictionaries(LIGHT_PARTS.filter(lambda part: part != ()), LIGHT_PARTS)))
+def test_a_light_value_takes_no_more_than_it_may_for_each_byte_of_its_pickle(value: Any) -> None:
+    back = pickle.loads(pickle.dumps(value, 5))
+    if sizes.light(back):
+        assert nbytes(back) <= sizes.LIGHT * len(pickle.dumps(value, 5))
+
+
+@pytest.mark.parametrize("count", [*range(40), 85, 86, 170, 171, 341, 342, 1365, 1366])
+def test_the_emptiest_light_values_stay_below_the_bound_at_every_size(count: int) -> None:
+    for value in (dict.fromkeys(range(count)), [None] * count, tuple(range(count)), list(map(str, range(count)))):
+        back = pickle.loads(pickle.dumps(value, 5))
+        assert sizes.light(back)
+        assert nbytes(back) <= sizes.LIGHT / 2 * len(pickle.dumps(value, 5))
+
+
+@pytest.mark.parametrize("value", [[[]], {"x": {}}, {(1,): 2}, ((),), object(), {1}, bytearray(3), [object()], len, int])
+def test_nothing_else_is_light(value: Any) -> None:
+    assert not sizes.light(value)
+
+
+def test_what_has_a_measure_of_the_users_is_not_light() -> None:
+    registered = dict(sizes._registered)
+    try:
+        nbytes.register(str)(lambda text: 10**9)
+        assert not sizes.light("x")
+        assert not sizes.light(["x"])
+        assert not sizes.light(1.5)
+    finally:
+        sizes._registered.clear()
+        sizes._registered.update(registered)
+        nbytes.register("no.such")(lambda value: 0)  # works the tables out anew
+        sizes._registered.pop("no.such")
+    assert sizes.light("x")

@@ -1,6 +1,7 @@
 """Small values as rows of one SQLite file: what `Small` promises by itself, and what a chest makes of it."""
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import gzip
@@ -17,8 +18,10 @@ import tracemalloc
 
 import pytest
 from children import HOME, forked, python
+from hypothesis import given
+from hypothesis import strategies as st
 
-from chest import Chest, rows
+from chest import Chest, rows, statements
 from chest.codec import Codec
 from chest.dumper import Dumper
 from chest.errors import ChestError, LoadError
@@ -126,6 +129,41 @@ def test_many_values_are_several_transactions_and_all_are_there(path, store, mon
     other = make(path)
     assert get(other, *names) == values
     other.close()
+
+
+@pytest.mark.parametrize("count", [1, 2, statements.TOGETHER, statements.TOGETHER + 1, 3 * statements.TOGETHER + 7])
+def test_rows_that_are_written_together_have_ids_one_after_another(store, count):
+    values = [f"value {i}" for i in range(count)]
+    for turn in range(2):
+        names, nbytes = store.write_rows(values)
+        assert names == list(range(1 + turn * count, 1 + (turn + 1) * count))
+        assert get(store, *names) == values
+        assert nbytes == sum(len(pickle.dumps(value, 5)) for value in values)
+        store.remove(names[-1:])
+
+
+def test_a_file_with_rows_where_none_can_be_is_refused_and_left_as_it_is(path, store):
+    put(store, 1)
+    with contextlib.closing(sqlite3.connect(os.path.join(path, ".small"))) as other, other:
+        other.execute("INSERT INTO value VALUES (1000, 1, x'00')")
+    for done in store.write([("a", 2), ("b", 3)]):
+        assert isinstance(done.error, LoadError)
+        assert "damaged" in str(done.error)
+    with contextlib.closing(sqlite3.connect(os.path.join(path, ".small"))) as other:
+        assert other.execute("SELECT id FROM value").fetchall() == [(1,), (1000,)]
+
+
+@given(st.sets(st.one_of(st.integers(1, 400), st.integers(1, 10**6))), st.sets(st.integers(1, 20)))
+def test_conditions_mean_the_rows_that_are_asked_for_and_no_others(rows, runs):
+    rows = sorted(rows.union(*(range(run * 1000, run * 1000 + 10 * run) for run in runs)))
+    meant = []
+    for where, ids, wanted in statements.conditions(rows):
+        assert where.count("?") == len(ids)
+        found = range(ids[0], ids[1] + 1) if "BETWEEN" in where else ids
+        assert set(found) == set(wanted)
+        assert list(wanted) == sorted(wanted)
+        meant += wanted
+    assert sorted(meant) == rows
 
 
 def test_a_name_is_given_out_only_when_its_row_is_committed(path, store):
