@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Sequence
 from itertools import compress
 from operator import length_hint
-from typing import Any, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from chest.arriving import Arriving
 from chest.changeable import which_can_change
@@ -27,6 +27,18 @@ STEP = 1024  # values that are looked up together as one iterates
 FULL = 7 / 8  # of the budget: what leaves in a crowd makes an eighth of it free
 
 
+class Loan(Generic[K]):
+    """Keys whose values are handed out one after another, with their names and the bytes of their rows if these were
+    read at once.  Then ``values`` are what was made of them, and ``lent`` those that are in the user's hands."""
+
+    def __init__(self, keys: list[K], names: Sequence[Name | None] = (), rows: Sequence[Any] = ()):
+        self.keys = keys
+        self.names = list(names)
+        self.rows = list(rows)
+        self.values: list[Any] = []
+        self.lent: dict[K, Any] = {}
+
+
 class Passing(Arriving[K]):
     """Values on their way from disk to the user, or from the user to disk, that do not stay in memory."""
 
@@ -35,10 +47,36 @@ class Passing(Arriving[K]):
 
     # Out to the user.
 
-    def stream(self, keys: list[K]) -> Iterator[tuple[K, Any]]:
-        """The pairs of key and value; a key that another process deletes meanwhile is left out."""
+    def stream(self, keys: list[K], turns: int, owner: object) -> Iterator[tuple[K, Any]]:
+        """The pairs of key and value; a key that another process deletes meanwhile is left out.
+
+        `RuntimeError` as soon as keys came or went by ``index.turns``; ``owner`` is kept for as long as one iterates.
+        """
+        for loan in self._loans(keys):
+            steps = iter(loan.keys)
+            others = 0
+            try:
+                self._lend(loan)
+                for key in steps:
+                    value = loan.lent.get(key, ABSENT)
+                    if value is ABSENT:
+                        others += 1
+                        value = self._found(key)
+                        if value is ABSENT:
+                            continue
+                    yield key, value
+                    if self.index.turns != turns:
+                        raise RuntimeError("chest changed size during iteration")
+            finally:
+                handed_out = len(loan.keys) - length_hint(steps)
+                self._take_back(loan, handed_out)
+                with self.lock:
+                    self.counts.misses += handed_out - others
+
+    def _loans(self, keys: list[K]) -> Iterator[Loan[K]]:
+        """Parts of ``keys``: if memory is full with the rows read at once of what is to pass it, else with nothing."""
         if self._on_miss is not nothing or not self.store.grain:
-            yield from self._pairs(keys)
+            yield Loan(keys)
             return
         step = min(STEP, self.store.ahead)
         for start in range(0, len(keys), step):
@@ -46,70 +84,49 @@ class Passing(Arriving[K]):
             if not self._full():
                 taken = self.memory.among(crowd)
                 self._bring([key for key in crowd if key not in taken and type(self.index.names.get(key)) is int])
-            yield from self._passing(crowd) if self._full() else self._pairs(crowd)
-
-    def _pairs(self, keys: list[K]) -> Iterator[tuple[K, Any]]:
-        for key in keys:
-            try:
-                value = self._value(key)
-            except KeyError as error:
-                if file_is_gone(error, key):
-                    raise
+            if not self._full():
+                yield Loan(crowd)
                 continue
-            yield key, value
+            names, data = self._read_rows(crowd)
+            for few in self._by_few(data):
+                yield Loan(crowd[few], names[few], data[few])
 
-    def _value(self, key: K) -> Any:
-        with self.lock:
-            if key in self.memory.values:
-                self.memory.handed_out([key])
-                return self.memory.values[key]
-        return self.get(key)
-
-    def _passing(self, keys: list[K]) -> Iterator[tuple[K, Any]]:
-        """The pairs of ``keys``; rows are read at once, and their values lent a few at a time, and not kept."""
-        names, data = self._read_rows(keys)
-        for few in self._by_few(data):
-            yield from self._lending(keys[few], names[few], data[few])
-
-    def _lending(self, keys: list[K], names: list[Name | None], data: list[Any]) -> Iterator[tuple[K, Any]]:
-        values = self._decoded(names, data)
-        lent: dict[K, Any] = {}
-        steps = iter(keys)
-        others = 0
+    def _found(self, key: K) -> Any:
+        """The value of one key, `ABSENT` if there is no such key any more."""
         try:
             with self.lock:
-                lent = self._still(keys, names, values)
-                self.memory.lend(lent)
-            for key in steps:
-                value = lent.get(key, ABSENT)
-                if value is ABSENT:
-                    others += 1
-                    yield from self._pairs([key])
-                else:
-                    yield key, value
-        finally:
-            handed_out = len(keys) - length_hint(steps)
-            self._take_back(keys, names, values[:handed_out], data, lent)
-            with self.lock:
-                self.counts.misses += handed_out - others
+                if key in self.memory.values:
+                    self.memory.handed_out([key])
+                    return self.memory.values[key]
+            return self.get(key)
+        except KeyError as error:
+            if file_is_gone(error, key):
+                raise
+            return ABSENT
 
-    def _take_back(self, keys: list[K], names: list[Name | None], values: list[Any], data: list[Any],
-                   lent: dict[K, Any]) -> None:
-        """The user is through with ``values``: those that he changed enter memory, those that he holds can be found."""
-        suspects = which_can_change(values)
-        columns = (list(compress(column, suspects)) for column in (keys, names, values, data))
-        keys, names, values, data = cast(Any, columns)
+    def _lend(self, loan: Loan[K]) -> None:
+        if loan.rows:
+            loan.values = self._decoded(loan.names, loan.rows)
+            with self.lock:
+                loan.lent = self._still(loan.keys, loan.names, loan.values)
+                self.memory.lend(loan.lent)
+
+    def _take_back(self, loan: Loan[K], handed_out: int) -> None:
+        """The user is through with values: those that he changed enter memory, those that he holds can be found."""
+        suspects = which_can_change(loan.values[:handed_out])
+        columns = (list(compress(column, suspects)) for column in (loan.keys, loan.names, loan.values, loan.rows))
+        keys, names, values, rows = cast(Any, columns)
         alike: Sequence[bool] = [False] * len(keys)  # for all that is known if Ctrl-C comes now
         try:
-            alike = self.store.alike(values, data) if self.memory.writeback else [True] * len(keys)
+            alike = self.store.alike(values, rows) if keys and self.memory.writeback else [True] * len(keys)
         finally:
             with self.lock:
-                self.memory.take_back(lent)
+                self.memory.take_back(loan.lent)
                 named = list(map(self.index.names.get, keys))
                 weak = any(kind.__weakrefoffset__ for kind in set(map(type, values)))
                 if weak or not all(alike) or names != named:
                     same = [one and name == now for one, name, now in zip(alike, names, named)]
-                    self._keep([one for one in zip(keys, same, values) if one[0] in lent])
+                    self._keep([one for one in zip(keys, same, values) if one[0] in loan.lent])
         self._make_room_quietly(ABSENT)
 
     def _keep(self, items: list[tuple[K, bool, Any]]) -> None:

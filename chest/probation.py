@@ -51,8 +51,8 @@ class Probation(Passing[K]):
         return super().get(key)
 
     def _let_in(self, key: K, name: Name, data: bytes) -> Any:
-        """The value in a row, which is in memory now if there is room for it, else on probation; `ABSENT`, and nothing
-        is done, where that takes a closer look."""
+        """The value in a row, which is in memory now or on probation; `ABSENT`, and nothing is done, where that takes
+        a closer look."""
         try:
             value = self.store.decode(data)
         except Exception:
@@ -60,18 +60,20 @@ class Probation(Passing[K]):
         if self._encoded * PER_BYTE * 8 > self.available or len(self._slips) >= MOST:
             self._decide()
         memory = self.memory
+        most = LIGHT * len(data)
         with self.lock:
             if self.index.names.get(key) != name or key in self._loads or memory.current(key) is not ABSENT:
                 return ABSENT
-            most = LIGHT * len(data)
+            self.counts.missed(len(data))
             room = memory.room(FULL * self.available, most)
             if room < 0 and key not in self._seen:
                 self._wait(key, name, data, value)
-            elif room > most and self.codec.native and light(value):
+                return value
+            if room > most and self.codec.native and light(value):
                 memory.put_light_one(key, value, most)
-            else:
-                return ABSENT
-            self.counts.missed(len(data))
+                return value
+            memory.put(key, value, nbytes(value), True)
+        self._make_room_quietly(key)
         return value
 
     def _wait(self, key: K, name: Name, data: bytes, value: Any) -> None:

@@ -48,7 +48,11 @@ class ItemsView(collections.abc.ItemsView[K, V]):
 
     def __iter__(self) -> Iterator[tuple[K, V]]:
         chest: Any = self._mapping  # type: ignore[attr-defined]
-        return iterate(chest, chest._life.stream)
+        life = chest._alive()
+        with life.lock:
+            keys, turns = life.keys(), life.index.turns
+        found: Iterator[tuple[K, V]] = life.stream(keys, turns, chest)
+        return found
 
 
 class NamesView(collections.abc.Mapping[K, "str | None"]):
