@@ -124,13 +124,12 @@ class Arriving(Leaving[K]):
 
     def _bring(self, keys: list[K]) -> bool:
         """Load values that are not in memory as long as there is room.  Returns whether there was room for all."""
-        names, data = self._read_rows(keys)
-        return all(self._bring_few(keys[few], names[few], data[few]) for few in self._by_few(data))
+        names, data, encoded = self._read_rows(keys)
+        return all(self._bring_few(keys[few], names[few], data[few]) for few in self._by_few(data, encoded))
 
-    def _by_few(self, rows: list[Any]) -> Iterator[slice]:
-        """Parts of the rows that were read at once, so small that it does not matter what they take once decoded, as
-        nobody counts that: an eighth of the budget, as a rule."""
-        encoded = sum(map(len, filter(None, rows)))
+    def _by_few(self, rows: list[Any], encoded: int) -> Iterator[slice]:
+        """Parts of the rows that were read at once, which have so many bytes: so small that it does not matter what
+        they take once decoded, as nobody counts that: an eighth of the budget, as a rule."""
         share = self.available / (8 * PER_BYTE * encoded) if encoded else 1
         few = max(int(len(rows) * min(share, 1)), 1) if self.codec.native else 1  # of other formats nothing is known
         return (slice(start, start + few) for start in range(0, len(rows), few))
@@ -157,16 +156,16 @@ class Arriving(Leaving[K]):
             return False
         most = LIGHT * sum(map(len, data))
         with self.lock:
-            if not self.memory.within(self.available - most):
+            if self.memory.room(self.available, most) < most:
                 return False
             found = self._still(keys, names, values)
             self.memory.put_light(found, most)
             self.counts.misses += len(found)
         return True
 
-    def _read_rows(self, keys: list[K]) -> tuple[list[Name | None], list[Any]]:
-        """The names of what is neither in memory nor in somebody's hands, `None` for the rest, and the bytes of those
-        that are rows, read at once, `None` for the rest."""
+    def _read_rows(self, keys: list[K]) -> tuple[list[Name | None], list[Any], int]:
+        """The names of what is neither in memory nor in somebody's hands, `None` for the rest; the bytes of those that
+        are rows, read at once, `None` for the rest; and how many bytes these are."""
         with self.lock:
             trusted = self.index.unchanged()
             names = list(map(self.index.names.get, keys))
@@ -174,9 +173,10 @@ class Arriving(Leaving[K]):
         if taken:
             names = [None if key in taken else name for key, name in zip(keys, names)]
         data = self.store.peek(names, trusted) if self.store.grain else [None] * len(keys)
+        encoded = sum(map(len, filter(None, data)))
         with self.lock:
-            self.counts.bytes_read += sum(map(len, filter(None, data)))
-        return names, data
+            self.counts.bytes_read += encoded
+        return names, data, encoded
 
     def _decoded(self, names: list[Name | None], rows: list[Any]) -> list[Any]:
         """The values in rows; `ABSENT`, and no name any more, for one that is none or cannot be read: who asks for it
@@ -203,7 +203,9 @@ class Arriving(Leaving[K]):
         Rows are written once, under names that are never used again: the same name is the same value.
         """
         found = dict(zip(keys, values))
-        gone = self.memory.among(keys) | self._loads.keys() & keys
+        gone = self.memory.among(keys)
+        if self._loads:
+            gone |= self._loads.keys() & keys
         now = list(map(self.index.names.get, keys))
         if now != names or None in names:
             gone.update(key for key, name, then in zip(keys, now, names) if name != then or then is None)

@@ -26,6 +26,7 @@ from chest.names import Name, inside, parsed, text
 __all__ = ["KEYS", "KeysFile", "Pairs", "header"]
 
 Pairs = list[tuple[Any, Optional[Name]]]  # a name of None says that the key was deleted
+Texts = list[tuple[Any, Optional[str]]]  # the same in the file
 
 KEYS = ".keys"
 FORMAT = 1
@@ -285,18 +286,19 @@ class KeysFile:
         self._end += len(data)
         return True
 
-    def replace(self, pairs: Pairs) -> None:
+    def replace(self, pairs: Iterable[tuple[Any, Name | None]]) -> None:
         """Commit ``pairs`` as the whole list.  Called within the gate."""
+        texts = _texts(pairs)
         spare = self.path + "~"  # of a commit that was killed, maybe; nobody else writes it while we have the gate
         try:
             os.unlink(spare)
         except FileNotFoundError:
             pass
         try:
-            native = self._codec.native or not self._written(pairs, spare)
+            native = self._codec.native or not self._written(texts, spare)
             if native:
                 with open(spare, "wb") as file:
-                    file.write(header() + pickle.dumps(_texts(pairs), 5)[2:])
+                    file.write(header() + pickle.dumps(texts, 5)[2:])
             if self._durable:
                 sync_file(spare)
             system.replace(spare, self.path)
@@ -311,18 +313,18 @@ class KeysFile:
         self._list_end = self._end = self.signature.size if native and self.signature else 0
         self._compact = False
 
-    def _written(self, pairs: Pairs, spare: str) -> bool:
+    def _written(self, texts: Texts, spare: str) -> bool:
         """Does the user's ``dump`` write, and ``load`` give back, these pairs: the same keys of the same types?"""
         try:
             with self._codec.create(spare) as file:
-                self._codec.dump(_texts(pairs), file)
+                self._codec.dump(texts, file)
             with self._codec.reader(spare) as file:
-                back = self._checked(self._codec.load(file))
+                back = _texts(self._checked(self._codec.load(file)))
         except OSError:
             raise
         except Exception:
             return False
-        return alike(back, pairs)
+        return alike(back, texts)
 
     def plain(self) -> bool:
         """Is the file one list and nothing behind it?"""
@@ -346,7 +348,8 @@ class KeysFile:
         self.close()
 
 
-def _texts(pairs: Pairs) -> list[tuple[Any, str | None]]:
+def _texts(pairs: Iterable[tuple[Any, Name | None]]) -> Texts:
+    """``pairs`` as they stand in the file."""
     return [(key, text(name) if isinstance(name, int) else name) for key, name in pairs]
 
 

@@ -6,8 +6,8 @@ a change made to it is noticed when it is given back.
 """
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
-from itertools import compress
+from collections.abc import Collection, Hashable, Iterator, Sequence
+from itertools import compress, islice
 from operator import length_hint
 from typing import Any, Generic, TypeVar, cast
 
@@ -24,6 +24,7 @@ __all__ = ["Passing"]
 K = TypeVar("K", bound=Hashable)
 
 STEP = 1024  # values that are looked up together as one iterates
+SAMPLES = 16  # values that many are judged by
 FULL = 7 / 8  # of the budget: what leaves in a crowd makes an eighth of it free
 
 
@@ -47,25 +48,27 @@ class Passing(Arriving[K]):
 
     # Out to the user.
 
-    def stream(self, keys: list[K], turns: int, owner: object) -> Iterator[tuple[K, Any]]:
-        """The pairs of key and value; a key that another process deletes meanwhile is left out.
+    def stream(self, keys: list[K], turns: int, owner: object, pairs: bool) -> Iterator[Any]:
+        """The values, or ``pairs`` of key and value; a key that another process deletes meanwhile is left out.
 
         `RuntimeError` as soon as keys came or went by ``index.turns``; ``owner`` is kept for as long as one iterates.
         """
+        index = self.index
         for loan in self._loans(keys):
             steps = iter(loan.keys)
             others = 0
             try:
                 self._lend(loan)
+                lent = loan.lent.get
                 for key in steps:
-                    value = loan.lent.get(key, ABSENT)
+                    value = lent(key, ABSENT)
                     if value is ABSENT:
                         others += 1
                         value = self._found(key)
                         if value is ABSENT:
                             continue
-                    yield key, value
-                    if self.index.turns != turns:
+                    yield (key, value) if pairs else value
+                    if index.turns != turns:
                         raise RuntimeError("chest changed size during iteration")
             finally:
                 handed_out = len(loan.keys) - length_hint(steps)
@@ -87,8 +90,8 @@ class Passing(Arriving[K]):
             if not self._full():
                 yield Loan(crowd)
                 continue
-            names, data = self._read_rows(crowd)
-            for few in self._by_few(data):
+            names, data, encoded = self._read_rows(crowd)
+            for few in self._by_few(data, encoded):
                 yield Loan(crowd[few], names[few], data[few])
 
     def _found(self, key: K) -> Any:
@@ -141,9 +144,9 @@ class Passing(Arriving[K]):
     # In from the user.
 
     def set_many(self, pairs: dict[K, Any]) -> Iterator[tuple[K, Any]]:
-        """Set many pairs by writing them at once, if memory is full.  Yields those that are to be set singly, each at
-        its turn, as the order of the pairs is that of the keys."""
-        if len(pairs) < 2 or not self.store.grain or self._on_overflow is not nothing or not self._full():
+        """Set many pairs by writing them at once, if memory has no room for them.  Yields those that are to be set
+        singly, each at its turn, as the order of the pairs is that of the keys."""
+        if len(pairs) < 2 or not self.store.grain or self._on_overflow is not nothing or self._fit(pairs.values()):
             yield from pairs.items()
             return
         items = list(pairs.items())
@@ -162,6 +165,11 @@ class Passing(Arriving[K]):
                 self._take_in(items[start:reached], names[start:reached])
         finally:
             self.store.remove(filter(None, names[reached:]))  # nobody will ever know these
+
+    def _fit(self, values: Collection[Any]) -> bool:
+        """Is there room for new values in memory, judged by a few of them?"""
+        some = list(islice(values, 0, None, 1 + len(values) // SAMPLES))
+        return not self.over(FULL * self.available - sum(map(nbytes, some)) * len(values) / len(some))
 
     def _take_in(self, items: list[tuple[K, Any]], names: list[Name]) -> None:
         """These values are in new rows now, and not in memory."""

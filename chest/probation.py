@@ -37,6 +37,7 @@ class Probation(Passing[K]):
         self._waiting: dict[K, Any] = {}
         self._slips: list[tuple[K, Name, bytes]] = []  # what each of them was read from
         self._encoded = 0  # bytes of those
+        self._enough = 0.0  # bytes after which they are decided about
         self._seen: dict[K, None] = {}  # the keys that were let go last
 
     def get(self, key: K) -> Any:
@@ -57,7 +58,7 @@ class Probation(Passing[K]):
             value = self.store.decode(data)
         except Exception:
             return ABSENT  # who looks closer is told why
-        if self._encoded * PER_BYTE * 8 > self.available or len(self._slips) >= MOST:
+        if self._encoded > self._enough or len(self._slips) >= MOST:
             self._decide()
         memory = self.memory
         most = LIGHT * len(data)
@@ -79,6 +80,7 @@ class Probation(Passing[K]):
     def _wait(self, key: K, name: Name, data: bytes, value: Any) -> None:
         if not self._slips:
             self._waiting = {}
+            self._enough = self.available / (8 * PER_BYTE)
             self.memory.lend(self._waiting)
         self._waiting[key] = value
         self._slips.append((key, name, data))

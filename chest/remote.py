@@ -25,7 +25,7 @@ from chest.codec import Codec
 from chest.errors import ChestError, LoadError
 from chest.files import Loaded, Written
 from chest.keysfile import KEYS, KeysFile, Pairs, alike, header, written_by
-from chest.names import Names, digest, text
+from chest.names import Name, Names, digest, text
 from chest.store import Store
 
 __all__ = ["RemoteFiles", "RemoteKeys", "connect"]
@@ -339,9 +339,9 @@ class RemoteKeys(KeysFile):
         """Remove the index object."""
         self._store.remove([KEYS])
 
-    def replace(self, pairs: Pairs) -> None:
+    def replace(self, pairs: Iterable[tuple[Any, Name | None]]) -> None:
         """Commit ``pairs`` as the whole list.  `ChestError` if the store found another writer's commit in between."""
-        data = self._dumped(pairs)
+        data = self._dumped(list(pairs))
         tag = self._put(data)
         if tag is None and self._tagged is False and not self._store.hooked:
             tag = self._mark(data, lambda: data)

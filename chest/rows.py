@@ -14,6 +14,7 @@ import threading
 import weakref
 from collections.abc import Container, Sequence
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Callable, TypeVar
 
 from chest import locks, writers
@@ -243,7 +244,7 @@ class Rows:
             if connection is not None:
                 for where, ids, wanted in conditions(rows):
                     values = connection.execute(f"SELECT {column} FROM value WHERE {where} ORDER BY id", ids)
-                    several = [value for (value,) in values]
+                    several = list(chain.from_iterable(values))
                     if len(several) == len(wanted):
                         found.update(zip(wanted, several))
                     else:  # some are gone

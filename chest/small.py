@@ -206,7 +206,7 @@ class Small(Generic[K]):
         dumped: list[bytes] = []
         if self._native:
             try:
-                dumped = [pickle.dumps(value, 5) for value in values]
+                dumped = list(map(pickle.dumps, values, repeat(5)))
             except Exception:  # one can no longer be pickled
                 pass
         if dumped == data:

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import collections.abc
 from collections.abc import Iterator, Mapping
-from operator import itemgetter
 from typing import Any, Callable, TypeVar
 
 from chest.names import Name, text
@@ -40,19 +39,23 @@ class ValuesView(collections.abc.ValuesView[V]):
     _mapping: Any
 
     def __iter__(self) -> Iterator[V]:
-        return map(itemgetter(1), self._mapping.items())
+        return _streamed(self._mapping, pairs=False)
 
 
 class ItemsView(collections.abc.ItemsView[K, V]):
     """The pairs of key and value, loaded as they are asked for, so that memory stays within the budget."""
 
+    _mapping: Any
+
     def __iter__(self) -> Iterator[tuple[K, V]]:
-        chest: Any = self._mapping  # type: ignore[attr-defined]
-        life = chest._alive()
-        with life.lock:
-            keys, turns = life.keys(), life.index.turns
-        found: Iterator[tuple[K, V]] = life.stream(keys, turns, chest)
-        return found
+        return _streamed(self._mapping, pairs=True)
+
+
+def _streamed(chest: Any, pairs: bool) -> Iterator[Any]:
+    life = chest._alive()
+    with life.lock:
+        stream: Iterator[Any] = life.stream(life.keys(), life.index.turns, chest, pairs)
+    return stream
 
 
 class NamesView(collections.abc.Mapping[K, "str | None"]):
