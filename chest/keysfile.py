@@ -21,12 +21,11 @@ from chest.codec import Codec
 from chest.errors import ChestError, LoadError
 from chest.locks import gate
 from chest.log import log
-from chest.names import Name, inside, parsed, text
+from chest.names import Name, inside
 
 __all__ = ["KEYS", "KeysFile", "Pairs", "header"]
 
 Pairs = list[tuple[Any, Optional[Name]]]  # a name of None says that the key was deleted
-Texts = list[tuple[Any, Optional[str]]]  # the same in the file
 
 KEYS = ".keys"
 FORMAT = 1
@@ -68,7 +67,7 @@ def signature(found: os.stat_result) -> Signature:
 
 def record(changes: Pairs) -> bytes:
     """One commit's changes as they are appended."""
-    body = pickle.dumps(_texts(changes), 5)
+    body = pickle.dumps(changes, 5)
     return _RECORD.pack(_MAGIC, len(body), zlib.crc32(body)) + body
 
 
@@ -249,15 +248,14 @@ class KeysFile:
         try:
             pairs = list(pairs)
             keys = [hashable(key) if isinstance(key, (list, tuple)) else key for key, _ in pairs]
-            texts = [name if name is None or type(name) is str else str(name) for _, name in pairs]
+            names = [name if name is None or type(name) in (str, int) else str(name) for _, name in pairs]
             dict.fromkeys(keys)  # can they all be keys?
         except (TypeError, ValueError) as error:
             raise self._damaged(error) from error
         if os.sep != "/":
-            texts = [name and name.replace(os.sep, "/") for name in texts]
-        names = [name and parsed(name) for name in texts]
+            names = [name.replace(os.sep, "/") if isinstance(name, str) else name for name in names]
         for key, name in zip(keys, names):
-            if not (name is None or isinstance(name, int) or _PLAIN(name) or inside(name)):
+            if not (name is None or (0 < name < 1 << 63 if isinstance(name, int) else _PLAIN(name) or inside(name))):
                 raise ChestError(f"the index {self.path} gives the key {key!r} the file {name!r}, which is outside of "
                                  f"the chest; nothing was read or changed. Do not trust this chest")
         return list(zip(keys, names))
@@ -288,17 +286,17 @@ class KeysFile:
 
     def replace(self, pairs: Iterable[tuple[Any, Name | None]]) -> None:
         """Commit ``pairs`` as the whole list.  Called within the gate."""
-        texts = _texts(pairs)
+        pairs = list(pairs)
         spare = self.path + "~"  # of a commit that was killed, maybe; nobody else writes it while we have the gate
         try:
             os.unlink(spare)
         except FileNotFoundError:
             pass
         try:
-            native = self._codec.native or not self._written(texts, spare)
+            native = self._codec.native or not self._written(pairs, spare)
             if native:
                 with open(spare, "wb") as file:
-                    file.write(header() + pickle.dumps(texts, 5)[2:])
+                    file.write(header() + pickle.dumps(pairs, 5)[2:])
             if self._durable:
                 sync_file(spare)
             system.replace(spare, self.path)
@@ -313,18 +311,18 @@ class KeysFile:
         self._list_end = self._end = self.signature.size if native and self.signature else 0
         self._compact = False
 
-    def _written(self, texts: Texts, spare: str) -> bool:
+    def _written(self, pairs: Pairs, spare: str) -> bool:
         """Does the user's ``dump`` write, and ``load`` give back, these pairs: the same keys of the same types?"""
         try:
             with self._codec.create(spare) as file:
-                self._codec.dump(texts, file)
+                self._codec.dump(pairs, file)
             with self._codec.reader(spare) as file:
-                back = _texts(self._checked(self._codec.load(file)))
+                back = self._checked(self._codec.load(file))
         except OSError:
             raise
         except Exception:
             return False
-        return alike(back, texts)
+        return alike(back, pairs)
 
     def plain(self) -> bool:
         """Is the file one list and nothing behind it?"""
@@ -346,11 +344,6 @@ class KeysFile:
 
     def __del__(self) -> None:
         self.close()
-
-
-def _texts(pairs: Iterable[tuple[Any, Name | None]]) -> Texts:
-    """``pairs`` as they stand in the file."""
-    return [(key, text(name) if isinstance(name, int) else name) for key, name in pairs]
 
 
 def apply(names: Any, changes: Iterable[tuple[Any, Name | None]]) -> None:

@@ -1,7 +1,7 @@
 """Names of value files: a key's plain name, and the next name that is free.
 
 A name is relative to the chest's directory, its parts joined by ``/`` on every platform.  A row of small values is
-named by its id, a number; where others see that, it is a text like all names: ``.small/<id>``.
+named by its id, a number; where people see that, it is a text like all names: ``.small/<id>``.
 """
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def inside(name: Any) -> bool:
 
 
 def text(name: Name) -> str:
-    """``name`` as others see it, and as it stands in ``.keys``.
+    """``name`` as people see it.
 
     >>> text('x'), text(7)
     ('x', '.small/7')

@@ -32,12 +32,12 @@ def read_index(path):
 
 def read_value(path, name):
     """A value, from its file or its row."""
-    if not name.startswith(".small/"):
+    if isinstance(name, str):
         with open(os.path.join(path, name), "rb") as file:
             return pickle.load(file)
     with sqlite3.connect(os.path.join(path, ".small")) as rows:
         assert rows.execute("PRAGMA user_version").fetchone() == (1,)
-        (data,) = rows.execute("SELECT data FROM value WHERE id = ?", (int(name[7:]),)).fetchone()
+        (data,) = rows.execute("SELECT data FROM value WHERE id = ?", (name,)).fetchone()
     rows.close()
     return pickle.loads(data)
 

@@ -110,7 +110,7 @@ def test_an_independent_reader_reads_small_values(path):
 
     names = independent_reader.read_index(path)
 
-    assert names["small"].startswith(".small/")
+    assert isinstance(names["small"], int)
     assert independent_reader.read_value(path, names["small"]) == [1, 2]
     assert independent_reader.read_value(path, names["large"]) == bytes(5000)
 

@@ -301,7 +301,7 @@ def test_an_index_that_cannot_be_read_is_a_clear_error_and_stays_as_it_is(keys, 
     assert content(keys) == data
 
 
-@pytest.mark.parametrize("name", ["../x", "/etc/passwd", ".keys", "a/../../x", "", "a//b", "_a/.b", ".small/x", "x\0"])
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", ".keys", "a/../../x", "", "a//b", "_a/.b", ".small/x", ".small/5", "x\0", 0, -1, 1 << 63])
 def test_a_name_that_points_outside_is_a_clear_error(keys, name):
     write(keys, pickle.dumps([("fine", "fine"), ("bad", name)]))
     with pytest.raises(ChestError, match="outside"):
