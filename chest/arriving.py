@@ -19,6 +19,8 @@ __all__ = ["Arriving"]
 
 K = TypeVar("K", bound=Hashable)
 
+SAMPLES = 4  # values that many are judged by
+FEW = 64  # values that are decoded, or in the hands of a loop, at a time, if they may be large
 PER_BYTE = 8  # bytes that a small value takes, for each of its pickle, as a rule
 WORKERS = 4  # threads that load: two cores are busy with two, and a slow disk or network wants more
 
@@ -131,7 +133,11 @@ class Arriving(Leaving[K]):
         """Parts of the rows that were read at once, which have so many bytes: so small that it does not matter what
         they take once decoded, as nobody counts that: an eighth of the budget, as a rule."""
         share = self.available / (8 * PER_BYTE * encoded) if encoded else 1
-        few = max(int(len(rows) * min(share, 1)), 1) if self.codec.native else 1  # of other formats nothing is known
+        few = max(int(len(rows) * min(share, 1)), 1)
+        if not self.codec.native:
+            few = 1  # of other formats nothing is known
+        elif not all(map(light, self._decoded([], list(filter(None, rows[:: 1 + len(rows) // SAMPLES]))))):
+            few = min(few, FEW)
         return (slice(start, start + few) for start in range(0, len(rows), few))
 
     def _bring_few(self, keys: list[K], names: list[Name | None], data: list[Any]) -> bool:

@@ -227,7 +227,7 @@ class Chest(SpillMapping[K, V]):
         with life.lock:
             life.clear_memory()
             if self._owner == os.getpid() and life.store.exists():
-                with life.index.gate:
+                with life.store.guard, life.index.gate:
                     life.index.refresh()
                     life.index.erase()
                     life.store.remove(name for name in life.index.forget() if isinstance(name, str))

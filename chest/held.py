@@ -65,9 +65,11 @@ class Held(Generic[K]):
         return True
 
     def _died(self, reference: _Reference) -> None:
-        if self._references.get(reference.key) is reference:
-            del self._references[reference.key]
+        held = self._references.pop(reference.key, None)
+        if held is reference:
             self._forgotten(reference.key)
+        elif held is not None:  # another value left memory under this key just then
+            self._references.setdefault(reference.key, held)
 
     def lend(self, crowd: dict[K, Any]) -> None:
         """Let these values be found until they are taken back; those of which another became the value leave it."""

@@ -205,7 +205,10 @@ class Index(Generic[K]):
         if len(done) == len(self.pending):
             self._tried, self._fresh = self._fresh, {}
         else:
-            self._tried = {name: self._fresh.pop(name) for name in map(names.get, done) if name in self._fresh}
+            fresh = self._fresh
+            self._tried = {name: fresh[name] for name in map(names.get, done) if name in fresh}
+            for name in self._tried:
+                del fresh[name]
         self.appended = not plain and self._keys.append(self._changes(done))
         if not self.appended:
             self._keys.replace(self._committed(self.pending.keys() - set(done)))

@@ -95,42 +95,49 @@ class Memory(Generic[K]):
         self._size_up()
         self._take(values)
         self._book(sizes)
+        self._unsized.clear()
 
     def put_light(self, values: dict[K, Any], most: int) -> None:
         """As `put_many` for values that are known to take at most ``most`` bytes together: what each of them takes is
         found out when it matters."""
-        self._take(values)
-        self._unsized.update(dict.fromkeys(values))
         self._most += most
+        self._take(values)
 
     def put_light_one(self, key: K, value: Any, most: int) -> None:
         """As `put_light` for one value."""
         self.tickets.void((key,))
         for found in self._alone:
             found.keys.discard(key)
+        self._most += most
+        self._unsized[key] = None  # before it is there: Ctrl-C must not leave a value that nobody counts
         self.values[key] = value
         if self.writeback and can_change(value):
             self.watched[key] = None
-        self._unsized[key] = None
-        self._most += most
 
     def _take(self, values: dict[K, Any]) -> None:
         self.tickets.void(values)
         for found in self._alone:
             found.keys.difference_update(values)
+        self._unsized.update(dict.fromkeys(values))  # before they are there
         self.values.update(values)
         if self.writeback:
             self.watched.update(dict.fromkeys(compress(values, which_can_change(list(values.values())))))
 
     def _book(self, sizes: dict[K, int]) -> None:
-        self._noted.update(sizes)
-        self._usage += sum(sizes.values())
+        usage = self._usage + sum(sizes.values())
+        try:
+            self._noted.update(sizes)
+            self._usage = usage
+        except BaseException:  # Ctrl-C
+            self._usage = sum(self._noted.values())
+            raise
         self._order.put_many(sizes)
 
     def _size_up(self) -> None:
         """Find out what those values take that are not noted yet."""
         if self._unsized:
-            self._book({key: nbytes(self.values[key]) for key in self._unsized if key not in self._noted})
+            new = [key for key in self._unsized if key in self.values and key not in self._noted]
+            self._book({key: nbytes(self.values[key]) for key in new})
             self._unsized.clear()
             self._most = 0
 
@@ -153,7 +160,7 @@ class Memory(Generic[K]):
 
     def within(self, limit: float) -> bool:
         """Is it certain, without a look at any value, that those in memory take no more than ``limit`` bytes?"""
-        return self._usage + self._most <= limit
+        return self._most + self._usage <= limit  # in this order, as another thread may size up just now
 
     def note(self, key: K, mark: int | None) -> None:
         """The value of ``key`` is what the file with this mark holds, as far as anyone knows."""
@@ -226,8 +233,8 @@ class Memory(Generic[K]):
     def renote(self, key: K, value: Any) -> None:
         """A change in place was noticed: the value may have another size now."""
         if self.values.get(key, ABSENT) is value:
-            size = nbytes(value)
-            self._usage += size - self._sizes[key]
+            size, before = nbytes(value), self._sizes[key]
+            self._usage += size - before
             self._noted[key] = size
             self._order.resize(key, size)
 

@@ -24,7 +24,7 @@ __all__ = ["Passing"]
 K = TypeVar("K", bound=Hashable)
 
 STEP = 1024  # values that are looked up together as one iterates
-SAMPLES = 16  # values that many are judged by
+SAMPLES = 16  # values that as many as come in are judged by
 FULL = 7 / 8  # of the budget: what leaves in a crowd makes an eighth of it free
 
 
@@ -117,6 +117,8 @@ class Passing(Arriving[K]):
     def _take_back(self, loan: Loan[K], handed_out: int) -> None:
         """The user is through with values: those that he changed enter memory, those that he holds can be found."""
         suspects = which_can_change(loan.values[:handed_out])
+        if None in loan.names:
+            suspects = [suspect and name is not None for suspect, name in zip(suspects, loan.names)]
         columns = (list(compress(column, suspects)) for column in (loan.keys, loan.names, loan.values, loan.rows))
         keys, names, values, rows = cast(Any, columns)
         alike: Sequence[bool] = [False] * len(keys)  # for all that is known if Ctrl-C comes now
@@ -133,7 +135,7 @@ class Passing(Arriving[K]):
         self._make_room_quietly(ABSENT)
 
     def _keep(self, items: list[tuple[K, bool, Any]]) -> None:
-        """Take values into memory that are not what is on disk, were it that a commit had them on the way."""
+        """Those changed enter memory, also where a commit wrote another state meanwhile; the others can be found."""
         for key, same, value in items:
             if not same:
                 self._disown(key)

@@ -9,9 +9,9 @@ management replacement algorithm" (1994).
 """
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from itertools import islice
-from typing import Any, Callable, TypeVar
+from typing import Any, Callable, Generic, TypeVar
 
 from chest.alone import alone
 from chest.arriving import PER_BYTE
@@ -29,26 +29,38 @@ K = TypeVar("K", bound=Hashable)
 MOST = 256  # values that wait
 
 
+class Crowd(Generic[K]):
+    """The values that wait, and for each the name and the bytes of the row that it was read from."""
+
+    def __init__(self) -> None:
+        self.values: dict[K, Any] = {}
+        self.slips: list[tuple[K, Name, bytes]] = []
+        self.nbytes = 0  # that all of them take, about
+
+
 class Probation(Passing[K]):
     """The short way in, for one small value."""
 
     def __init__(self, *parts: Any):
         super().__init__(*parts)
-        self._waiting: dict[K, Any] = {}
-        self._slips: list[tuple[K, Name, bytes]] = []  # what each of them was read from
-        self._encoded = 0  # bytes of those
-        self._enough = 0.0  # bytes after which they are decided about
+        self._crowd: Crowd[K] = Crowd()
         self._seen: dict[K, None] = {}  # the keys that were let go last
 
     def get(self, key: K) -> Any:
-        """The value of ``key``, which is not in memory; `KeyError` if there is none."""
+        """The value of ``key``, which is not in memory; `KeyError` if there is none.
+
+        A row that nobody else has or loads is read, and believed if nobody has committed since we looked last.
+        """
         name = self.index.names.get(key)
-        if type(name) is int and key not in self._waiting and self._on_miss is nothing:
-            data = self.store.row(name)
-            if data is not None and self.index.newest():
-                value = self._let_in(key, name, data)
-                if value is not ABSENT:
-                    return value
+        if type(name) is int and self._on_miss is nothing:
+            if key not in self._crowd.values:
+                data = self.store.row(name)
+                if data is not None and self.index.newest():
+                    value = self._let_in(key, name, data)
+                    if value is not ABSENT:
+                        return value
+            elif not self.index.newest():
+                self.refresh()
         return super().get(key)
 
     def _let_in(self, key: K, name: Name, data: bytes) -> Any:
@@ -58,74 +70,77 @@ class Probation(Passing[K]):
             value = self.store.decode(data)
         except Exception:
             return ABSENT  # who looks closer is told why
-        if self._encoded > self._enough or len(self._slips) >= MOST:
+        if self._crowd.nbytes > self.available / 8 or len(self._crowd.slips) >= MOST:
             self._decide()
         memory = self.memory
         most = LIGHT * len(data)
+        is_light = self.codec.native and light(value)
         with self.lock:
             if self.index.names.get(key) != name or key in self._loads or memory.current(key) is not ABSENT:
                 return ABSENT
             self.counts.missed(len(data))
             room = memory.room(FULL * self.available, most)
             if room < 0 and key not in self._seen:
-                self._wait(key, name, data, value)
+                self._wait(key, name, data, value, PER_BYTE * len(data) if is_light else nbytes(value))
                 return value
-            if room > most and self.codec.native and light(value):
+            if room > most and is_light:
                 memory.put_light_one(key, value, most)
                 return value
             memory.put(key, value, nbytes(value), True)
         self._make_room_quietly(key)
         return value
 
-    def _wait(self, key: K, name: Name, data: bytes, value: Any) -> None:
-        if not self._slips:
-            self._waiting = {}
-            self._enough = self.available / (8 * PER_BYTE)
-            self.memory.lend(self._waiting)
-        self._waiting[key] = value
-        self._slips.append((key, name, data))
-        self._encoded += len(data)
+    def _wait(self, key: K, name: Name, data: bytes, value: Any, size: int) -> None:
+        crowd = self._crowd
+        if not crowd.slips:
+            self.memory.lend(crowd.values)
+        crowd.slips.append((key, name, data))
+        crowd.nbytes += size
+        crowd.values[key] = value
 
     def _decide(self) -> None:
         """The end of a probation: what is in use enters memory, the rest goes."""
+        if not self._crowd.slips:
+            return
         with self.lock:
-            slips, self._slips, self._encoded = self._slips, [], 0
-            waiting, self._waiting = self._waiting, {}
-        in_use = self._in_use(slips, waiting)
-        with self.lock:
-            self.memory.take_back(waiting)
-            for key, name, _ in slips:
-                if key in waiting and (key in in_use or self.index.names.get(key) != name):
-                    self._disown(key)
-                    self.memory.put(key, waiting[key], nbytes(waiting[key]), True)
-            self._seen.update(dict.fromkeys(waiting))
-            for key in list(islice(self._seen, max(len(self._seen) - max(len(self.memory.values), MOST), 0))):
-                del self._seen[key]
+            crowd, self._crowd = self._crowd, Crowd()
+        in_use = set(crowd.values)  # for all that is known if Ctrl-C comes now
+        try:
+            in_use = self._in_use(crowd)
+        finally:
+            with self.lock:
+                for key, name, _ in crowd.slips:
+                    if key in crowd.values and (key in in_use or self.index.names.get(key) != name):
+                        self._disown(key)
+                        self.memory.put(key, crowd.values[key], nbytes(crowd.values[key]), True)
+                self._seen.update(dict.fromkeys(crowd.values))
+                self.memory.take_back(crowd.values)
+                for key in list(islice(self._seen, max(len(self._seen) - max(len(self.memory.values), MOST), 0))):
+                    del self._seen[key]
         self._make_room_quietly(ABSENT)
 
-    def _in_use(self, slips: list[tuple[K, Name, bytes]], waiting: dict[K, Any]) -> set[K]:
+    def _in_use(self, crowd: Crowd[K]) -> set[K]:
         """The keys of the values that somebody holds, or that are no longer as they were read."""
+        values = crowd.values
         with self.lock:
-            slips = [slip for slip in slips if slip[0] in waiting and can_change(waiting[slip[0]])]
-            held = {key for key, _, _ in slips if not alone(waiting, key)}
+            slips = [slip for slip in crowd.slips if slip[0] in values and can_change(values[slip[0]])]
+            held = {key for key, _, _ in slips if not alone(values, key)}
         if not self.memory.writeback:
             return held
-        doubts = [(key, waiting.get(key, ABSENT), data) for key, _, data in slips if key not in held]
+        doubts = [(key, values.get(key, ABSENT), data) for key, _, data in slips if key not in held]
         alike = self.store.alike([value for _, value, _ in doubts], [data for _, _, data in doubts])
         return held.union(key for (key, _, _), same in zip(doubts, alike) if not same)
 
+    # What is asked of all values decides about these first, so that all are in memory or gone.
+
     def save(self, plain: bool, empty: bool, progress: Callable[..., Iterable[Any]]) -> None:
-        """As `Leaving.save`.  What is on probation and not in use goes first, as it would be compared each time."""
-        if self._slips:
-            in_use = self._in_use(self._slips, self._waiting)
-            with self.lock:
-                for key, name, _ in self._slips:
-                    if key not in in_use and self.index.names.get(key) == name:
-                        self._waiting.pop(key, None)
-                self._slips = [slip for slip in self._slips if slip[0] in self._waiting]
-                self._encoded = sum(len(data) for _, _, data in self._slips)
+        self._decide()
         super().save(plain, empty, progress)
-        if empty:
-            with self.lock:
-                self.memory.take_back(self._waiting)
-                self._waiting, self._slips, self._encoded = {}, [], 0
+
+    def retire(self, progress: Callable[..., Iterable[Any]]) -> None:
+        self._decide()
+        super().retire(progress)
+
+    def prefetch(self, keys: Sequence[K], progress: Callable[..., Iterable[Any]]) -> None:
+        self._decide()
+        super().prefetch(keys, progress)

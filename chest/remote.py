@@ -11,6 +11,7 @@ gets an error; elsewhere each commit takes over what others committed just befor
 from __future__ import annotations
 
 import base64
+import contextlib
 import errno
 import functools
 import hashlib
@@ -72,6 +73,7 @@ class RemoteFiles(Generic[K]):
     """
 
     grain = 0
+    guard = contextlib.nullcontext()
     remote = True  # saving needs threads, which cannot be started at the very end
 
     def __init__(self, store: Store, codec: Codec, names: Names[K], watch: bool):

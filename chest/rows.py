@@ -133,8 +133,11 @@ class Rows:
         return connection
 
     def _create(self) -> None:
-        """Make the file, or finish what somebody died over.  The gate comes before the guard."""
-        with gate(self._directory), self._guard:
+        """Make the file, or finish what somebody died over.
+
+        The guard comes before the gate: a finaliser that runs as a row is read, with the guard, may commit.
+        """
+        with self._guard, gate(self._directory):
             if self._open() is not None:
                 return
             connection = self._connection_to("mode=rwc")
@@ -305,6 +308,11 @@ class Rows:
         return [row for (row,) in found if row not in kept]
 
     # The end.
+
+    @property
+    def guard(self) -> Guard:
+        """What keeps other threads from the connection; to be taken before the gate, never within it."""
+        return self._guard
 
     def close(self) -> None:
         """Close the connection; the last one of all processes takes SQLite's companions away."""

@@ -10,6 +10,7 @@ import io
 import pickle
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from itertools import repeat
 from typing import Any, Callable, Generic, TypeVar, cast
 
@@ -326,6 +327,11 @@ class Small(Generic[K]):
         self._remove_spent()
         self._rows.close()
         self._files.close()
+
+    @property
+    def guard(self) -> AbstractContextManager[object]:
+        """What whoever calls `destroy` within the gate has to take before that."""
+        return self._rows.guard
 
     def destroy(self) -> None:
         """Remove the file of small values, and the directory itself if nothing of anyone else's is in it."""

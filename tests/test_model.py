@@ -308,6 +308,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def syncs(self):
+        self.chest._life._decide()  # what was on probation may enter memory, and push out others
         before = dict(self.chest.inmem)
         self.commits_with(Chest.sync)
         self.commit()

@@ -10,6 +10,7 @@ import pytest
 from children import forked
 
 from chest import Chest
+from chest.core import nbytes
 from chest.errors import LoadError
 from chest.probation import MOST
 
@@ -31,7 +32,7 @@ def full(path, make=lambda i: {"i": i, "parts": [i]}, **settings):
         if c._life._full():
             break
         c[key]
-    assert 10 < len(c.inmem) < N * 2 // 3
+    assert 0 < len(c.inmem) < N * 2 // 3
     return c
 
 
@@ -43,7 +44,7 @@ def outside(c, count=1):
 def read_others(c, keys):
     """Read so many others that whoever waits is decided about."""
     for other in outside(c, 3 * MOST):
-        if not any(key in c._life._waiting for key in keys):
+        if not any(key in c._life._crowd.values for key in keys):
             return
         c[other] if other not in keys else None
     raise AssertionError("they still wait")
@@ -61,7 +62,7 @@ def test_what_is_read_once_pushes_nothing_out(path, make):
     assert c.stats.misses == before.misses + len(keys)
     assert c.stats.bytes_read > before.bytes_read
     assert (c.stats.bytes_written, c.stats.spills) == (before.bytes_written, before.spills)
-    assert len(c._life._waiting) <= MOST
+    assert len(c._life._crowd.values) <= MOST
     c._life.memory._check()
 
 
@@ -125,20 +126,151 @@ def test_an_instance_is_found_again_and_its_change_is_kept(path):
     assert Chest(path=path)[key].number == "new"
 
 
-def test_a_commit_leaves_memory_as_it_is_and_forgets_what_is_not_in_use(path):
+@pytest.mark.parametrize("commit", ["sync", "flush", "close"])
+def test_a_commit_decides(path, commit):
     c = full(path)
     changed, unchanged = outside(c, 2)
     c[changed]["new"] = 1
     c[unchanged]
-    inside = set(c.inmem)
     before = c.stats.bytes_written
-    c.sync()
-    assert set(c.inmem) == inside
-    assert set(c._life._waiting) == {changed}
+    getattr(c, commit)()
+    assert not c._life._crowd.values
+    assert not c._life.memory._held._crowds
+    assert set(c.inmem) & {changed, unchanged} == ({changed} if commit == "sync" else set())
     assert 0 < c.stats.bytes_written - before < 1000
+
+
+def test_nothing_that_waits_is_left_when_a_chest_that_was_only_read_is_closed(path):
+    c = full(path, str)
+    for key in outside(c, 5):
+        c[key]
+    assert c._life._crowd.values
+    c.close()
+    assert not c._life._crowd.values
+    assert not c._life.memory._held._crowds
+
+
+def test_an_instance_is_the_same_object_after_a_flush_and_its_change_is_kept(path):
+    c = full(path, Thing)
+    (key,) = outside(c)
+    thing = c[key]
     c.flush()
-    assert not c.inmem
-    assert not c._life.memory.held()
+    assert c[key] is thing
+    thing.number = "new"
+    c.sync()
+    assert Chest(path=path)[key].number == "new"
+
+
+def test_many_commits_leave_no_crowds_behind(path):
+    c = full(path)
+    for key in outside(c, 50):
+        c[key]
+        c.sync()
+    assert not c._life.memory._held._crowds
+
+
+def test_what_another_thread_reads_during_a_commit_is_not_let_go(path, monkeypatch):
+    c = full(path)
+    first, second = outside(c, 2)
+    c[first]
+    found = []
+    real = c._life.store.alike
+
+    def alike(values, data):
+        monkeypatch.undo()
+        thread = threading.Thread(target=lambda: found.append(c[second]))
+        thread.start()
+        thread.join()
+        return real(values, data)
+
+    monkeypatch.setattr(c._life.store, "alike", alike)
+    c.sync()
+    assert c[second] is found[0]
+    found[0]["new"] = 1
+    c.sync()
+    assert Chest(path=path)[second]["new"] == 1
+
+
+def test_ctrl_c_while_they_are_compared_loses_nothing(path, monkeypatch):
+    c = full(path)
+    keys = outside(c, 5)
+    held = [c[key] for key in keys]
+
+    def interrupted(values, data):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(c._life.store, "alike", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        c._life._decide()
+    assert not c._life.memory._held._crowds
+    assert all(c[key] is value for key, value in zip(keys, held))
+    for value in held:
+        value["new"] = 1
+    c.sync()
+    assert all(Chest(path=path)[key]["new"] == 1 for key in keys)
+    c._life.memory._check()
+
+
+def test_what_waits_is_dropped_when_another_process_has_committed_another_value(path):
+    c = full(path)
+    (key,) = outside(c)
+    c[key]
+    with Chest(path=path) as other:
+        other[key] = "other"
+    assert c[key] == "other"
+
+
+class Lazy:
+    """Far larger than its pickle."""
+
+    def __init__(self, size):
+        self.size = size
+        self.data = bytes(size)
+
+    def __reduce__(self):
+        return Lazy, (self.size,)
+
+
+@pytest.mark.parametrize("how", ["one by one", "iteration", "prefetch"])
+def test_values_larger_than_their_pickles_do_not_pile_up(path, how):
+    c = full(path, lambda i: Lazy(20_000), available_memory=100_000)
+    if how == "prefetch":
+        c.flush()
+    tracemalloc.start()
+    try:
+        if how == "one by one":
+            for i in range(400):
+                c[i]
+        elif how == "iteration":
+            assert all(value.size == 20_000 for value in c.values())
+        else:
+            c.prefetch(range(400))
+        assert tracemalloc.get_traced_memory()[1] < 2_500_000
+    finally:
+        tracemalloc.stop()
+    assert c.memory_usage <= c.available_memory
+
+
+def test_a_prefetched_value_is_in_memory_though_it_waited(path):
+    c = full(path)
+    (key,) = outside(c)
+    c[key]
+    c.available_memory = 1e9
+    c.prefetch([key])
+    assert key in c.inmem
+
+
+def test_sizes_found_late_are_noted_once(path):
+    with Chest(path=path, min_file_size=4096) as c:
+        c.update({i: [i, "x" * 50] for i in range(10)})
+    c = Chest(path=path, min_file_size=4096)
+    values = [c[i] for i in range(10)]
+    values[3].append("y" * 10)
+    c.sync()
+    assert c.memory_usage == sum(map(nbytes, c.inmem.values()))
+    c.flush()
+    assert c.memory_usage == 0
 
 
 @pytest.mark.parametrize("change", ["set", "delete", "by another handle", "clear"])
@@ -153,7 +285,7 @@ def test_another_value_takes_the_place_of_what_waits(path, change):
     elif change == "clear":
         c.clear()
     else:
-        c._life._waiting[key].pop("new")
+        c._life._crowd.values[key].pop("new")
         with Chest(path=path) as other:
             other[key] = "other"
         len(c)
@@ -203,10 +335,10 @@ def test_what_is_decided_about_is_found_meanwhile(path, monkeypatch):
     value = c[key]
     real = c._life._in_use
 
-    def in_use(slips, waiting):
+    def in_use(crowd):
         monkeypatch.undo()
         assert c[key] is value  # another thread could
-        return real(slips, waiting)
+        return real(crowd)
 
     monkeypatch.setattr(c._life, "_in_use", in_use)
     c._life._decide()
