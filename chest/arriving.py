@@ -12,7 +12,7 @@ from chest.files import Loaded, Stale
 from chest.leaving import Leaving, crowds
 from chest.memory import ABSENT
 from chest.names import Name
-from chest.sizes import LIGHT, light, nbytes
+from chest.sizes import LIGHT, all_light, nbytes
 from chest.state import Load, nothing
 
 __all__ = ["Arriving"]
@@ -118,7 +118,7 @@ class Arriving(Leaving[K]):
                 if key not in names and not self.known(key):
                     raise KeyError(key)
             taken = self.memory.among(keys)
-            wanted = [key for key in dict.fromkeys(keys) if key not in taken]
+            wanted = [key for key in dict.fromkeys(keys) if key not in taken] if taken else list(dict.fromkeys(keys))
         together = self.store.ahead if self.store.grain else max(self.store.ahead, 4 * WORKERS)
         for crowd in crowds(progress(wanted, total=len(wanted)), together):
             if not self._bring(crowd):
@@ -136,7 +136,7 @@ class Arriving(Leaving[K]):
         few = max(int(len(rows) * min(share, 1)), 1)
         if not self.codec.native:
             few = 1  # of other formats nothing is known
-        elif not all(map(light, self._decoded([], list(filter(None, rows[:: 1 + len(rows) // SAMPLES]))))):
+        elif not all_light(self._decoded([], list(filter(None, rows[:: 1 + len(rows) // SAMPLES])))):
             few = min(few, FEW)
         return (slice(start, start + few) for start in range(0, len(rows), few))
 
@@ -158,7 +158,7 @@ class Arriving(Leaving[K]):
 
     def _bring_light(self, keys: list[K], names: list[Name | None], data: list[bytes], values: list[Any]) -> bool:
         """Take in values for which there certainly is room; `False`, and nothing is done, if there may be none."""
-        if not (self.codec.native and all(map(light, values))):
+        if not (self.codec.native and all_light(values)):
             return False
         most = LIGHT * sum(map(len, data))
         with self.lock:

@@ -43,6 +43,7 @@ class Probation(Passing[K]):
 
     def __init__(self, *parts: Any):
         super().__init__(*parts)
+        self._native = self.codec.native
         self._crowd: Crowd[K] = Crowd()
         self._seen: dict[K, None] = {}  # the keys that were let go last
 
@@ -74,7 +75,7 @@ class Probation(Passing[K]):
             self._decide()
         memory = self.memory
         most = LIGHT * len(data)
-        is_light = self.codec.native and light(value)
+        is_light = self._native and light(value)
         with self.lock:
             if self.index.names.get(key) != name or key in self._loads or memory.current(key) is not ABSENT:
                 return ABSENT

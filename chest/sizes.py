@@ -8,13 +8,14 @@ sample counts as often as it stands for others; met a second time, it is taken t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from sys import getsizeof, maxsize
 from typing import Any, Protocol, TypeVar, cast
 
 from chest import parts as _parts
 from chest.parts import Borrowed, Group, Holding, Plan
 
-__all__ = ["LIGHT", "light", "nbytes"]
+__all__ = ["LIGHT", "all_light", "light", "nbytes"]
 
 _Sizer = TypeVar("_Sizer", bound=Callable[[Any], int])
 
@@ -25,6 +26,7 @@ _DEPTH = 5000
 #: Bytes of memory that a `light` value takes at most for each byte of its pickle: 30 were found.
 LIGHT = 64
 _LIGHT = frozenset((type(None), bool, int, float, complex, str, bytes))
+_LIGHT_CONTAINERS = frozenset((list, tuple, dict))
 #: Types remembered. Then all are forgotten: types that are made on the fly are not kept alive for ever.
 _TYPES = 1000
 
@@ -98,9 +100,20 @@ def light(value: Any) -> bool:
     (True, False)
     """
     kind = type(value)
-    if kind is dict:
-        return _light.issuperset(map(type, value)) and _light.issuperset(map(type, value.values()))
-    return kind in _light or ((kind is list or kind is tuple) and _light.issuperset(map(type, value)))
+    if kind is dict and not _light.issuperset(map(type, value.values())):
+        return False
+    return kind in _light or (kind in _LIGHT_CONTAINERS and _light.issuperset(map(type, value)))
+
+
+def all_light(values: Iterable[Any]) -> bool:
+    """Is each of ``values`` `light`?  The same for many, in half the time."""
+    containers = [value for value in values if type(value) not in _light]
+    if not containers:
+        return True
+    if not _light or not _LIGHT_CONTAINERS.issuperset(map(type, containers)):
+        return False
+    of_dicts = [value.values() for value in containers if type(value) is dict]
+    return _light.issuperset(map(type, chain(*containers, *of_dicts)))
 
 
 def _register(kind: type | str, /) -> Callable[[_Sizer], _Sizer]:
@@ -113,7 +126,7 @@ def _register(kind: type | str, /) -> Callable[[_Sizer], _Sizer]:
         # New tables, not emptied ones: a thread that is choosing a plan just now puts it into the old table.
         _plans = {}
         _plain = frozenset(plain for plain in _parts.PLAIN if _lookup(plain) is None)
-        _light = _LIGHT if not any(map(_lookup, (*_LIGHT, list, tuple, dict))) else frozenset()
+        _light = frozenset() if any(map(_lookup, _LIGHT | _LIGHT_CONTAINERS)) else _LIGHT
         return function
 
     return add
