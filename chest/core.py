@@ -289,7 +289,7 @@ class Chest(SpillMapping[K, V]):
         self._alive().move_out(key)
 
     def get_from_disk(self, key: K) -> V:
-        """Load the value of ``key`` into memory if it is not there, and return it; `KeyError` if there is none."""
+        """The value of ``key``, loaded if it is not in memory: the same as ``c[key]``.  `KeyError` if there is none."""
         return self[key]
 
     def shrink(self) -> None:
