@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import count, islice
 from typing import Any, Callable, TypeVar
 
 from chest.errors import explained, uncommitted
@@ -11,11 +11,13 @@ from chest.log import log
 from chest.memory import ABSENT
 from chest.names import Name
 from chest.state import State
-from chest.tickets import Ticket
+from chest.tickets import Ticket, Unseen
 
 __all__ = ["Leaving"]
 
 K = TypeVar("K", bound=Hashable)
+
+PATIENCE = 3  # times that a value that others get just now may stay, instead of leaving memory
 
 
 class Leaving(State[K]):
@@ -23,14 +25,14 @@ class Leaving(State[K]):
 
     def make_room(self, keep: Any = ABSENT) -> None:
         """Spill until memory is within the budget, or nothing more can leave."""
-        while True:
+        for turn in count():
             with self.lock:
                 keys = self.memory.choose(self.available, keep, self.store.grain)
                 if not keys:
                     return
                 items = [(key, self.memory.values[key]) for key in keys]
                 ticket = self.memory.tickets.hand_out(keys, leaves=True)
-            errors = self.spill(items, ticket)
+            errors = self.spill(items, ticket, turn < PATIENCE)
             refused = [(key, error) for key, error in errors if isinstance(error, OSError)]
             if refused:
                 raise explained(refused[0][1], refused[0][0], self.store.path(""), "save")
@@ -45,27 +47,40 @@ class Leaving(State[K]):
             except OSError as error:
                 log("warning", "over the budget: %s", error)
 
-    def spill(self, items: Sequence[tuple[K, Any]], ticket: Ticket) -> list[tuple[K, Exception]]:
-        """Let the values leave memory, those that no file holds by way of a new one.  Returns what went wrong."""
+    def spill(self, items: Sequence[tuple[K, Any]], ticket: Ticket, patient: bool) -> list[tuple[K, Exception]]:
+        """Let the values leave memory, those that no file holds by way of a new one.  Returns what went wrong.
+
+        With ``patient`` those stay that somebody gets meanwhile, as he may change them when they are compared already.
+        """
         errors: list[tuple[K, Exception]] = []
+        unseen: Unseen[K] | None = None
         try:
             for key, _ in items:
                 self._on_overflow(key)
+            with self.lock:
+                unseen = self.memory.unseen(key for key, _ in items) if patient else None
             errors = self.write(self._to_write(items), ticket)
         finally:
-            self._settle(items, ticket, errors)
+            self._settle(items, ticket, errors, unseen)
         log("debug", "spilled %d values", len(items) - len(errors))
         return errors
 
-    def _settle(self, items: Iterable[tuple[K, Any]], ticket: Ticket, errors: list[tuple[K, Exception]]) -> None:
+    def _settle(self, items: Iterable[tuple[K, Any]], ticket: Ticket, errors: list[tuple[K, Exception]],
+                unseen: Unseen[K] | None = None) -> None:
         """Values that were to be written leave memory or stay; one that cannot be dumped does not try again soon."""
         failed = dict(errors)
         with self.lock:
+            self.memory.catch_up()
             for key, _ in items:
-                saved = key not in failed and self.index.names.get(key) is not None
+                saved = key not in failed and self.index.names.get(key) is not None and not self._got_since(key, unseen)
                 undumpable = key in failed and not isinstance(failed[key], OSError)
                 if self.memory.settle(key, ticket, saved, undumpable):
                     self.counts.spills += 1
+            self.memory.forget_unseen(unseen)
+
+    def _got_since(self, key: K, unseen: Unseen[K] | None) -> bool:
+        """May the value of ``key`` have been changed since?  Asked when memory has caught up with all hits."""
+        return unseen is not None and key not in unseen.keys and key in self.memory.watched
 
     def _to_write(self, items: Sequence[tuple[K, Any]]) -> Sequence[tuple[K, Any]]:
         """Those values that no file holds just as they are now; what is the key's no more need not be written.
@@ -125,12 +140,15 @@ class Leaving(State[K]):
         with self.lock:
             if not self.known(key):
                 raise KeyError(key)
-            if key not in self.memory.values:
-                return
-            items = [(key, self.memory.values[key])]
-            ticket = self.memory.tickets.hand_out([key], leaves=True)
-        for _, error in self.spill(items, ticket):
-            raise explained(error, key, self.store.path(""), "save")
+            value = self.memory.values.get(key, ABSENT)
+        for turn in range(PATIENCE + 1):
+            with self.lock:
+                if value is ABSENT or self.memory.values.get(key, ABSENT) is not value:
+                    return
+                items = [(key, value)]
+                ticket = self.memory.tickets.hand_out([key], leaves=True)
+            for _, error in self.spill(items, ticket, turn < PATIENCE):
+                raise explained(error, key, self.store.path(""), "save")
 
     # The commit.
 
@@ -141,20 +159,22 @@ class Leaving(State[K]):
         """
         with self.lock:
             self.memory.unstick(self.index.inherited)
-            alone = self.memory.alone(() if empty else [*self.index.own(), *self.memory.watched])
+            unseen = (self.memory.unseen(self.memory.values) if empty
+                      else self.memory.alone([*self.index.own(), *self.memory.watched]))
             inside = list(self.memory.values.items()) if empty else []
             items = self._unsaved(empty)
         try:
             errors = self._save(items, progress)
             self.commit(plain)
-            with self.lock:
-                alone.keys.difference_update(dict(errors))
-                self.memory.vouch(alone)
+            if empty:
+                self._empty(inside, dict(errors), unseen)
+            else:
+                with self.lock:
+                    unseen.keys.difference_update(dict(errors))
+                    self.memory.vouch(unseen)
         finally:
             with self.lock:
-                self.memory.forget_alone(alone)
-        if empty:
-            self._empty(inside, dict(errors))
+                self.memory.forget_unseen(unseen)
         if errors:
             key, error = errors[0]
             more = f" (and {len(errors) - 1} more)" if errors[1:] else ""
@@ -181,7 +201,7 @@ class Leaving(State[K]):
         if self.index.own() or self.index.appended or self.memory.may_differ():
             self.save(False, True, progress)
         else:
-            self._empty(list(self.memory.values.items()), {})
+            self._empty(list(self.memory.values.items()), {}, None)
         if self.index.appended:
             self.commit(True)  # what others read is one plain list again
 
@@ -209,10 +229,13 @@ class Leaving(State[K]):
         self.store.remove(orphans)
         log("debug", "committed %s", self.store.path(""))
 
-    def _empty(self, items: Iterable[tuple[K, Any]], failed: dict[K, Exception]) -> None:
-        """Let values leave memory that were saved just now."""
+    def _empty(self, items: Iterable[tuple[K, Any]], failed: dict[K, Exception], unseen: Unseen[K] | None) -> None:
+        """Let values leave memory that were saved just now, but for those that somebody got since."""
         for key, value in items:
-            if key not in failed:
+            with self.lock:
+                self.memory.catch_up()
+                stays = key in failed or self._got_since(key, unseen)
+            if not stays:
                 self._on_overflow(key)
                 with self.lock:
                     if self.memory.values.get(key, ABSENT) is value and self.index.names.get(key) is not None:

@@ -14,7 +14,7 @@ from chest.changeable import can_change, which_can_change
 from chest.held import ABSENT, Held
 from chest.sizes import nbytes
 from chest.spill import Order
-from chest.tickets import Ticket, Tickets
+from chest.tickets import Ticket, Tickets, Unseen
 
 __all__ = ["ABSENT", "Memory", "budget"]
 
@@ -37,13 +37,6 @@ def budget(amount: float | str) -> float:
     elif hasattr(amount, "__float__") and float(amount) >= 0:
         return float(amount)
     raise ValueError(f"available_memory is a number of bytes or a text such as '2 GB' or '500 MiB', not {amount!r}")
-
-
-class Alone(Generic[K]):
-    """The keys whose values nobody but the chest could reach at one moment, and that nobody set or got since."""
-
-    def __init__(self, keys: Iterable[K]):
-        self.keys = set(keys)
 
 
 class Memory(Generic[K]):
@@ -69,7 +62,7 @@ class Memory(Generic[K]):
         self.watched: dict[K, None] = {}
         self.vouched: dict[K, None] = {}
         self._exposed = False
-        self._alone: set[Alone[K]] = set()
+        self._unseen: set[Unseen[K]] = set()
         self.marks: dict[K, int] = {}
         self.stuck: set[K] = set()
 
@@ -80,7 +73,7 @@ class Memory(Generic[K]):
         self.tickets.void((key,))
         self._held.drop(key)
         self.stuck.discard(key)
-        for found in self._alone:
+        for found in self._unseen:
             found.keys.discard(key)
         self._usage += size - self._noted.get(key, 0)
         self._noted[key] = size
@@ -106,7 +99,7 @@ class Memory(Generic[K]):
     def put_light_one(self, key: K, value: Any, most: int) -> None:
         """As `put_light` for one value."""
         self.tickets.void((key,))
-        for found in self._alone:
+        for found in self._unseen:
             found.keys.discard(key)
         self._most += most
         self._unsized[key] = None  # before it is there: Ctrl-C must not leave a value that nobody counts
@@ -116,7 +109,7 @@ class Memory(Generic[K]):
 
     def _take(self, values: dict[K, Any]) -> None:
         self.tickets.void(values)
-        for found in self._alone:
+        for found in self._unseen:
             found.keys.difference_update(values)
         self._unsized.update(dict.fromkeys(values))  # before they are there
         self.values.update(values)
@@ -188,18 +181,23 @@ class Memory(Generic[K]):
         """Is there any value that may not be as its file has it?"""
         return bool(self.watched or self.vouched or self.held())
 
-    def alone(self, keys: Iterable[K]) -> Alone[K]:
-        """Those of the values that nobody else can reach now: until they are handed out nobody can change them."""
+    def unseen(self, keys: Iterable[K]) -> Unseen[K]:
+        """From now on, and until `forget_unseen`, those of ``keys`` whose values nobody sets or gets."""
         self._order.read_log()
-        found = Alone(key for key in keys if key in self.values and alone(self.values, key))
-        self._alone.add(found)
+        found = Unseen(keys)
+        self._unseen.add(found)
         return found
 
-    def forget_alone(self, found: Alone[K]) -> None:
-        """The end of `alone`."""
-        self._alone.discard(found)
+    def alone(self, keys: Iterable[K]) -> Unseen[K]:
+        """As `unseen`, of the values that nobody else can reach now: then nobody can change them either."""
+        return self.unseen(key for key in keys if key in self.values and alone(self.values, key))
 
-    def vouch(self, found: Alone[K]) -> None:
+    def forget_unseen(self, found: Unseen[K] | None) -> None:
+        """The end of `unseen` or `alone`."""
+        if found is not None:
+            self._unseen.discard(found)
+
+    def vouch(self, found: Unseen[K]) -> None:
         """These values were `alone`, and then found to be as their files have them."""
         self._order.read_log()
         for key in found.keys if not self._exposed else ():
@@ -209,7 +207,7 @@ class Memory(Generic[K]):
 
     def handed_out(self, keys: Iterable[K]) -> None:
         """Somebody has the values of ``keys`` now, and may change them."""
-        for found in self._alone:
+        for found in self._unseen:
             found.keys.difference_update(keys)
         for key in keys if self.vouched else ():
             if key in self.vouched:

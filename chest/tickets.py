@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
-__all__ = ["Ticket", "Tickets"]
+__all__ = ["Ticket", "Tickets", "Unseen"]
 
 K = TypeVar("K", bound=Hashable)
 
@@ -22,6 +22,13 @@ class Ticket:
     def __init__(self, leaves: bool, earlier: dict[Any, Ticket]):
         self.leaves = leaves
         self.earlier = earlier
+
+
+class Unseen(Generic[K]):
+    """The keys whose values nobody set or got since one moment."""
+
+    def __init__(self, keys: Iterable[K]):
+        self.keys = set(keys)
 
 
 class Tickets(Generic[K]):

@@ -661,3 +661,57 @@ def test_a_key_that_is_set_between_the_look_and_the_write_of_a_commit_keeps_its_
     assert dict(c) == {"x": "new"}
     c.flush()
     assert dict(Chest(path=path)) == {"x": "new"}
+
+
+@pytest.mark.parametrize("how", ["move_to_disk", "flush", "shrink", "close"])
+def test_a_change_that_comes_between_the_comparison_and_the_leaving_is_kept(path, how):
+    c = Chest({"x": [1]}, path=path)
+    c.sync()
+    real, changed = c._life._to_write, []
+
+    def to_write(items):
+        found = real(items)
+        if not changed and any(key == "x" for key, _ in items):
+            changed.append(threading.Thread(target=lambda: c["x"].append("new")))
+            changed[0].start()
+            changed[0].join()
+        return found
+
+    c._life._to_write = to_write
+    if how == "shrink":
+        c.available_memory = 10
+    elif how == "move_to_disk":
+        c.move_to_disk("x")
+    else:
+        c["x"]  # so that it is looked at
+        getattr(c, how)()
+    assert changed
+    c.sync()
+    assert Chest(path=path)["x"] == [1, "new"]
+    assert c["x"] == [1, "new"]
+
+
+def test_a_value_that_others_get_all_the_time_leaves_in_the_end(path):
+    c = Chest({"x": [1]}, path=path)
+    c.sync()
+    real, turns = c._life._to_write, []
+
+    def to_write(items):
+        found = real(items)
+        turns.append(c["x"])
+        return found
+
+    c._life._to_write = to_write
+    c.move_to_disk("x")
+    assert "x" not in c.inmem
+    assert 1 < len(turns) < 10
+
+
+def test_on_overflow_may_read_what_leaves(path):
+    seen = []
+    c = Chest(path=path, available_memory=1000, on_overflow=lambda key: seen.append((key, c[key])))
+    for n in range(50):
+        c[n] = [n] * 10
+    c.flush()
+    assert not c.inmem
+    assert sorted(seen) == [(n, [n] * 10) for n in range(50)]
