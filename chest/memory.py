@@ -382,7 +382,6 @@ class Memory(Generic[K]):
     def _check(self) -> None:
         """Verify what must always hold."""
         assert self._noted.keys().isdisjoint(self._unsized), (self._noted, self._unsized)
-        assert sum(nbytes(self.values[key]) for key in self._unsized) <= self._most, (self._unsized, self._most)
         assert self.usage == sum(self._sizes.values()), (self.usage, self._sizes)
         assert self._sizes.keys() == self.values.keys(), (self._sizes.keys(), self.values.keys())
         assert self.watched.keys() <= self.values.keys()
