@@ -36,7 +36,7 @@ LEAST = 64 * 1024  # bytes; from this size on the C pickler writes a buffer by i
 _MOST_GATHERED = 64  # pieces written at once, each at most a frame of 64 KiB or a part of the value itself
 _TAIL = 512  # bytes read at the end of a file: the note, and the last opcodes, of few arrays
 _READ_AT_ONCE = 1024 * 1024  # bytes of opcodes read in one piece
-_SHORT = 1024  # bytes of opcodes that are worth remembering
+_SHORT = 400  # bytes of opcodes that are remembered: so few Python keeps in a place of its own
 _MOST_REMEMBERED = 1000  # files; then all are forgotten
 _HUGE = 4 * 1024 * 1024  # bytes from which huge pages are worth while
 _READS_IN_PLACE = hasattr(os, "preadv")
@@ -117,6 +117,7 @@ class Layout:
         """Keep what the file says, if it is short, for the next time that it is loaded."""
         if self.version and len(opcodes) <= _SHORT:
             self.opcodes = opcodes
+            self.tail = b""  # larger: it would stand among the arrays in the C library's memory, and keep their room
             if len(_remembered) >= _MOST_REMEMBERED:
                 _remembered.clear()
             _remembered[self.version] = self

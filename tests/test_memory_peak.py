@@ -58,8 +58,12 @@ print(json.dumps(peaks))
 
 
 def stream(path, mode, works):
-    """The most memory, in bytes, that each of ``works`` and those before it took."""
-    return json.loads(python(STREAM, path, mode, works, BUDGET, VALUE, COUNT))
+    """The most memory, in bytes, that each of ``works`` and those before it took.
+
+    The C library gives the memory of each array back when it is freed, and does not keep it for a later one, as it does
+    or does not by what small things happen to stand behind it.
+    """
+    return json.loads(python(STREAM, path, mode, works, BUDGET, VALUE, COUNT, MALLOC_MMAP_THRESHOLD_="1000000"))
 
 
 def too_much(peaks):
