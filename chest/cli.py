@@ -22,6 +22,7 @@ from chest.codec import Codec
 from chest.core import Chest
 from chest.errors import ChestError
 from chest.human import amount, plural
+from chest.names import Name, shown
 from chest.survey import Entry, Fault, Leftover, Survey, codec_of
 
 __all__ = ["main"]
@@ -167,13 +168,13 @@ _ORDERS: dict[str, Callable[[Entry], Any]] = {
 
 
 def _as_json(entry: Entry) -> dict[str, Any]:
-    return {"key": repr(entry.key), "kind": entry.kind, "bytes": entry.nbytes, "file": entry.name}
+    return {"key": repr(entry.key), "kind": entry.kind, "bytes": entry.nbytes, "file": shown(entry.name)}
 
 
 def _info(arguments: Any) -> int:
     with _survey(arguments) as survey:
         entries = list(survey.entries(kinds=False))
-        rows = sum(entry.name.startswith(".small/") for entry in entries)
+        rows = sum(isinstance(entry.name, int) for entry in entries)
         left = list(survey.leftovers())
         ours = [one for one in left if one.ours]
         lines = [
@@ -223,13 +224,13 @@ def _key(text: str, survey: Survey) -> Any:
     raise KeyError(f"there is no key {text} in {survey.path}")
 
 
-def _drop(survey: Survey, names: dict[Any, str]) -> None:
+def _drop(survey: Survey, names: dict[Any, Name]) -> None:
     """Delete keys, but for those that another process gave a new value meanwhile."""
     codec = survey.codec
     chest: Chest[Any, Any] = Chest(path=survey.path, dump=codec.dump, load=codec.load, open=codec.open, mode=codec.mode)
     with chest:
         for key, name in names.items():
-            if key in chest and chest._keys[key] == name:
+            if key in chest and chest._keys[key] == shown(name):
                 del chest[key]
 
 
@@ -239,10 +240,11 @@ def _check(arguments: Any) -> int:
     with _survey(arguments) as survey:
         faults = [fault for key, name in survey.names.items() if (fault := survey.check(name, key))]
         for fault in faults:
-            print(f"{fault.key!r}: {fault.name}: {fault.why}{'' if fault.lost else _ELSEWHERE}")
+            print(f"{fault.key!r}: {shown(fault.name)}: {fault.why}{'' if fault.lost else _ELSEWHERE}")
         left = list(survey.leftovers())
         for one in left:
-            print(f"{one.name}: {amount(one.nbytes)}, no key's{'' if one.ours else ', and not written by chest'}")
+            stranger = "" if one.ours else ", and not written by chest"
+            print(f"{shown(one.name)}: {amount(one.nbytes)}, no key's{stranger}")
         print(f"{plural(len(survey.names), 'key')}, {len(faults)} damaged; {plural(len(left), 'leftover')}")
         if not arguments.repair:
             return DAMAGED if faults else OK

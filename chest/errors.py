@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["ChestError", "DumpError", "LoadError", "explained", "file_is_gone", "uncommitted"]
+__all__ = ["ChestError", "DumpError", "LoadError", "changed_size", "explained", "file_is_gone", "uncommitted"]
 
 
 class ChestError(Exception):
@@ -33,6 +33,11 @@ def explained(error: Exception, key: Any, path: str, what: str, more: str = "") 
     explained = DumpError(text)
     explained.__cause__ = error
     return explained
+
+
+def changed_size() -> RuntimeError:
+    """What a dict says when keys come or go while one iterates."""
+    return RuntimeError("chest changed size during iteration")
 
 
 def file_is_gone(error: KeyError, key: Any) -> bool:

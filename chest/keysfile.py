@@ -284,9 +284,8 @@ class KeysFile:
         self._end += len(data)
         return True
 
-    def replace(self, pairs: Iterable[tuple[Any, Name | None]]) -> None:
+    def replace(self, pairs: Pairs) -> None:
         """Commit ``pairs`` as the whole list.  Called within the gate."""
-        pairs = list(pairs)
         spare = self.path + "~"  # of a commit that was killed, maybe; nobody else writes it while we have the gate
         try:
             os.unlink(spare)

@@ -97,7 +97,7 @@ class Memory(Generic[K]):
         self._take(values)
 
     def put_light_one(self, key: K, value: Any, most: int) -> None:
-        """As `put_light` for one value."""
+        """As `put_light` for one value: a read of a row takes a tenth longer by way of the crowd's."""
         self.tickets.void((key,))
         for found in self._unseen:
             found.keys.discard(key)

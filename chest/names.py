@@ -11,14 +11,12 @@ import re
 from collections.abc import Hashable
 from typing import Any, Callable, Generic, TypeVar, Union
 
-__all__ = ["Name", "Names", "inside", "key_to_filename", "parsed", "text"]
+__all__ = ["Name", "Names", "inside", "key_to_filename", "shown"]
 
 K = TypeVar("K", bound=Hashable)
 
 Name = Union[str, int]  # of a file, or the id of a row
 
-_ROW = ".small/"
-_IS_ROW = re.compile(r"\.small/([1-9][0-9]{0,17})\Z").match
 LONGEST = 240  # bytes of one part: file systems allow 255, and a `~n` may follow
 DEEPEST = 1000  # characters of a whole name: systems allow paths of about 4,000 bytes
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -74,19 +72,13 @@ def inside(name: Any) -> bool:
     return all(part and not part.startswith(".") for part in name.split("/"))
 
 
-def text(name: Name) -> str:
+def shown(name: Name) -> str:
     """``name`` as people see it.
 
-    >>> text('x'), text(7)
+    >>> shown('x'), shown(7)
     ('x', '.small/7')
     """
-    return name if isinstance(name, str) else f"{_ROW}{name}"
-
-
-def parsed(text: str) -> Name:
-    """The opposite of `text`."""
-    row = _IS_ROW(text)
-    return int(row[1]) if row else text
+    return name if isinstance(name, str) else f".small/{name}"
 
 
 class Names(Generic[K]):

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from chest.arriving import Arriving
 from chest.changeable import which_can_change
-from chest.errors import file_is_gone
+from chest.errors import changed_size, file_is_gone
 from chest.memory import ABSENT
 from chest.names import Name
 from chest.sizes import nbytes
@@ -69,7 +69,7 @@ class Passing(Arriving[K]):
                             continue
                     yield (key, value) if pairs else value
                     if index.turns != turns:
-                        raise RuntimeError("chest changed size during iteration")
+                        raise changed_size()
             finally:
                 handed_out = len(loan.keys) - length_hint(steps)
                 self._take_back(loan, handed_out)

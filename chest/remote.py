@@ -26,7 +26,7 @@ from chest.codec import Codec
 from chest.errors import ChestError, LoadError
 from chest.files import Loaded, Written
 from chest.keysfile import KEYS, KeysFile, Pairs, alike, header, written_by
-from chest.names import Name, Names, digest, text
+from chest.names import Names, digest, shown
 from chest.store import Store
 
 __all__ = ["RemoteFiles", "RemoteKeys", "connect"]
@@ -318,7 +318,7 @@ class RemoteKeys(KeysFile):
             self.close()
             return True, []
         self.signature = seen
-        return True, [(key, name if name is None else text(name)) for key, name in pairs]  # here are no rows
+        return True, [(key, name if name is None else shown(name)) for key, name in pairs]  # here are no rows
 
     def _parsed(self, data: bytes) -> Pairs:
         return self._whole(data) if written_by(data[:_HEAD]) else self._checked(self._others(data))
@@ -341,9 +341,9 @@ class RemoteKeys(KeysFile):
         """Remove the index object."""
         self._store.remove([KEYS])
 
-    def replace(self, pairs: Iterable[tuple[Any, Name | None]]) -> None:
+    def replace(self, pairs: Pairs) -> None:
         """Commit ``pairs`` as the whole list.  `ChestError` if the store found another writer's commit in between."""
-        data = self._dumped(list(pairs))
+        data = self._dumped(pairs)
         tag = self._put(data)
         if tag is None and self._tagged is False and not self._store.hooked:
             tag = self._mark(data, lambda: data)

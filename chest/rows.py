@@ -233,7 +233,8 @@ class Rows:
                 guard.depth -= 1
 
     def many(self, rows: Sequence[int]) -> dict[int, bytes]:
-        """The bytes of those rows that are there.  Cost: a SELECT for each 256 of them."""
+        """The bytes of those rows that are there.  Cost: a SELECT for each long run of them, and
+        for each 256 of the others."""
         return self._select("data", rows)
 
     def lengths(self, rows: Sequence[int]) -> dict[int, int]:

@@ -18,7 +18,7 @@ from chest.codec import Codec
 from chest.dumper import Dumper
 from chest.errors import ChestError, LoadError
 from chest.files import Files, Loaded, Stale, Written
-from chest.names import Name, text
+from chest.names import Name, shown
 from chest.rows import SMALL, Rows
 
 __all__ = ["Small"]
@@ -67,7 +67,7 @@ class Small(Generic[K]):
 
     def path(self, name: Name) -> str:
         """The full path of the file ``name``; of a row it is that of the file ``.small``, a slash, and the row's id."""
-        return self._files.path(text(name))
+        return self._files.path(shown(name))
 
     # Out.
 

@@ -20,7 +20,7 @@ from chest.files import Files
 from chest.index import Index
 from chest.keysfile import KEYS, KeysFile, written_by
 from chest.kinds import UNKNOWN, kind, kind_of_file
-from chest.names import Names, parsed, text
+from chest.names import Name, Names
 from chest.rows import SMALL, Rows
 from chest.small import Small
 
@@ -31,7 +31,7 @@ class Entry(NamedTuple):
     """One key: its file's name, the bytes on disk, and the kind of its value as far as it can be told unloaded."""
 
     key: Hashable
-    name: str
+    name: Name
     nbytes: int
     kind: str
 
@@ -40,7 +40,7 @@ class Fault(NamedTuple):
     """A key whose value cannot be read; ``lost`` if nobody ever will, as its file is gone, empty or torn."""
 
     key: Hashable
-    name: str
+    name: Name
     why: str
     lost: bool
 
@@ -48,7 +48,7 @@ class Fault(NamedTuple):
 class Leftover(NamedTuple):
     """A file or row that no index names; ``ours`` if it is certain that a chest wrote it."""
 
-    name: str
+    name: Name
     nbytes: int
     ours: bool
 
@@ -87,11 +87,11 @@ class Survey:
         self._store: Small[Any] = Small(files, self.path, self.codec, False, 0)
         self._rows = Rows(self.path, False, 4096)
 
-    def _committed(self) -> dict[Any, str]:
+    def _committed(self) -> dict[Any, Name]:
         index: Index[Any] = Index(KeysFile(self.path, self.codec, False), Names())
         try:
             index.refresh()
-            return {key: text(name) for key, name in index.names.items() if name is not None}
+            return {key: name for key, name in index.names.items() if name is not None}
         finally:
             index.close()
 
@@ -111,14 +111,13 @@ class Survey:
     def entries(self, kinds: bool = True) -> Iterator[Entry]:
         """Each key, in the order of insertion.  Cost: one ``stat`` each, and with ``kinds`` up to 64 kB read."""
         for key, name in self.names.items():
-            yield Entry(key, name, self._store.size(parsed(name)), self._kind(name) if kinds else UNKNOWN)
+            yield Entry(key, name, self._store.size(name), self._kind(name) if kinds else UNKNOWN)
 
-    def _kind(self, name: str) -> str:
+    def _kind(self, name: Name) -> str:
         try:
-            row = parsed(name)
-            if isinstance(row, int):
-                data = self._rows.one(row)
-                return UNKNOWN if data is None else kind(data)
+            if isinstance(name, int):
+                row = self._rows.one(name)
+                return UNKNOWN if row is None else kind(row)
             with open(self._full(name), "rb") as file:
                 return kind_of_file(file)
         except OSError:
@@ -131,8 +130,8 @@ class Survey:
             if name not in named and name.partition("-")[0] != SMALL:
                 found = os.lstat(self._full(name))
                 yield Leftover(name, found.st_size, self._is_ours(name, found))
-        for row in self._store.leftovers(lambda: map(parsed, self._committed().values())):
-            yield Leftover(text(row), self._store.size(row), True)
+        for row in self._store.leftovers(lambda: self._committed().values()):
+            yield Leftover(row, self._store.size(row), True)
 
     def _full(self, name: str) -> str:
         return os.path.join(self.path, *name.split("/"))
@@ -161,20 +160,20 @@ class Survey:
         with KeysFile(self.path, self.codec, False).gate:
             named = set(self._committed().values())
             gone = [one for one in leftovers if one.ours and one.name not in named]
-            self._store.remove([parsed(one.name) for one in gone])
+            self._store.remove([one.name for one in gone])
         self._store.close()
         return gone
 
     # What can be read.
 
-    def load(self, name: str) -> Any:
+    def load(self, name: Name) -> Any:
         """The value in a file or row."""
-        loaded = next(iter(self._store.load([parsed(name)], lambda: True)))
+        loaded = next(iter(self._store.load([name], lambda: True)))
         if loaded.error is not None:
             raise loaded.error
         return loaded.value
 
-    def check(self, name: str, key: Hashable) -> Fault | None:
+    def check(self, name: Name, key: Hashable) -> Fault | None:
         """Load one value; what stands in the way, if anything does."""
         try:
             self.load(name)
@@ -185,11 +184,11 @@ class Survey:
             return Fault(key, name, f"{type(cause).__name__}: {cause}", self._is_lost(name, cause))
         return None
 
-    def _is_lost(self, name: str, cause: BaseException) -> bool:
+    def _is_lost(self, name: Name, cause: BaseException) -> bool:
         """Would anybody fail?  Not if a library is missing here, or if the file may be in a format of the user's."""
         if isinstance(cause, (ImportError, AttributeError, MemoryError, OSError)):
             return False
-        if isinstance(parsed(name), int):
+        if isinstance(name, int):
             return isinstance(cause, (pickle.UnpicklingError, EOFError))
         with open(self._full(name), "rb") as file:
             head = file.read(len(arrays.MARK))

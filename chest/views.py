@@ -5,7 +5,8 @@ import collections.abc
 from collections.abc import Iterator, Mapping
 from typing import Any, Callable, TypeVar
 
-from chest.names import Name, text
+from chest.errors import changed_size
+from chest.names import Name, shown
 
 __all__ = ["ItemsView", "NamesView", "ValuesView", "iterate"]
 
@@ -30,7 +31,7 @@ def _walk(steps: Iterator[Any], chest: Any, turns: int) -> Iterator[Any]:
     for step in steps:
         yield step
         if chest._life.index.turns != turns:
-            raise RuntimeError("chest changed size during iteration")
+            raise changed_size()
 
 
 class ValuesView(collections.abc.ValuesView[V]):
@@ -66,7 +67,7 @@ class NamesView(collections.abc.Mapping[K, "str | None"]):
 
     def __getitem__(self, key: K) -> str | None:
         name = self._names[key]
-        return None if name is None else text(name)
+        return None if name is None else shown(name)
 
     def __iter__(self) -> Iterator[K]:
         return iter(self._names)

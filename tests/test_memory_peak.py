@@ -60,8 +60,8 @@ print(json.dumps(peaks))
 def stream(path, mode, works):
     """The most memory, in bytes, that each of ``works`` and those before it took.
 
-    The C library gives the memory of each array back when it is freed, and does not keep it for a later one, as it does
-    or does not by what small things happen to stand behind it.
+    The C library gives the memory of each array back when it is freed.  Otherwise it keeps all of it as soon as a small
+    thing stands behind them: the interpreter's table of names, say, if it happens to grow as the first values are set.
     """
     return json.loads(python(STREAM, path, mode, works, BUDGET, VALUE, COUNT, MALLOC_MMAP_THRESHOLD_="1000000"))
 
