@@ -1,8 +1,8 @@
 """Probation: small values that are read one by one while memory is full do not push out others at their first reading.
 
-Such a value waits, with the bytes that it was read from, until some have come together.  Then those go that nobody
-holds and nobody changed, without a look at the disk; the others enter memory.  A key that is read once more, soon
-enough, enters memory as ever.
+What cannot be changed, as a text, goes at once.  Any other waits, with the bytes that it was read from, until some have
+come together.  Then those go that nobody holds and nobody changed, without a look at the disk; the others enter memory.
+A key that is read once more, soon enough, enters memory as ever.
 
 To let in what is read twice is the idea of T. Johnson and D. Shasha, "2Q: A low overhead high performance buffer
 management replacement algorithm" (1994).
@@ -10,12 +10,12 @@ management replacement algorithm" (1994).
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-from itertools import islice
+from itertools import compress, islice
 from typing import Any, Callable, Generic, TypeVar
 
 from chest.alone import alone
 from chest.arriving import PER_BYTE
-from chest.changeable import can_change
+from chest.changeable import FIXED, which_can_change
 from chest.memory import ABSENT
 from chest.names import Name
 from chest.passing import FULL, Passing
@@ -27,14 +27,17 @@ __all__ = ["Probation"]
 K = TypeVar("K", bound=Hashable)
 
 MOST = 256  # values that wait
+STACK_GLOBAL = b"\x93"  # what a pickle says that is of more than numbers, texts and containers
 
 
 class Crowd(Generic[K]):
-    """The values that wait, and for each the name and the bytes of the row that it was read from."""
+    """The values that wait: their keys, in order, with the name and the bytes of the row that each was read from."""
 
     def __init__(self) -> None:
-        self.values: dict[K, Any] = {}
-        self.slips: list[tuple[K, Name, bytes]] = []
+        self.values: dict[K, Any] = {}  # without those that were set or deleted meanwhile
+        self.keys: list[K] = []
+        self.names: list[Name] = []
+        self.rows: list[bytes] = []
         self.nbytes = 0  # that all of them take, about
 
 
@@ -50,13 +53,14 @@ class Probation(Passing[K]):
     def get(self, key: K) -> Any:
         """The value of ``key``, which is not in memory; `KeyError` if there is none.
 
-        A row that nobody else has or loads is read, and believed if nobody has committed since we looked last.
+        A row that nobody else has or loads is read, and believed if nobody has committed since we looked last; where
+        many are read one after another, since that moment began, as a row is never another value than its name's.
         """
         name = self.index.names.get(key)
         if type(name) is int and self._on_miss is nothing:
             if key not in self._crowd.values:
                 data = self.store.row(name)
-                if data is not None and self.index.newest():
+                if data is not None and (self.store.brisk or self.index.newest()):
                     value = self._let_in(key, name, data)
                     if value is not ABSENT:
                         return value
@@ -71,37 +75,42 @@ class Probation(Passing[K]):
             value = self.store.decode(data)
         except Exception:
             return ABSENT  # who looks closer is told why
-        if self._crowd.nbytes > self.available / 8 or len(self._crowd.slips) >= MOST:
+        if self._crowd.nbytes > self.available / 8 or len(self._crowd.keys) >= MOST:
             self._decide()
         memory = self.memory
-        most = LIGHT * len(data)
-        is_light = self._native and light(value)
         with self.lock:
             if self.index.names.get(key) != name or key in self._loads or memory.current(key) is not ABSENT:
                 return ABSENT
             self.counts.missed(len(data))
-            room = memory.room(FULL * self.available, most)
+            most = LIGHT * len(data)
+            room = -1 if self._crowd.keys else memory.room(FULL * self.available, most)
             if room < 0 and key not in self._seen:
-                self._wait(key, name, data, value, PER_BYTE * len(data) if is_light else nbytes(value))
+                if type(value) in FIXED:
+                    self._see((key,))
+                else:
+                    self._wait(key, name, data, value)
                 return value
-            if room > most and is_light:
+            if room > most and self._native and light(value):
                 memory.put_light_one(key, value, most)
                 return value
             memory.put(key, value, nbytes(value), True)
         self._make_room_quietly(key)
         return value
 
-    def _wait(self, key: K, name: Name, data: bytes, value: Any, size: int) -> None:
+    def _wait(self, key: K, name: Name, data: bytes, value: Any) -> None:
         crowd = self._crowd
-        if not crowd.slips:
+        if not crowd.keys:
             self.memory.lend(crowd.values)
-        crowd.slips.append((key, name, data))
-        crowd.nbytes += size
+        crowd.keys.append(key)
+        crowd.names.append(name)
+        crowd.rows.append(data)
+        plain = self._native and STACK_GLOBAL not in data
+        crowd.nbytes += PER_BYTE * len(data) if plain else nbytes(value)
         crowd.values[key] = value
 
     def _decide(self) -> None:
         """The end of a probation: what is in use enters memory, the rest goes."""
-        if not self._crowd.slips:
+        if not self._crowd.keys:
             return
         with self.lock:
             crowd, self._crowd = self._crowd, Crowd()
@@ -110,25 +119,35 @@ class Probation(Passing[K]):
             in_use = self._in_use(crowd)
         finally:
             with self.lock:
-                for key, name, _ in crowd.slips:
-                    if key in crowd.values and (key in in_use or self.index.names.get(key) != name):
-                        self._disown(key)
-                        self.memory.put(key, crowd.values[key], nbytes(crowd.values[key]), True)
-                self._seen.update(dict.fromkeys(crowd.values))
+                now = map(self.index.names.get, crowd.keys)
+                in_use.update(key for key, name, then in zip(crowd.keys, now, crowd.names) if name != then)
+                for key in in_use & crowd.values.keys():
+                    self._disown(key)
+                    self.memory.put(key, crowd.values[key], nbytes(crowd.values[key]), True)
+                self._see(crowd.values)
                 self.memory.take_back(crowd.values)
-                for key in list(islice(self._seen, max(len(self._seen) - max(len(self.memory.values), MOST), 0))):
-                    del self._seen[key]
         self._make_room_quietly(ABSENT)
+
+    def _see(self, keys: Iterable[K]) -> None:
+        """The values of ``keys`` were read once and let go; so many are remembered as there are in memory, about."""
+        self._seen.update(dict.fromkeys(keys))
+        most = max(len(self.memory.values), MOST)
+        if len(self._seen) > most + MOST:
+            for key in list(islice(self._seen, len(self._seen) - most)):
+                del self._seen[key]
 
     def _in_use(self, crowd: Crowd[K]) -> set[K]:
         """The keys of the values that somebody holds, or that are no longer as they were read."""
         values = crowd.values
         with self.lock:
-            slips = [slip for slip in crowd.slips if slip[0] in values and can_change(values[slip[0]])]
-            held = {key for key, _, _ in slips if not alone(values, key)}
+            current = [values.get(key) for key in crowd.keys]
+            suspects = which_can_change(current)
+            del current
+            held = {key for key in compress(crowd.keys, suspects) if not alone(values, key)}
         if not self.memory.writeback:
             return held
-        doubts = [(key, values.get(key, ABSENT), data) for key, _, data in slips if key not in held]
+        doubts = [(key, values.get(key, ABSENT), data)
+                  for key, data in compress(zip(crowd.keys, crowd.rows), suspects) if key not in held]
         alike = self.store.alike([value for _, value, _ in doubts], [data for _, _, data in doubts])
         return held.union(key for (key, _, _), same in zip(doubts, alike) if not same)
 

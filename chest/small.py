@@ -65,6 +65,11 @@ class Small(Generic[K]):
         self.make = files.make
         self.reserve = files.reserve
 
+    @property
+    def brisk(self) -> bool:
+        """Was the last `row` one of many within a moment, all of them as the file was when the moment began?"""
+        return self._rows.held
+
     def path(self, name: Name) -> str:
         """The full path of the file ``name``; of a row it is that of the file ``.small``, a slash, and the row's id."""
         return self._files.path(shown(name))

@@ -108,7 +108,7 @@ class Order(Generic[K]):
         if len(new) < len(sizes):
             marks.update({key: self._ages.used(marks[key], READ, 0) for key in sizes if key in marks})
         marks.update(zip(new, self._ages.born_together(len(new))))
-        self._prices.update({key: 1 + OPENING / max(nbytes, 1) for key, nbytes in sizes.items()})
+        self._prices.update({key: 1 + OPENING / (nbytes or 1) for key, nbytes in sizes.items()})
         self._ranked.clear()
 
     def resize(self, key: K, nbytes: int) -> None:

@@ -140,8 +140,30 @@ def test_a_commit_decides(path, commit):
     assert 0 < c.stats.bytes_written - before < 1000
 
 
-def test_nothing_that_waits_is_left_when_a_chest_that_was_only_read_is_closed(path):
+def test_what_cannot_be_changed_does_not_wait(path):
     c = full(path, str)
+    inside, keys = set(c.inmem), outside(c, 5)
+    for key in keys:
+        assert c[key] == str(key)
+    assert not c._life._crowd.values
+    assert set(c.inmem) == inside
+    c[keys[0]]
+    assert keys[0] in c.inmem
+    c._life.memory._check()
+
+
+def test_so_many_keys_are_remembered_as_there_are_values_in_memory(path):
+    c = full(path, str, available_memory=20_000)
+    keys = outside(c, N)
+    for key in keys:
+        c[key]
+    assert len(c._life._seen) <= max(len(c.inmem), MOST) + MOST < len(keys)
+    c[keys[-1]]
+    assert keys[-1] in c.inmem
+
+
+def test_nothing_that_waits_is_left_when_a_chest_that_was_only_read_is_closed(path):
+    c = full(path)
     for key in outside(c, 5):
         c[key]
     assert c._life._crowd.values

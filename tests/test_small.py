@@ -21,7 +21,7 @@ from children import HOME, forked, python
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chest import Chest, rows, statements
+from chest import Chest, database, rows, statements
 from chest.codec import Codec
 from chest.dumper import Dumper
 from chest.errors import ChestError, LoadError
@@ -38,7 +38,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="forks and signals are POS
 
 @pytest.fixture(autouse=True)
 def ids_from_one(monkeypatch):
-    monkeypatch.setattr(rows, "START", 1)
+    monkeypatch.setattr(database, "START", 1)
 
 
 def always():
@@ -601,7 +601,7 @@ def test_update_between_chests_of_different_settings(path, limits):
 
 def small_of(*lines):
     return "\n".join(["import os, sys", f"sys.path.insert(0, {os.path.dirname(__file__)!r})",
-                      "from test_small import *", "rows.START = 1", "store = make(sys.argv[1])", *lines])
+                      "from test_small import *", "database.START = 1", "store = make(sys.argv[1])", *lines])
 
 
 def ids(printed):
@@ -910,7 +910,7 @@ def test_a_full_disk_is_an_error_of_the_rows_and_nothing_is_lost(path, store):
 
 
 def test_a_process_that_keeps_the_file_busy_for_too_long_is_reported(path, monkeypatch):
-    monkeypatch.setattr(rows, "PATIENCE", 0.01)
+    monkeypatch.setattr(database, "PATIENCE", 0.01)
     store = make(path)
     (name,) = put(store, 0)
     busy = sqlite3.connect(os.path.join(path, ".small"), isolation_level=None)

@@ -1,0 +1,101 @@
+"""The sweeper: a thread that comes by now and then, as long as rows are read briskly, to end the read transactions that
+were kept open.
+
+To keep one open makes each read cost a third.  But SQLite's log cannot be emptied beyond it, by any process, so that
+none may stay open where the user's script goes on with something else.  The thread ends as soon as there is nothing to
+sweep.  A fork ends it first: a process with threads had better not fork, says Python.
+"""
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import Protocol
+
+from chest.locks import AT_FORK
+
+__all__ = ["NAME", "forget", "pause", "resume", "watch"]
+
+NAME = "chest-sweeper"
+PERIOD = 0.05  # seconds
+
+
+class Sweepable(Protocol):
+    """What is swept: `sweep` ends a transaction, or returns `False` to be asked again the next time."""
+
+    def sweep(self) -> bool: ...
+
+
+class _Sweeper:
+    """The thread of this process, and what it is to sweep."""
+
+    def __init__(self) -> None:
+        self.mutex = threading.RLock()  # re-entrant, as a finaliser may read rows
+        self.left_open: weakref.WeakSet[Sweepable] = weakref.WeakSet()
+        self.thread: threading.Thread | None = None
+        self.end = threading.Event()
+        self.forks = 0  # that are about to happen
+
+    def start(self) -> bool:
+        """Is there a thread now?  Some systems have none, and no process has as many as it likes."""
+        if self.thread is None:
+            self.end = threading.Event()
+            thread = threading.Thread(target=self.run, args=(self.end,), name=NAME, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                return False
+            self.thread = thread
+        return True
+
+    def run(self, end: threading.Event) -> None:
+        while not end.wait(PERIOD):
+            with self.mutex:
+                found = list(self.left_open)
+                self.left_open.clear()
+                if not found:
+                    self.thread = None
+                    return
+            busy = [one for one in found if not one.sweep()]
+            with self.mutex:
+                self.left_open.update(busy)
+            del found, busy  # so that nothing lives longer for us
+
+
+_sweeper = _Sweeper()
+
+
+def watch(one: Sweepable) -> bool:
+    """Have ``one`` swept within two periods; `False` where nobody would do it."""
+    sweeper = _sweeper
+    with sweeper.mutex:
+        if sweeper.forks or not sweeper.start():
+            return False
+        sweeper.left_open.add(one)
+        return True
+
+
+def pause() -> None:
+    """Before a fork: the thread ends, and no other begins until `resume`."""
+    sweeper = _sweeper
+    with sweeper.mutex:
+        sweeper.forks += 1
+        thread = sweeper.thread
+        sweeper.end.set()
+    if thread is not None:
+        thread.join(AT_FORK)
+
+
+def resume() -> None:
+    """After it, in the parent."""
+    sweeper = _sweeper
+    with sweeper.mutex:
+        sweeper.forks -= 1
+        sweeper.thread = None
+        if sweeper.left_open:
+            sweeper.start()
+
+
+def forget() -> None:
+    """After it, in the child, which has no such thread, and none of what it was to sweep."""
+    global _sweeper
+    _sweeper = _Sweeper()

@@ -1,0 +1,286 @@
+"""Read transactions that stay open from one read to the next: nothing is out of date, nobody is kept waiting for long."""
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+import warnings
+
+import pytest
+from children import forked, python
+
+from chest import Chest, database, sweeper
+from chest.rows import Rows
+
+FIRST = 1
+
+
+@pytest.fixture(autouse=True)
+def ids_from_one(monkeypatch):
+    monkeypatch.setattr(database, "START", FIRST)
+
+
+@pytest.fixture
+def unhurried():
+    """The sweeper never comes; tests call `Rows.sweep` where it would."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sweeper, "PERIOD", 1000)
+        yield
+        sweeper.pause()
+    sweeper.resume()
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """Rows of ``b"0"`` to ``b"99"``, with the ids from 1 on."""
+    made = Rows(str(tmp_path), False, 4096)
+    made.insert([b"%d" % i for i in range(100)])
+    yield made
+    made.close()
+
+
+def another(rows):
+    """Somebody else's connection to the file, without patience."""
+    return contextlib.closing(sqlite3.connect(rows.path, isolation_level=None, timeout=0))
+
+
+def read_briskly(rows):
+    """Read until the transaction stays open, however slow the machine is."""
+    for _ in range(1000):
+        for row in range(1, 2 + database.BRISK):
+            assert rows.at_once(row) == b"%d" % (row - 1)
+        if rows.held:
+            return
+    raise AssertionError("never brisk")
+
+
+def swept(rows):
+    """Wait for the sweeper, which ends when there is nothing left to do."""
+    for thread in threading.enumerate():
+        if thread.name == sweeper.NAME:
+            thread.join(60)
+    assert not rows.held
+
+
+def test_few_reads_leave_nothing_open(rows):
+    for row in range(1, database.BRISK):
+        rows.at_once(row)
+    assert not rows.held
+    assert not rows._connection.in_transaction
+
+
+def test_slow_reads_leave_nothing_open(rows, monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr(database, "monotonic", lambda: next(clock) * database.MOMENT)
+    for row in range(1, 100):
+        rows.at_once(row)
+    assert not rows.held
+
+
+def test_brisk_reads_keep_a_transaction_open_and_the_sweeper_ends_it(rows, leaks_nothing):
+    read_briskly(rows)
+    swept(rows)
+    assert not rows._connection.in_transaction
+    read_briskly(rows)
+    swept(rows)
+
+
+def test_the_log_can_be_emptied_once_the_sweeper_was_there(rows, unhurried):
+    read_briskly(rows)
+    with another(rows) as other:
+        other.execute("INSERT INTO value VALUES (1000, 1, 'new')")
+        assert other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 1, "it would not have been kept from it"
+        assert rows.sweep()
+        assert other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
+    assert os.path.getsize(rows.path + "-wal") == 0
+
+
+def test_a_row_that_is_newer_than_the_transaction_is_found(rows, unhurried):
+    read_briskly(rows)
+    with another(rows) as other:
+        other.execute("INSERT INTO value VALUES (1000, 1, x'61')")
+    assert rows.at_once(1000) is None
+    assert rows.one(1000) == b"a"
+    assert not rows.held
+
+
+@pytest.mark.parametrize("use", [
+    lambda rows: rows.insert([b"new"]), lambda rows: rows.insert([b"new"], [5]), lambda rows: rows.remove([5]),
+    lambda rows: rows.many([1, 2]), lambda rows: rows.lengths([1]), lambda rows: rows.leftovers(list)])
+def test_whatever_else_is_done_ends_the_transaction_first(rows, unhurried, use):
+    read_briskly(rows)
+    with another(rows) as other:
+        other.execute("INSERT INTO value VALUES (50, 1, x'61') ON CONFLICT DO NOTHING")
+        other.execute("UPDATE state SET bytes = bytes + 1")  # so that nobody can write on from what we saw
+    use(rows)
+    assert not rows.held
+    assert not rows._connection.in_transaction
+    assert rows.one(1) == b"0"
+
+
+@pytest.mark.parametrize("read", [read_briskly, lambda rows: rows.at_once(1)], ids=["brisk", "single"])
+def test_a_finaliser_that_writes_in_the_middle_of_a_read_is_not_refused(rows, unhurried, read):
+    read(rows)
+    real = rows._cursor
+
+    class Interrupted:
+        """A cursor that runs a finaliser of the user's between the statement and its row."""
+
+        connection = real.connection
+        close = real.close
+
+        def execute(self, *statement):
+            found = real.execute(*statement)
+            with another(rows) as other:
+                other.execute("UPDATE state SET bytes = bytes + 1")
+            rows.insert([b"written by a finaliser"])
+            return found
+
+    rows._cursor = Interrupted()
+    assert rows.at_once(7) in (None, b"6")
+    assert rows.one(101) == b"written by a finaliser"
+    assert rows.one(7) == b"6"
+
+
+def test_a_read_within_a_transaction_of_our_own_does_not_begin_another(rows):
+    class Reads:
+        """Bytes that read rows as SQLite asks for them."""
+
+        def __len__(self):
+            return 1
+
+        def __iter__(self):
+            for row in range(1, 100):
+                assert rows.at_once(row) == b"%d" % (row - 1)
+            return iter([5])
+
+    rows.insert([b"new"], Reads())
+    assert rows.one(101) == b"new"
+    assert rows.one(5) is None
+
+
+def test_who_is_busy_is_swept_the_next_time(rows, monkeypatch):
+    asked = threading.Event()
+    real = rows.sweep
+
+    def sweep():
+        done = real()
+        if not done:
+            asked.set()
+        return done
+
+    monkeypatch.setattr(rows, "sweep", sweep)
+    with rows._guard.lock:
+        read_briskly(rows)
+        assert asked.wait(60)
+        assert rows.held
+    swept(rows)
+
+
+def test_without_threads_nothing_stays_open(rows, monkeypatch):
+    def start(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    for row in [*range(1, 101)] * 10:
+        assert rows.at_once(row) == b"%d" % (row - 1)
+    assert not rows.held
+
+
+def test_nothing_stays_open_between_pause_and_resume(rows):
+    sweeper.pause()
+    try:
+        for row in [*range(1, 101)] * 10:
+            rows.at_once(row)
+        assert not rows.held
+    finally:
+        sweeper.resume()
+    read_briskly(rows)
+    swept(rows)
+
+
+def test_resume_begins_again_where_something_was_left_open(rows):
+    read_briskly(rows)
+    sweeper.pause()
+    sweeper.resume()
+    swept(rows)
+
+
+def test_a_handle_that_is_dropped_or_closed_leaves_nothing(rows, leaks_nothing):
+    read_briskly(rows)
+    rows.close()
+    assert not rows.held
+    other = Rows(os.path.dirname(rows.path), False, 4096)
+    other.one(1)
+    read_briskly(other)
+    del other
+    with another(rows) as connection:
+        assert connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_finds_no_thread_and_both_sides_read_on(rows):
+    read_briskly(rows)
+
+    def child():
+        names = [thread.name for thread in threading.enumerate()]
+        assert sweeper.NAME not in names, names
+        rows.one(1)
+        read_briskly(rows)
+        swept(rows)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # from 3.12 on a process with threads is told not to fork
+        assert forked(child) == 0
+    assert not rows.held
+    rows.one(1)
+    read_briskly(rows)
+    swept(rows)
+
+
+def brisk(path):
+    """A handle on lists of one number each, in the middle of reading them."""
+    for _ in range(1000):
+        c = Chest(path=path, min_file_size=1000, available_memory=10_000)
+        for key in range(200):
+            assert c[key] == [key]
+            if c._life.store.brisk:
+                return c
+    raise AssertionError("never brisk")
+
+
+def test_a_script_that_ends_in_the_middle_of_reading_ends_well(path):
+    Chest({i: [i] for i in range(200)}, path=path, min_file_size=1000).close()
+    python("import sys, threading; sys.path.insert(0, sys.argv[2])\n"
+           "from test_sweeper import brisk, sweeper\n"
+           "sweeper.PERIOD = 1000\n"
+           "c = brisk(sys.argv[1])\n"
+           "assert sweeper.NAME in [thread.name for thread in threading.enumerate()]\n"
+           "c[0] = 'changed'\n"
+           "c = brisk(sys.argv[1]), c", path, os.path.dirname(__file__))
+    assert sorted(os.listdir(path)) == [".keys", ".small"]
+    assert Chest(path=path)[0] == "changed"
+
+
+def test_brisk_reads_see_what_their_own_handle_looked_at(path, unhurried):
+    one = Chest({i: [i] for i in range(200)}, path=path, min_file_size=1000, available_memory=10_000)
+    one.sync()
+    two = brisk(path)
+    one[198] = ["new"]
+    del one[199]
+    one.flush()
+    assert len(two) == 199
+    assert two[198] == ["new"]
+    with pytest.raises(KeyError):
+        two[199]
+
+
+def test_what_others_committed_is_seen_once_the_sweeper_was_there(path):
+    one = Chest({i: [i] for i in range(200)}, path=path, min_file_size=1000, available_memory=10_000)
+    one.sync()
+    two = brisk(path)
+    one[198] = ["new"]
+    one.flush()
+    swept(two._life.store._rows)
+    assert two[198] == ["new"]
