@@ -4,7 +4,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, filterfalse
 from typing import Any, Callable, TypeVar
 
 from chest.errors import explained
@@ -114,8 +114,8 @@ class Arriving(Leaving[K]):
         """Load what is not in memory, several values at a time, until the budget is full."""
         with self.lock:
             names = self.index.names
-            for key in keys:
-                if key not in names and not self.known(key):
+            for key in filterfalse(names.__contains__, keys):
+                if not self.known(key):
                     raise KeyError(key)
             taken = self.memory.among(keys)
             wanted = [key for key in dict.fromkeys(keys) if key not in taken] if taken else list(dict.fromkeys(keys))

@@ -30,8 +30,9 @@ class Leaving(State[K]):
                 keys = self.memory.choose(self.available, keep, self.store.grain)
                 if not keys:
                     return
-                items = [(key, self.memory.values[key]) for key in keys]
-                ticket = self.memory.tickets.hand_out(keys, leaves=True)
+                batch = self.memory.company(keys, self.store.grain)
+                items = [(key, self.memory.values[key]) for key in batch]
+                ticket = self.memory.tickets.hand_out(batch, leaving=keys)
             errors = self.spill(items, ticket, turn < PATIENCE)
             refused = [(key, error) for key, error in errors if isinstance(error, OSError)]
             if refused:
@@ -48,21 +49,22 @@ class Leaving(State[K]):
                 log("warning", "over the budget: %s", error)
 
     def spill(self, items: Sequence[tuple[K, Any]], ticket: Ticket, patient: bool) -> list[tuple[K, Exception]]:
-        """Let the values leave memory, those that no file holds by way of a new one.  Returns what went wrong.
+        """Let values leave memory, as ``ticket`` says, and write those that no file holds.  Returns what went wrong.
 
         With ``patient`` those stay that somebody gets meanwhile, as he may change them when they are compared already.
         """
         errors: list[tuple[K, Exception]] = []
         unseen: Unseen[K] | None = None
+        leaving = [key for key, _ in items if key in ticket.leaving]
         try:
-            for key, _ in items:
+            for key in leaving:
                 self._on_overflow(key)
             with self.lock:
-                unseen = self.memory.unseen(key for key, _ in items) if patient else None
+                unseen = self.memory.unseen(leaving) if patient else None
             errors = self.write(self._to_write(items), ticket)
         finally:
             self._settle(items, ticket, errors, unseen)
-        log("debug", "spilled %d values", len(items) - len(errors))
+        log("debug", "spilled %d values", len(leaving) - len(errors))
         return errors
 
     def _settle(self, items: Iterable[tuple[K, Any]], ticket: Ticket, errors: list[tuple[K, Exception]],
@@ -146,7 +148,7 @@ class Leaving(State[K]):
                 if value is ABSENT or self.memory.values.get(key, ABSENT) is not value:
                     return
                 items = [(key, value)]
-                ticket = self.memory.tickets.hand_out([key], leaves=True)
+                ticket = self.memory.tickets.hand_out([key], leaving=[key])
             for _, error in self.spill(items, ticket, turn < PATIENCE):
                 raise explained(error, key, self.store.path(""), "save")
 
@@ -189,7 +191,7 @@ class Leaving(State[K]):
                 continue
             with self.lock:
                 new = [(key, value) for key, value in new if self.memory.current(key) is value]  # still?
-                ticket = self.memory.tickets.hand_out([key for key, _ in new], leaves=False)
+                ticket = self.memory.tickets.hand_out([key for key, _ in new])
             try:
                 errors += self.write(new, ticket)
             finally:

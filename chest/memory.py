@@ -337,6 +337,11 @@ class Memory(Generic[K]):
                 target = usage - available / 8
         return chosen
 
+    def company(self, keys: list[K], grain: int) -> list[K]:
+        """``keys``, which leave, and the small values that are written with them: those that came before the last of
+        them and wait to be written.  So rows lie in the order in which values were set, and are read faster."""
+        return self._order.company(keys, grain) if len(keys) > 1 and grain else keys
+
     def _next(self, keep: Any) -> Any:
         try:
             return self._order.pop(keep)
@@ -351,7 +356,7 @@ class Memory(Generic[K]):
         valid = self.tickets.hand_in(key, ticket)
         if key not in self.values:
             return False
-        if valid and saved and ticket.leaves:
+        if valid and saved and key in ticket.leaving:
             self.evict(key)
             return True
         if key in self.tickets:

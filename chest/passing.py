@@ -11,7 +11,7 @@ from itertools import compress, islice
 from operator import length_hint
 from typing import Any, Generic, TypeVar, cast
 
-from chest.arriving import Arriving
+from chest.arriving import PER_BYTE, Arriving
 from chest.changeable import which_can_change
 from chest.errors import changed_size, file_is_gone
 from chest.memory import ABSENT
@@ -82,17 +82,25 @@ class Passing(Arriving[K]):
             yield Loan(keys)
             return
         step = min(STEP, self.store.ahead)
+        fills = len(keys) <= step or self._fills(keys)
         for start in range(0, len(keys), step):
             crowd = keys[start : start + step]
-            if not self._full():
+            if fills and not self._full():
                 taken = self.memory.among(crowd)
                 self._bring([key for key in crowd if key not in taken and type(self.index.names.get(key)) is int])
-            if not self._full():
-                yield Loan(crowd)
-                continue
+                if not self._full():
+                    yield Loan(crowd)
+                    continue
             names, data, encoded = self._read_rows(crowd)
             for few in self._by_few(data, encoded):
                 yield Loan(crowd[few], names[few], data[few])
+
+    def _fills(self, keys: list[K]) -> bool:
+        """Would an eighth of these values, or more, find room in memory, judged by a few of them?  If not, none enters:
+        it would be a few hits for the next one who iterates, and no room for what is read again sooner."""
+        names = list(map(self.index.names.get, islice(keys, 0, None, 1 + len(keys) // SAMPLES)))
+        rows = [data for data in self.store.peek(names, self.index.unchanged()) if data is not None]
+        return PER_BYTE * sum(map(len, rows)) * len(keys) <= 8 * self.available * len(rows)
 
     def _found(self, key: K) -> Any:
         """The value of one key, `ABSENT` if there is no such key any more."""

@@ -87,28 +87,32 @@ class Rows(Database):
             finally:
                 guard.depth -= 1
 
-    def many(self, rows: Sequence[int]) -> dict[int, bytes]:
-        """The bytes of those rows that are there.  Cost: a SELECT for each long run of them, and
-        for each 256 of the others."""
+    def many(self, rows: Sequence[int]) -> list[bytes | None]:
+        """The bytes of each of the rows, `None` for those that are gone.  Cost: a SELECT for each long run of them, and
+        for each 256 of the others; least where they come in the order of their ids."""
         return self._select("data", rows)
 
-    def lengths(self, rows: Sequence[int]) -> dict[int, int]:
-        """How many bytes each of the rows has that are there."""
+    def lengths(self, rows: Sequence[int]) -> list[int | None]:
+        """How many bytes each of the rows has, `None` for those that are gone."""
         return self._select("length(data)", rows)
 
-    def _select(self, column: str, rows: Sequence[int]) -> dict[int, Any]:
+    def _select(self, column: str, rows: Sequence[int]) -> list[Any]:
+        parts = conditions(sorted(set(rows)))
         found: dict[int, Any] = {}
         with self._guard:
             connection = self._open()
-            if connection is not None:
-                for where, ids, wanted in conditions(rows):
-                    values = connection.execute(f"SELECT {column} FROM value WHERE {where} ORDER BY id", ids)
-                    several = list(chain.from_iterable(values))
-                    if len(several) == len(wanted):
-                        found.update(zip(wanted, several))
-                    else:  # some are gone
-                        found.update(connection.execute(f"SELECT id, {column} FROM value WHERE {where}", ids))
-        return found
+            if connection is None:
+                return [None] * len(rows)
+            for where, ids, wanted in parts:
+                values = connection.execute(f"SELECT {column} FROM value WHERE {where} ORDER BY id", ids)
+                several = list(chain.from_iterable(values))
+                if len(several) < len(wanted):  # some are gone
+                    found.update(connection.execute(f"SELECT id, {column} FROM value WHERE {where}", ids))
+                elif wanted == rows:
+                    return several
+                else:
+                    found.update(zip(wanted, several))
+        return list(map(found.get, rows))
 
     def remove(self, rows: Sequence[int]) -> None:
         """Remove rows, and give back their space once the file has more than twice what lives in it."""

@@ -38,7 +38,7 @@ class Small(Generic[K]):
 
     With a ``limit`` of 0 nothing becomes a row, but rows that are there are read and removed.  Cost, beside pickle's:
     3 to 5 µs for each of many values written, 2 µs for each of many read in the order in which they were written,
-    12 µs and more for one.
+    12 µs and more for one, or 6 if many are read one after another.
     """
 
     remote = False
@@ -178,13 +178,13 @@ class Small(Generic[K]):
         for start in range(0, len(names), self._ahead):
             part = names[start : start + self._ahead]
             try:
-                rows = self._rows.many(sorted(part))
+                rows = self._rows.many(part)
                 if not trusted():
                     raise Stale(part[0])
             except Exception as error:
                 yield from (Loaded(None, 0, error) for _ in part)
                 continue
-            yield from map(self._loaded, part, map(rows.get, part))
+            yield from map(self._loaded, part, rows)
 
     def _loaded(self, name: Name, data: bytes | None) -> Loaded:
         if data is None:
@@ -200,12 +200,17 @@ class Small(Generic[K]):
 
     def peek(self, names: Sequence[Name | None], trusted: Callable[[], bool]) -> list[bytes | None]:
         """The bytes of rows, read at once, for `decode`; `None` for what is no row, is gone or cannot be trusted."""
-        rows: dict[Any, bytes] = {}
+        rows = [name for name in names if type(name) is int]
         try:
-            rows = self._rows.many(sorted([name for name in names if type(name) is int]))
+            data = self._rows.many(rows)
         except (OSError, ChestError):
-            pass
-        return list(map(rows.get, names)) if trusted() else [None] * len(names)
+            data = [None] * len(rows)
+        if not trusted():
+            return [None] * len(names)
+        if len(rows) == len(names):
+            return data
+        found: dict[Any, bytes | None] = dict(zip(rows, data))
+        return list(map(found.get, names))
 
     def alike(self, values: list[Any], data: list[bytes]) -> Sequence[bool]:
         """For each value and the bytes of its row: are these just what would be written for the value now?"""
@@ -226,13 +231,13 @@ class Small(Generic[K]):
         dumper = None
         for start in range(0, len(pairs), self._ahead):
             part = pairs[start : start + self._ahead]
-            ids = sorted(name for name, _ in part if isinstance(name, int))
+            ids = [name for name, _ in part if isinstance(name, int)]
             if not ids:
                 yield from self._files.same(cast(Any, part))
                 continue
             dumper = dumper or Dumper(self._codec, 0)
             try:
-                rows = self._rows.many(ids)
+                rows = dict(zip(ids, self._rows.many(ids)))
             except (OSError, ChestError):
                 rows = {}
             for name, value in part:
@@ -262,9 +267,9 @@ class Small(Generic[K]):
         """The `size` of each; those of rows come from the file many at a time."""
         for start in range(0, len(names), self._ahead):
             part = names[start : start + self._ahead]
-            rows = self._rows.lengths(sorted(name for name in part if isinstance(name, int)))
+            rows = iter(self._rows.lengths([name for name in part if isinstance(name, int)]))
             for name in part:
-                yield rows.get(name, 0) if isinstance(name, int) else self._files.size(name)
+                yield (next(rows) or 0) if isinstance(name, int) else self._files.size(name)
 
     # Between chests, and away.
 

@@ -18,12 +18,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Callable, Generic, TypeVar, cast
 
 from heapdict import heapdict
 
-from chest.ages import DIRTY, EDGES, FEW, READ, REPLACED, STATE, TICK, Ages
+from chest.ages import DIRTY, EDGES, FEW, READ, REPLACED, STATE, TICK, USES, Ages
 
 __all__ = ["Order"]
 
@@ -31,6 +31,12 @@ K = TypeVar("K")
 
 # Bytes that move from or to a disk in the time that it takes to open a file.
 OPENING = 100_000
+
+# New keys that are remembered until some of them leave; of more, the last ones.
+ARRIVED = 1 << 16
+
+# The state of a key that was set and not used since.
+NEW = 1 << USES | DIRTY
 
 # Hits that are remembered until something must leave; of more, the last count.
 LOGGED = 4096
@@ -81,6 +87,7 @@ class Order(Generic[K]):
         self._limit = 0.0                                       # the most worth among those ranked to leave
         self._later = heapdict()                                # keys worth less than that which came since
         self._newest: K | _Nobody = NOBODY
+        self._arrived: deque[K] = deque(maxlen=ARRIVED)         # keys that were new, since the last company left
 
     def __len__(self) -> int:
         return len(self._prices)
@@ -95,6 +102,8 @@ class Order(Generic[K]):
         """
         self.read_log()
         mark, dirty = self._marks.get(key), not on_disk
+        if mark is None:
+            self._arrived.append(key)
         how = READ if on_disk else REPLACED
         self._marks[key] = self._ages.born(dirty) if mark is None else self._ages.used(mark, how, dirty)
         self._prices[key] = 1 + OPENING / max(nbytes, 1)
@@ -150,6 +159,21 @@ class Order(Generic[K]):
         finally:
             if spared is not None:
                 self._prices[cast(K, keep)] = spared
+
+    def company(self, keys: Iterable[K], nbytes: int) -> list[K]:
+        """`keys`, which were popped together, and those in memory that may as well be written with them: of at most so
+        many bytes, older than the youngest of these, in no file, and not used since they came.  All by age."""
+        marks, arrived, price = self._marks, self._arrived, 1 + OPENING / max(nbytes, 1)
+        found = list(keys)
+        youngest = max(map(marks.__getitem__, found))
+        while arrived:
+            mark = marks.get(arrived[0], 0)
+            if mark & STATE == NEW and mark > youngest:
+                break
+            key = arrived.popleft()
+            if mark & STATE == NEW and self._prices.get(key, 0) >= price:
+                found.append(key)
+        return sorted(found, key=marks.__getitem__)
 
     def _choose(self) -> K:
         if self._newest in self._prices:

@@ -32,10 +32,12 @@ def append(connection: sqlite3.Connection, first: int, writer: int, data: Sequen
 
 
 def conditions(rows: Sequence[int]) -> list[tuple[str, Sequence[int], Sequence[int]]]:
-    """Conditions for ``rows``, which are sorted, with those that each means: ranges for long runs, the rest by ids.
+    """Conditions for ``rows``, sorted and each once, with those that each means: ranges for long runs, the rest by ids.
 
     As a rule there are a few long runs, as values that leave memory together are written together.
     """
+    if rows and rows[-1] - rows[0] + 1 == len(rows):
+        return [(_RANGE, (rows[0], rows[-1]), rows)]
     found: list[tuple[str, Sequence[int], Sequence[int]]] = []
     sparse: list[int] = []
     missing = list(map(sub, rows, count()))  # how many before each row, counted from somewhere

@@ -17,10 +17,10 @@ class Ticket:
     the tickets of other threads that are writing the same values, and that count until a later batch has written them.
     """
 
-    __slots__ = ("earlier", "leaves")
+    __slots__ = ("earlier", "leaving")
 
-    def __init__(self, leaves: bool, earlier: dict[Any, Ticket]):
-        self.leaves = leaves
+    def __init__(self, leaving: Iterable[Any], earlier: dict[Any, Ticket]):
+        self.leaving = frozenset(leaving)
         self.earlier = earlier
 
 
@@ -40,10 +40,10 @@ class Tickets(Generic[K]):
     def __contains__(self, key: K) -> bool:
         return key in self._out
 
-    def hand_out(self, keys: Iterable[K], leaves: bool) -> Ticket:
-        """A ticket for values that are about to be written."""
+    def hand_out(self, keys: Iterable[K], leaving: Iterable[K] = ()) -> Ticket:
+        """A ticket for values that are about to be written; then those of ``leaving`` leave memory."""
         keys = list(keys)
-        ticket = Ticket(leaves, {key: self._out[key] for key in keys if key in self._out})
+        ticket = Ticket(leaving, {key: self._out[key] for key in keys if key in self._out})
         self._out.update(dict.fromkeys(keys, ticket))
         return ticket
 
@@ -73,7 +73,7 @@ class Tickets(Generic[K]):
 
     def leaving(self) -> Iterator[K]:
         """The keys whose values leave memory once they are written."""
-        return (key for key, ticket in self._out.items() if ticket.leaves)
+        return (key for key, ticket in self._out.items() if key in ticket.leaving)
 
     def clear(self) -> None:
         self._out.clear()

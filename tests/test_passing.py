@@ -376,3 +376,13 @@ def test_a_prefetch_that_another_thread_overtook_leaves_memory_within_the_budget
     monkeypatch.setattr(c._life, "_still", overtaken)
     c.prefetch(range(100))
     assert 0 < c.memory_usage <= c.available_memory
+
+
+@pytest.mark.parametrize("budget, fills", [(5_000, False), (300_000, True)])
+def test_memory_is_filled_as_one_iterates_if_a_good_part_fits(path, budget, fills):
+    Chest({i: {"i": i} for i in range(N)}, path=path, min_file_size=1000).close()
+    c = Chest(path=path, min_file_size=1000, available_memory=budget)
+    assert list(c.values()) == [{"i": i} for i in range(N)]
+    assert bool(c.inmem) is fills
+    assert list(c.values()) == [{"i": i} for i in range(N)]
+    assert c.memory_usage <= budget

@@ -206,6 +206,16 @@ def held_to_its_limit(value):
     assert peak < 1_000_000 + text  # pickle encodes a text before it writes it
 
 
+def test_rows_come_in_the_order_in_which_they_are_asked_for(path, store):
+    store._rows.insert([b"%d" % i for i in range(200)])
+    store._rows.remove([5, 100])
+    for asked in ([], [1], [3, 1, 2], [1, 1, 3], [4, 5, 6], [5], [1000], [*range(150, 80, -1)], [*range(1, 201)],
+                  [*range(1, 100), *range(101, 201), 7], [*range(6, 100)]):
+        wanted = [b"%d" % (row - 1) if row < 201 and row not in (5, 100) else None for row in asked]
+        assert store._rows.many(asked) == wanted
+        assert store._rows.lengths(asked) == [one and len(one) for one in wanted]
+
+
 def test_small_arrays_are_rows(path, store):
     numpy = pytest.importorskip("numpy")
     values = [numpy.arange(10.0), numpy.arange(40.0)[::2], numpy.float32(2), numpy.arange(3).astype(object)]

@@ -240,6 +240,34 @@ def test_saved_values_are_still_in_the_order() -> None:
     order._check()
 
 
+def test_with_those_that_leave_go_the_older_ones_that_wait_to_be_written() -> None:
+    order: Order[str] = Order()
+    order.put("on disk", 100, on_disk=True)
+    for key in ("large", "a", "used", "b", "saved", "c", "replaced", "d", "forgotten", "left"):
+        order.put(key, 100 if key != "large" else 10_000, on_disk=False)
+    order.used("used")
+    order.saved("saved")
+    order.forget("forgotten")
+    order.put("replaced", 100, on_disk=False)
+    order.put("e", 50_000_000, on_disk=False)
+    order.put("younger", 100, on_disk=False)
+    order.leave("left")
+    assert order.pop() == "e"
+    assert order.company(["e", "left"], 1000) == ["a", "b", "c", "d", "left", "e"]
+    assert order.company(["e"], 1000) == ["e"]
+    order.put("f", 50_000_000, on_disk=False)
+    assert order.pop() == "f"
+    assert order.company(["f"], 1000) == ["younger", "f"]
+
+
+def test_a_key_that_is_set_again_and_again_holds_up_no_company() -> None:
+    order = filled(["hot", "a", "b"], nbytes=100)
+    order.put("c", 50_000_000, on_disk=False)
+    order.put("hot", 100, on_disk=False)
+    assert order.pop() == "c"
+    assert order.company(["c"], 1000) == ["a", "b", "c"]
+
+
 def test_any_sequence_of_calls_keeps_what_must_hold() -> None:
     for seed in range(6):
         rng = random.Random(seed)
