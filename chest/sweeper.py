@@ -81,7 +81,7 @@ def pause() -> None:
         sweeper.forks += 1
         thread = sweeper.thread
         sweeper.end.set()
-    if thread is not None:
+    if thread is not None and thread is not threading.current_thread():  # a finaliser may fork anywhere
         thread.join(AT_FORK)
 
 
@@ -91,7 +91,7 @@ def resume() -> None:
     with sweeper.mutex:
         sweeper.forks -= 1
         sweeper.thread = None
-        if sweeper.left_open:
+        if sweeper.left_open and not sweeper.forks:
             sweeper.start()
 
 

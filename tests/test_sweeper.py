@@ -250,6 +250,21 @@ def brisk(path):
     raise AssertionError("never brisk")
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_fork_in_the_sweepers_own_thread_is_one_like_any_other(rows, monkeypatch):
+    real, ends = rows.sweep, []
+
+    def sweep():
+        ends.append(forked(lambda: None))
+        return real()
+
+    monkeypatch.setattr(rows, "sweep", sweep)
+    read_briskly(rows)
+    swept(rows)
+    assert ends and set(ends) == {0}
+
+
 def test_a_script_that_ends_in_the_middle_of_reading_ends_well(path):
     Chest({i: [i] for i in range(200)}, path=path, min_file_size=1000).close()
     python("import sys, threading; sys.path.insert(0, sys.argv[2])\n"
