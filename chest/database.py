@@ -68,7 +68,8 @@ class Database:
         self._identity: tuple[int, ...] = ()
         self._read_only = False
         self._writer: int | None = None
-        self.held = False  # is a read transaction kept open from one read to the next?
+        self.held = False  # may reads be part of a transaction that is open already?
+        self._begun = False  # is there one, or was there just now?
         self._reads: deque[float] = deque(maxlen=BRISK)  # when the last ones began
 
     def _open(self) -> sqlite3.Connection | None:
@@ -149,7 +150,8 @@ class Database:
 
     def _disconnect(self) -> None:
         closer, self._closer = self._closer, None
-        self._connection, self._cursor, self._identity, self._writer, self.held = None, None, (), None, False
+        self._connection, self._cursor, self._identity, self._writer = None, None, (), None
+        self.held = self._begun = False
         if closer is not None:
             closer()
 
@@ -171,44 +173,54 @@ class Database:
 
     # Many reads, one after another.
 
-    def _hold(self, connection: sqlite3.Connection) -> None:
+    def _hold(self) -> None:
         """Keep the read transaction open from the next read on, if the last ones were brisk: it costs as much to begin
         and to end one as to read two rows.  Called within the lock, before a read.
 
         What is read may be as old as the transaction.  An id is never used again, so that a row cannot be out of date:
         either it is there, or who asks has to look more closely.
         """
+        outermost = self._guard.depth == 1  # else a finaliser reads in the middle of a read, or of a transaction
+        if self._begun and outermost:
+            self._let_go()
         now = monotonic()
         self._reads.append(now)
         brisk = len(self._reads) == BRISK and now - self._reads[0] < MOMENT
-        if brisk and self._guard.depth == 1 and sweeper.watch(self):
+        if brisk and outermost and self._connection is not None and sweeper.watch(self):
+            self._begun = True
+            self._connection.execute("BEGIN")
             self.held = True
-            connection.execute("BEGIN")
 
     def _let_go(self) -> None:
         """End the read transaction that was kept open, if there is one.  Called within the lock.
 
-        A finaliser of the user's may bring us here in the middle of a read.  Then that read is given up: as long as it
-        is under way nothing can be written, if others wrote since it began.
+        A read that is under way is given up, or one that Ctrl-C left unfinished, as nothing could be written then if
+        others wrote since it began: a finaliser of the user's may bring us here in the middle of one.
         """
-        connection, cursor = self._connection, self._cursor
-        if connection is None or cursor is None:
-            return
-        if self.held or self._guard.depth > 1:
-            self._cursor = connection.cursor()
+        if self._connection is not None and self._cursor is not None:
+            cursor, self._cursor = self._cursor, self._connection.cursor()
             cursor.close()
-        if self.held:
-            self.held = False
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
+            self._end_read()
+
+    def _end_read(self) -> None:
+        self.held = False
+        if self._begun and self._connection is not None:
+            self._connection.rollback()
+            self._begun = False
 
     def sweep(self) -> bool:
-        """End the read transaction that was kept open.  `False` if somebody is at the file just now."""
+        """End the read transaction that was kept open.  `False` if somebody is at the file just now: if that is a read,
+        the next one ends it.
+
+        Nothing is made here that could set off the garbage collector: a finaliser of the user's must not wait for a
+        lock whose owner waits for ours.
+        """
+        self.held = False
         if not self._guard.lock.acquire(blocking=False):
             return False
         try:
             if self._alive():
-                self._let_go()
+                self._end_read()
         finally:
             self._guard.lock.release()
         return True
@@ -271,14 +283,14 @@ _leaked: list[Any] = []
 
 
 def _before_fork() -> None:
+    sweeper.pause()  # first: who is about to be watched has a guard
     _guarded[threading.get_ident()] = [database for database in list(_all) if database.before_fork()]
-    sweeper.pause()
 
 
 def _after_fork_in_parent() -> None:
-    sweeper.resume()
     for database in _guarded.pop(threading.get_ident()):
         database.after_fork_in_parent()
+    sweeper.resume()
 
 
 def _after_fork_in_child() -> None:

@@ -27,10 +27,10 @@ class Leaving(State[K]):
         """Spill until memory is within the budget, or nothing more can leave."""
         for turn in count():
             with self.lock:
-                keys = self.memory.choose(self.available, keep, self.store.grain)
+                keys = self.memory.choose(self.available, keep)
                 if not keys:
                     return
-                batch = self.memory.company(keys, self.store.grain)
+                batch = self.memory.company(keys)
                 items = [(key, self.memory.values[key]) for key in batch]
                 ticket = self.memory.tickets.hand_out(batch, leaving=keys)
             errors = self.spill(items, ticket, turn < PATIENCE)
@@ -55,8 +55,8 @@ class Leaving(State[K]):
         """
         errors: list[tuple[K, Exception]] = []
         unseen: Unseen[K] | None = None
-        leaving = [key for key, _ in items if key in ticket.leaving]
         try:
+            leaving = [key for key, _ in items if key in ticket.leaving]
             for key in leaving:
                 self._on_overflow(key)
             with self.lock:
@@ -64,7 +64,7 @@ class Leaving(State[K]):
             errors = self.write(self._to_write(items), ticket)
         finally:
             self._settle(items, ticket, errors, unseen)
-        log("debug", "spilled %d values", len(leaving) - len(errors))
+        log("debug", "spilled %d values, wrote %d", len(leaving), len(items) - len(errors))
         return errors
 
     def _settle(self, items: Iterable[tuple[K, Any]], ticket: Ticket, errors: list[tuple[K, Exception]],

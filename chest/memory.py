@@ -13,7 +13,7 @@ from chest.alone import alone
 from chest.changeable import can_change, which_can_change
 from chest.held import ABSENT, Held
 from chest.sizes import nbytes
-from chest.spill import Order
+from chest.spill import ARRIVED, Order
 from chest.tickets import Ticket, Tickets, Unseen
 
 __all__ = ["ABSENT", "Memory", "budget"]
@@ -45,16 +45,18 @@ class Memory(Generic[K]):
     ``values`` is the dictionary itself, ``used`` what a hit calls, ``tickets`` those of the values that are being
     written.  ``watched`` has the keys whose values are on disk too, but may be changed in place; not those that are
     vouched for: nobody else held them when they were last found to be as their file has them, and nobody got them
-    since.  ``marks`` tells the files that values came from, or went to, from later ones of the same name.
+    since.  ``marks`` tells the files that values came from, or went to, from later ones of the same name.  Values of at
+    most ``grain`` bytes leave in crowds.
     """
 
-    def __init__(self, writeback: bool):
+    def __init__(self, writeback: bool, grain: int):
         self.writeback = writeback
+        self._grain = grain
         self._noted: dict[K, int] = {}
         self._usage = 0
         self._unsized: dict[K, None] = {}
         self._most = 0  # bytes that those can take together
-        self._order: Order[K] = Order(self._noticed)
+        self._order: Order[K] = Order(self._noticed, ARRIVED if grain else 0)
         self._held: Held[K] = Held(self._forget_mark)
         self.tickets: Tickets[K] = Tickets()
         self.values: dict[K, Any] = {}
@@ -310,12 +312,12 @@ class Memory(Generic[K]):
 
     # Who leaves.
 
-    def choose(self, available: float, keep: Any, grain: int) -> list[K]:
+    def choose(self, available: float, keep: Any) -> list[K]:
         """The keys whose values leave so that the rest fits into ``available`` bytes: those that are worth least.
 
-        ``keep`` stays, unless it alone is over the budget: then it leaves and nothing else.  Values of at most
-        ``grain`` bytes leave in a crowd, an eighth of the budget at a time, as writing them singly costs too much.
-        They are still in memory when they are returned, but no longer in the order.
+        ``keep`` stays, unless it alone is over the budget: then it leaves and nothing else.  Small values leave in a
+        crowd, an eighth of the budget at a time, as writing them singly costs too much.  They are still in memory when
+        they are returned, but no longer in the order.
         """
         if keep in self._sizes and self._sizes[keep] > available and keep not in self.stuck:
             self._order.leave(keep)
@@ -328,19 +330,19 @@ class Memory(Generic[K]):
             if key is ABSENT:
                 break
             size = self._sizes[key]
-            if usage <= available and size > grain:
+            if usage <= available and size > self._grain:
                 self._order.restore(key, size)
                 break
             chosen.append(key)
             usage -= size
-            if usage <= available and target == available and size <= grain:
+            if usage <= available and target == available and size <= self._grain:
                 target = usage - available / 8
         return chosen
 
-    def company(self, keys: list[K], grain: int) -> list[K]:
-        """``keys``, which leave, and the small values that are written with them: those that came before the last of
-        them and wait to be written.  So rows lie in the order in which values were set, and are read faster."""
-        return self._order.company(keys, grain) if len(keys) > 1 and grain else keys
+    def company(self, keys: list[K]) -> list[K]:
+        """``keys``, which leave, and the older small values that wait to be written: by age, as rows that lie in the
+        order in which values were set are read faster."""
+        return self._order.company(keys, self._grain) if len(keys) > 1 and self._grain else keys
 
     def _next(self, keep: Any) -> Any:
         try:

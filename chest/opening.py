@@ -77,7 +77,8 @@ def open_parts(asked: str | os.PathLike[str] | None, settings: Settings, availab
         store = Small(files, path, codec, settings.durable, settings.min_file_size)
         keys = KeysFile(path, codec, settings.durable)
     store.make()
-    life: Life[Any] = Life(codec, store, Index(keys, reserved), Memory(settings.writeback), available,
+    memory: Memory[Any] = Memory(settings.writeback, store.grain)
+    life: Life[Any] = Life(codec, store, Index(keys, reserved), memory, available,
                            settings.on_miss, settings.on_overflow)
     life.refresh()
     return life

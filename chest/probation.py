@@ -27,7 +27,6 @@ __all__ = ["Probation"]
 K = TypeVar("K", bound=Hashable)
 
 MOST = 256  # values that wait
-STACK_GLOBAL = b"\x93"  # what a pickle says that is of more than numbers, texts and containers
 
 
 class Crowd(Generic[K]):
@@ -83,6 +82,7 @@ class Probation(Passing[K]):
                 return ABSENT
             self.counts.missed(len(data))
             most = LIGHT * len(data)
+            # While others wait memory counts as full, also if something left since: it is looked at again behind them.
             room = -1 if self._crowd.keys else memory.room(FULL * self.available, most)
             if room < 0 and key not in self._seen:
                 if type(value) in FIXED:
@@ -104,8 +104,7 @@ class Probation(Passing[K]):
         crowd.keys.append(key)
         crowd.names.append(name)
         crowd.rows.append(data)
-        plain = self._native and STACK_GLOBAL not in data
-        crowd.nbytes += PER_BYTE * len(data) if plain else nbytes(value)
+        crowd.nbytes += PER_BYTE * len(data) if self._native and light(value) else nbytes(value)
         crowd.values[key] = value
 
     def _decide(self) -> None:

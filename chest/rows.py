@@ -72,20 +72,21 @@ class Rows(Database):
         """
         guard = self._guard
         with guard.lock:
-            cursor = self._cursor
-            if cursor is None:
+            connection = self._connection
+            if connection is None or self._cursor is None:
                 return None
-            guard.depth += 1  # so that a fork in a finaliser leaves it open
+            depth = guard.depth
             try:
+                guard.depth = depth + 1  # so that a fork in a finaliser leaves it open
                 if not self.held:
-                    self._hold(cursor.connection)
-                for (data,) in cursor.execute(ONE, (row,)):
+                    self._hold()
+                for (data,) in self._cursor.execute(ONE, (row,)):
                     return data  # type: ignore[no-any-return]
                 return None
-            except cursor.connection.Error:
+            except connection.Error:
                 return None  # what it was is found out with the guard
             finally:
-                guard.depth -= 1
+                guard.depth = depth
 
     def many(self, rows: Sequence[int]) -> list[bytes | None]:
         """The bytes of each of the rows, `None` for those that are gone.  Cost: a SELECT for each long run of them, and
@@ -108,7 +109,7 @@ class Rows(Database):
                 several = list(chain.from_iterable(values))
                 if len(several) < len(wanted):  # some are gone
                     found.update(connection.execute(f"SELECT id, {column} FROM value WHERE {where}", ids))
-                elif wanted == rows:
+                elif wanted == rows:  # there is one part, and all comes in order
                     return several
                 else:
                     found.update(zip(wanted, several))

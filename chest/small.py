@@ -67,7 +67,7 @@ class Small(Generic[K]):
 
     @property
     def brisk(self) -> bool:
-        """Was the last `row` one of many within a moment, all of them as the file was when the moment began?"""
+        """Are so many rows read one after another that all of them are as the file was when the moment began?"""
         return self._rows.held
 
     def path(self, name: Name) -> str:

@@ -23,7 +23,7 @@ from typing import Callable, Generic, TypeVar, cast
 
 from heapdict import heapdict
 
-from chest.ages import DIRTY, EDGES, FEW, READ, REPLACED, STATE, TICK, USES, Ages
+from chest.ages import DIRTY, EDGES, FEW, READ, REPLACED, STATE, TICK, Ages
 
 __all__ = ["Order"]
 
@@ -34,9 +34,6 @@ OPENING = 100_000
 
 # New keys that are remembered until some of them leave; of more, the last ones.
 ARRIVED = 1 << 16
-
-# The state of a key that was set and not used since.
-NEW = 1 << USES | DIRTY
 
 # Hits that are remembered until something must leave; of more, the last count.
 LOGGED = 4096
@@ -71,8 +68,10 @@ class Order(Generic[K]):
     used: Callable[[K], None]
     """Note a hit in memory: the `append` of a bounded log, no lock, no look-up; of very many, the last count."""
 
-    def __init__(self, noticed: Callable[[list[K], bool], object] = lambda keys, lost: None) -> None:
+    def __init__(self, noticed: Callable[[list[K], bool], object] = lambda keys, lost: None,
+                 arrived: int = ARRIVED) -> None:
         self._noticed = noticed
+        self._arrived: deque[tuple[K, int]] = deque(maxlen=arrived)  # new keys and their marks, since company left
         self._log: deque[K] = deque(maxlen=LOGGED)
         self.used = self._log.append
         self.clear()
@@ -87,7 +86,7 @@ class Order(Generic[K]):
         self._limit = 0.0                                       # the most worth among those ranked to leave
         self._later = heapdict()                                # keys worth less than that which came since
         self._newest: K | _Nobody = NOBODY
-        self._arrived: deque[K] = deque(maxlen=ARRIVED)         # keys that were new, since the last company left
+        self._arrived.clear()
 
     def __len__(self) -> int:
         return len(self._prices)
@@ -103,9 +102,11 @@ class Order(Generic[K]):
         self.read_log()
         mark, dirty = self._marks.get(key), not on_disk
         if mark is None:
-            self._arrived.append(key)
-        how = READ if on_disk else REPLACED
-        self._marks[key] = self._ages.born(dirty) if mark is None else self._ages.used(mark, how, dirty)
+            mark = self._marks[key] = self._ages.born(dirty)
+            if dirty:
+                self._arrived.append((key, mark))
+        else:
+            self._marks[key] = self._ages.used(mark, READ if on_disk else REPLACED, dirty)
         self._prices[key] = 1 + OPENING / max(nbytes, 1)
         self._consider_newest()
         self._newest = key
@@ -166,12 +167,9 @@ class Order(Generic[K]):
         marks, arrived, price = self._marks, self._arrived, 1 + OPENING / max(nbytes, 1)
         found = list(keys)
         youngest = max(map(marks.__getitem__, found))
-        while arrived:
-            mark = marks.get(arrived[0], 0)
-            if mark & STATE == NEW and mark > youngest:
-                break
-            key = arrived.popleft()
-            if mark & STATE == NEW and self._prices.get(key, 0) >= price:
+        while arrived and arrived[0][1] < youngest:
+            key, mark = arrived.popleft()
+            if marks.get(key) == mark and self._prices.get(key, 0) >= price:
                 found.append(key)
         return sorted(found, key=marks.__getitem__)
 

@@ -7,11 +7,13 @@ sweep.  A fork ends it first: a process with threads had better not fork, says P
 """
 from __future__ import annotations
 
+import atexit
 import threading
 import weakref
 from typing import Protocol
 
 from chest.locks import AT_FORK
+from chest.log import log
 
 __all__ = ["NAME", "forget", "pause", "resume", "watch"]
 
@@ -50,15 +52,23 @@ class _Sweeper:
     def run(self, end: threading.Event) -> None:
         while not end.wait(PERIOD):
             with self.mutex:
-                found = list(self.left_open)
-                self.left_open.clear()
+                found, self.left_open = self.left_open, weakref.WeakSet()
                 if not found:
                     self.thread = None
                     return
-            busy = [one for one in found if not one.sweep()]
+            busy = [one for one in found if not swept(one)]
             with self.mutex:
                 self.left_open.update(busy)
             del found, busy  # so that nothing lives longer for us
+
+
+def swept(one: Sweepable) -> bool:
+    """Is there nothing left to do?  What cannot be swept is not asked again."""
+    try:
+        return one.sweep()
+    except Exception as error:
+        log("warning", "a read transaction could not be ended: %s", error)
+        return True
 
 
 _sweeper = _Sweeper()
@@ -75,7 +85,7 @@ def watch(one: Sweepable) -> bool:
 
 
 def pause() -> None:
-    """Before a fork: the thread ends, and no other begins until `resume`."""
+    """Before a fork, and at the end: the thread ends, and no other begins until `resume`."""
     sweeper = _sweeper
     with sweeper.mutex:
         sweeper.forks += 1
@@ -83,6 +93,9 @@ def pause() -> None:
         sweeper.end.set()
     if thread is not None and thread is not threading.current_thread():  # a finaliser may fork anywhere
         thread.join(AT_FORK)
+
+
+atexit.register(pause)  # the thread must not be stopped at any line, as the interpreter does then, with a lock
 
 
 def resume() -> None:

@@ -13,8 +13,9 @@ class Ticket:
     """One batch of values on its way to disk.
 
     A value that is set, deleted or dropped while it is being written loses its ticket: then what was written is not
-    what the key stands for any more.  ``leaves`` says that the batch leaves memory once it is written.  ``earlier`` has
-    the tickets of other threads that are writing the same values, and that count until a later batch has written them.
+    what the key stands for any more.  ``leaving`` are the keys whose values leave memory once they are written.
+    ``earlier`` has the tickets of other threads that are writing the same values, and that count until a later batch
+    has written them.
     """
 
     __slots__ = ("earlier", "leaving")

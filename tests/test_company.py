@@ -95,3 +95,20 @@ def test_a_full_disk_keeps_those_in_memory_that_were_to_be_written_with_others(p
     c._life.memory._check()
     c.sync()
     assert dict(Chest(path=path)) == {i: mixed(i) for i in c}
+
+
+def test_a_key_that_is_deleted_and_set_again_and_again_is_written_once(path):
+    c = Chest(path=path, min_file_size=1000, available_memory=60_000)
+    for i in range(2000):
+        c["x"] = i
+        del c["x"]
+    c["x"] = "the last"
+    for i in range(2000):
+        c[i] = mixed(i)
+    assert c.stats.bytes_written < 1.1 * sum(len(pickle.dumps(mixed(i), 5)) for i in range(2000))
+    assert c["x"] == "the last"
+
+
+def test_without_small_values_no_key_is_remembered_for_company(path):
+    c = Chest({i: i for i in range(100)}, path=path)
+    assert not c._life.memory._order._arrived

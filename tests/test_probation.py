@@ -415,6 +415,16 @@ def test_a_child_of_a_fork_has_what_waits_too(path):
     c.close()
 
 
+@pytest.mark.parametrize("make", [lambda i: [set() for _ in range(200)], lambda i: [{} for _ in range(200)], Thing])
+def test_what_waits_takes_an_eighth_of_the_budget_or_not_much_more(path, make):
+    c = full(path, make, available_memory=200_000)
+    most = 0
+    for key in outside(c, 300):
+        c[key]
+        most = max(most, sum(map(nbytes, c._life._crowd.values.values())))
+    assert 0 < most <= c.available_memory / 8 + nbytes(make(0))
+
+
 def test_large_values_do_not_pile_up_as_they_wait(path):
     c = full(path, lambda i: {"i": i, "p": bytes(3000)}, min_file_size=4096, available_memory=300_000)
     tracemalloc.start()

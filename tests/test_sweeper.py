@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import sys
 import threading
 import warnings
 
@@ -61,6 +62,7 @@ def swept(rows):
         if thread.name == sweeper.NAME:
             thread.join(60)
     assert not rows.held
+    assert rows._connection is None or not rows._connection.in_transaction
 
 
 def test_few_reads_leave_nothing_open(rows):
@@ -174,8 +176,102 @@ def test_who_is_busy_is_swept_the_next_time(rows, monkeypatch):
     with rows._guard.lock:
         read_briskly(rows)
         assert asked.wait(60)
-        assert rows.held
+        assert rows._connection.in_transaction
     swept(rows)
+
+
+def test_who_reads_without_a_pause_ends_the_transaction_when_the_sweeper_was_there(rows, unhurried):
+    with rows._guard.lock:
+        read_briskly(rows)
+        with another(rows) as other:
+            other.execute("INSERT INTO value VALUES (1000, 1, x'61')")
+        assert rows.at_once(1000) is None
+        found = []
+        thread = threading.Thread(target=lambda: found.append(rows.sweep()))
+        thread.start()
+        thread.join()
+        assert found == [False]
+        assert rows.at_once(1000) == b"a"
+
+
+def test_what_cannot_be_swept_keeps_nobody_else_from_it(rows, tmp_path):
+    class Broken:
+        def sweep(self):
+            raise OSError("a failing disk")
+
+    broken = Broken()
+    assert sweeper.watch(broken)
+    read_briskly(rows)
+    swept(rows)
+    read_briskly(rows)
+    swept(rows)
+
+
+class Interrupting:
+    """Raise Ctrl-C at the n-th line of some functions."""
+
+    def __init__(self, n, *functions):
+        self.left, self.codes = n, {function.__code__ for function in functions}
+
+    def __call__(self, frame, event, argument):
+        if frame.f_code not in self.codes:
+            return None
+        if event == "line":
+            self.left -= 1
+            if not self.left:
+                raise KeyboardInterrupt
+        return self
+
+    def __enter__(self):
+        self.before = sys.gettrace()
+        sys.settrace(self)
+
+    def __exit__(self, *exception):
+        sys.settrace(self.before)
+
+
+def test_ctrl_c_at_any_line_leaves_no_transaction_that_nobody_knows_of(rows, unhurried):
+    number = 1000
+    functions = database.Database._hold, database.Database._let_go, database.Database._end_read
+    for n in range(1, 60):
+        read_briskly(rows)
+        rows.held = n % 2 > 0  # as if the sweeper had just been there
+        interrupting = Interrupting(n, *functions)
+        with contextlib.suppress(KeyboardInterrupt), interrupting:
+            rows.at_once(1)
+            rows.at_once(2)
+            rows.one(200)
+        number += 1
+        with another(rows) as other:
+            other.execute("INSERT INTO value VALUES (?, 1, x'61')", (number,))
+        assert rows.one(number) == b"a", n
+        assert rows.at_once(1) == b"0"
+        rows.remove([number])
+        assert rows.sweep()
+        assert not rows._connection.in_transaction
+        with another(rows) as other:
+            assert other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0, n
+    assert interrupting.left > 0, "some lines were not tried"
+
+
+def test_ctrl_c_in_the_middle_of_a_read_does_not_keep_us_from_writing(rows, unhurried):
+    real = rows._cursor
+
+    class Interrupted:
+        connection = real.connection
+        close = real.close
+
+        def execute(self, *statement):
+            real.execute(*statement)
+            raise KeyboardInterrupt
+
+    rows._cursor = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        rows.at_once(7)
+    with another(rows) as other:
+        other.execute("UPDATE state SET bytes = bytes + 1")
+    rows.insert([b"new"])
+    assert rows.one(101) == b"new"
 
 
 def test_without_threads_nothing_stays_open(rows, monkeypatch):
@@ -248,6 +344,39 @@ def brisk(path):
             if c._life.store.brisk:
                 return c
     raise AssertionError("never brisk")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_fork_waits_for_who_is_about_to_be_watched(rows, tmp_path, monkeypatch):
+    """As that thread starts another one, the garbage collector may end another chest, for which it needs its guard."""
+    (tmp_path / "other").mkdir()
+    other = Rows(str(tmp_path / "other"), False, 4096)
+    entered, forks, ends = threading.Event(), threading.Event(), []
+    start, pause = sweeper._Sweeper.start, sweeper.pause
+
+    def collects(self):
+        entered.set()
+        assert forks.wait(60)
+        with other._guard:
+            return start(self)
+
+    def pausing():
+        forks.set()
+        pause()
+
+    monkeypatch.setattr(sweeper._Sweeper, "start", collects)
+    monkeypatch.setattr(sweeper, "pause", pausing)
+    reader = threading.Thread(target=lambda: read_briskly(rows), daemon=True)
+    forker = threading.Thread(target=lambda: ends.append(forked(lambda: None)), daemon=True)
+    reader.start()
+    assert entered.wait(60)
+    forker.start()
+    forker.join(60)
+    reader.join(60)
+    assert ends == [0]
+    assert not reader.is_alive()
+    swept(rows)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
