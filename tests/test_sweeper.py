@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import sqlite3
 import sys
@@ -233,9 +234,9 @@ class Interrupting:
 def test_ctrl_c_at_any_line_leaves_no_transaction_that_nobody_knows_of(rows, unhurried):
     number = 1000
     functions = database.Database._hold, database.Database._let_go, database.Database._end_read
-    for n in range(1, 60):
+    for n, held in itertools.product(range(1, 40), (True, False)):
         read_briskly(rows)
-        rows.held = n % 2 > 0  # as if the sweeper had just been there
+        rows.held = held  # or as if the sweeper had just been there
         interrupting = Interrupting(n, *functions)
         with contextlib.suppress(KeyboardInterrupt), interrupting:
             rows.at_once(1)
