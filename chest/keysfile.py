@@ -121,8 +121,8 @@ class KeysFile:
         """
         fd = self._fd
         try:
-            found = os.fstat(fd)  # type: ignore[arg-type]
-        except (OSError, TypeError):  # none is held open, or another thread closes it just now
+            found = os.fstat(-1 if fd is None else fd)
+        except OSError:  # also where another thread closes it just now
             return self.current() == self.signature
         told = (fd, found.st_nlink, found.st_size, found.st_ctime_ns)
         if told != self._told:

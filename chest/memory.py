@@ -326,8 +326,9 @@ class Memory(Generic[K]):
         usage = self.usage - sum(map(self.size, self.tickets.leaving()))
         target = available
         while usage > target:
-            key = self._next(keep)
-            if key is ABSENT:
+            try:
+                key = self._order.pop(keep)
+            except KeyError:
                 break
             size = self._sizes[key]
             if usage <= available and size > self._grain:
@@ -343,12 +344,6 @@ class Memory(Generic[K]):
         """``keys``, which leave, and the older small values that wait to be written: by age, as rows that lie in the
         order in which values were set are read faster."""
         return self._order.company(keys, self._grain) if len(keys) > 1 and self._grain else keys
-
-    def _next(self, keep: Any) -> Any:
-        try:
-            return self._order.pop(keep)
-        except KeyError:
-            return ABSENT
 
     def settle(self, key: K, ticket: Ticket, saved: bool, undumpable: bool) -> bool:
         """The batch of ``ticket`` is done with ``key``.  Returns whether its value left memory.

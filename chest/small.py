@@ -209,8 +209,8 @@ class Small(Generic[K]):
             return [None] * len(names)
         if len(rows) == len(names):
             return data
-        found: dict[Any, bytes | None] = dict(zip(rows, data))
-        return list(map(found.get, names))
+        told = iter(data)
+        return [next(told) if type(name) is int else None for name in names]
 
     def alike(self, values: list[Any], data: list[bytes]) -> Sequence[bool]:
         """For each value and the bytes of its row: are these just what would be written for the value now?"""
@@ -237,12 +237,12 @@ class Small(Generic[K]):
                 continue
             dumper = dumper or Dumper(self._codec, 0)
             try:
-                rows = dict(zip(ids, self._rows.many(ids)))
+                rows = iter(self._rows.many(ids))
             except (OSError, ChestError):
-                rows = {}
+                rows = iter([None] * len(ids))
             for name, value in part:
                 if isinstance(name, int):
-                    yield self._same(rows.get(name), value, dumper)
+                    yield self._same(next(rows), value, dumper)
                 else:
                     yield from self._files.same([(name, value)])
 

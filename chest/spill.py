@@ -39,6 +39,11 @@ ARRIVED = 1 << 16
 LOGGED = 4096
 
 
+def _price(nbytes: int) -> float:
+    """What the return of a value of so many bytes costs, for each of them."""
+    return 1 + OPENING / max(nbytes, 1)
+
+
 class _Nobody:
     """Stands for no key where None might be one."""
 
@@ -107,7 +112,7 @@ class Order(Generic[K]):
                 self._arrived.append((key, mark))
         else:
             self._marks[key] = self._ages.used(mark, READ if on_disk else REPLACED, dirty)
-        self._prices[key] = 1 + OPENING / max(nbytes, 1)
+        self._prices[key] = _price(nbytes)
         self._consider_newest()
         self._newest = key
 
@@ -118,13 +123,13 @@ class Order(Generic[K]):
         if len(new) < len(sizes):
             marks.update({key: self._ages.used(marks[key], READ, 0) for key in sizes if key in marks})
         marks.update(zip(new, self._ages.born_together(len(new))))
-        self._prices.update({key: 1 + OPENING / (nbytes or 1) for key, nbytes in sizes.items()})
+        self._prices.update({key: _price(nbytes) for key, nbytes in sizes.items()})
         self._ranked.clear()
 
     def resize(self, key: K, nbytes: int) -> None:
         """The value takes up another number of bytes than was noted.  This is no use; unknown keys are passed over."""
         if key in self._prices:
-            self._prices[key] = 1 + OPENING / max(nbytes, 1)
+            self._prices[key] = _price(nbytes)
 
     def saved(self, key: K) -> None:
         """A file holds the value now, as after a commit: to let it go costs no write any more.  This is no use."""
@@ -135,7 +140,7 @@ class Order(Generic[K]):
         """A key that was popped stays in memory after all.  This is no use."""
         if key not in self._marks:
             self._marks[key] = self._ages.born(DIRTY)
-        self._prices[key] = 1 + OPENING / max(nbytes, 1)
+        self._prices[key] = _price(nbytes)
 
     def leave(self, key: K) -> None:
         """The value left memory by another way than `pop`.  Its past is remembered; unknown keys are passed over."""
@@ -164,7 +169,7 @@ class Order(Generic[K]):
     def company(self, keys: Iterable[K], nbytes: int) -> list[K]:
         """`keys`, which were popped together, and those in memory that may as well be written with them: of at most so
         many bytes, older than the youngest of these, in no file, and not used since they came.  All by age."""
-        marks, arrived, price = self._marks, self._arrived, 1 + OPENING / max(nbytes, 1)
+        marks, arrived, price = self._marks, self._arrived, _price(nbytes)
         found = list(keys)
         youngest = max(map(marks.__getitem__, found))
         while arrived and arrived[0][1] < youngest:

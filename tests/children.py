@@ -1,4 +1,4 @@
-"""Other processes for the tests: a fresh interpreter that runs a script, and a forked child that dies as it likes."""
+"""What comes from outside: a fresh interpreter that runs a script, a forked child that dies as it likes, Ctrl-C."""
 from __future__ import annotations
 
 import os
@@ -40,3 +40,34 @@ def forked(action, ends=os._exit):
         finally:
             os._exit(99)
     return os.waitpid(pid, 0)[1]
+
+
+class Interruption:
+    """Ctrl-C as the ``n``-th line of chest's own code is about to run, or of some functions': a trace function is more
+    exact than a signal."""
+
+    def __init__(self, n, *functions):
+        self.left = n
+        self.codes = {function.__code__ for function in functions}
+
+    def __call__(self, frame, event, argument):
+        code = frame.f_code
+        if code not in self.codes if self.codes else (
+                os.path.dirname(code.co_filename) != os.path.dirname(chest.__file__)):
+            return None
+        if event == "line":
+            self.left -= 1
+            if not self.left:
+                raise KeyboardInterrupt
+        return self
+
+    def during(self, action):
+        """Returns whether the interrupt came before ``action()`` was through."""
+        sys.settrace(self)
+        try:
+            action()
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(None)
+        return False

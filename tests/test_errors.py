@@ -8,12 +8,11 @@ import os
 import pickle
 import signal
 import subprocess
-import sys
 import warnings
 
 import pytest
+from children import Interruption
 
-import chest
 from chest import Chest
 from chest.errors import ChestError, DumpError, LoadError
 
@@ -348,33 +347,6 @@ def test_ctrl_c_while_a_value_is_loaded_leaves_the_key_free_for_the_next(path, c
             use()
         assert not c._life._loads
     assert dict(c) == {"x": 1, "y": 2}
-
-
-class Interruption:
-    """Ctrl-C as the ``n``-th line of chest's own code is about to run: a trace function is more exact than a signal."""
-
-    def __init__(self, n):
-        self.left = n
-
-    def __call__(self, frame, event, argument):
-        if os.path.dirname(frame.f_code.co_filename) != os.path.dirname(chest.__file__):
-            return None
-        if event == "line":
-            self.left -= 1
-            if not self.left:
-                raise KeyboardInterrupt
-        return self
-
-    def during(self, action):
-        """Returns whether the interrupt came before ``action()`` was through."""
-        sys.settrace(self)
-        try:
-            action()
-        except KeyboardInterrupt:
-            return True
-        finally:
-            sys.settrace(None)
-        return False
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # files let go

@@ -5,12 +5,11 @@ import contextlib
 import itertools
 import os
 import sqlite3
-import sys
 import threading
 import warnings
 
 import pytest
-from children import forked, python
+from children import Interruption, forked, python
 
 from chest import Chest, database, sweeper
 from chest.rows import Rows
@@ -208,40 +207,13 @@ def test_what_cannot_be_swept_keeps_nobody_else_from_it(rows, tmp_path):
     swept(rows)
 
 
-class Interrupting:
-    """Raise Ctrl-C at the n-th line of some functions."""
-
-    def __init__(self, n, *functions):
-        self.left, self.codes = n, {function.__code__ for function in functions}
-
-    def __call__(self, frame, event, argument):
-        if frame.f_code not in self.codes:
-            return None
-        if event == "line":
-            self.left -= 1
-            if not self.left:
-                raise KeyboardInterrupt
-        return self
-
-    def __enter__(self):
-        self.before = sys.gettrace()
-        sys.settrace(self)
-
-    def __exit__(self, *exception):
-        sys.settrace(self.before)
-
-
 def test_ctrl_c_at_any_line_leaves_no_transaction_that_nobody_knows_of(rows, unhurried):
     number = 1000
     functions = database.Database._hold, database.Database._let_go, database.Database._end_read
     for n, held in itertools.product(range(1, 40), (True, False)):
         read_briskly(rows)
         rows.held = held  # or as if the sweeper had just been there
-        interrupting = Interrupting(n, *functions)
-        with contextlib.suppress(KeyboardInterrupt), interrupting:
-            rows.at_once(1)
-            rows.at_once(2)
-            rows.one(200)
+        interrupted = Interruption(n, *functions).during(lambda: [rows.at_once(1), rows.at_once(2), rows.one(200)])
         number += 1
         with another(rows) as other:
             other.execute("INSERT INTO value VALUES (?, 1, x'61')", (number,))
@@ -252,7 +224,7 @@ def test_ctrl_c_at_any_line_leaves_no_transaction_that_nobody_knows_of(rows, unh
         assert not rows._connection.in_transaction
         with another(rows) as other:
             assert other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0, n
-    assert interrupting.left > 0, "some lines were not tried"
+    assert not interrupted, "some lines were not tried"
 
 
 def test_ctrl_c_in_the_middle_of_a_read_does_not_keep_us_from_writing(rows, unhurried):
