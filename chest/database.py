@@ -244,6 +244,7 @@ class Database:
     def destroy(self) -> None:
         """Remove the file."""
         with self._guard:
+            self._let_go()
             if self._connection is not None:
                 self._connection.execute("PRAGMA synchronous = OFF")
             self._disconnect()

@@ -1,7 +1,7 @@
 """What `Chest.update` takes in: another chest's files by hard link, and anything else value by value."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Callable
 
 from chest.errors import ChestError, file_is_gone
@@ -21,19 +21,27 @@ def receive(chest: Any, other: Any, overwrite: bool, progress: Progress) -> None
     if isinstance(other, type(chest)):
         _from_chest(chest, other, overwrite, progress)
         return
-    pairs: Iterable[Any]
-    if type(other) is dict:
-        pairs = progress(list(other.items()), total=len(other))
-    elif isinstance(other, Mapping) or hasattr(other, "keys"):
-        keys = list(other.keys())
-        pairs = ((key, other[key]) for key in progress(keys, total=len(keys)))
-    else:
-        pairs = other
-    # What a dict holds is in memory anyway; of another mapping each value may be large and come from afar.
-    for crowd in crowds(pairs, chest._life.store.crowd if isinstance(other, dict) else 1):
-        for key, value in chest._life.set_many(dict(crowd)) if overwrite else crowd:
+    for part in _parts(other, chest._life.store.crowd, progress):
+        for key, value in chest._life.set_many(part) if overwrite else part.items():
             if overwrite or key not in chest:
                 chest[key] = value
+
+
+def _parts(other: Any, crowd: int, progress: Progress) -> Iterator[dict[Any, Any]]:
+    """The pairs of a mapping, or pairs, in dicts.  What a dict holds is in memory anyway, and goes many at a time; of
+    another mapping each value may be large and come from afar.
+
+    No list of very many tuples is made: the garbage collector would look at all of them time and again.
+    """
+    if type(other) is dict:
+        other = dict(other)  # as it is now, whatever other threads do to it
+    if isinstance(other, Mapping) or hasattr(other, "keys"):
+        keys = list(other.keys())
+        for some in crowds(progress(keys, total=len(keys)), crowd if isinstance(other, dict) else 1):
+            yield {key: other[key] for key in some}
+    else:
+        for key, value in other:
+            yield {key: value}
 
 
 def _from_chest(chest: Any, other: Any, overwrite: bool, progress: Progress) -> None:

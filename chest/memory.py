@@ -54,7 +54,7 @@ class Memory(Generic[K]):
         self._grain = grain
         self._noted: dict[K, int] = {}
         self._usage = 0
-        self._unsized: dict[K, None] = {}
+        self._unsized: list[K] = []  # since sizes were found out last: some may have left, or have come again
         self._most = 0  # bytes that those can take together
         self._order: Order[K] = Order(self._noticed, ARRIVED if grain else 0)
         self._held: Held[K] = Held(self._forget_mark)
@@ -79,7 +79,6 @@ class Memory(Generic[K]):
             found.keys.discard(key)
         self._usage += size - self._noted.get(key, 0)
         self._noted[key] = size
-        self._unsized.pop(key, None)
         self.values[key] = value
         self.note(key, mark)
         self.watch(key, value, on_disk)
@@ -104,7 +103,7 @@ class Memory(Generic[K]):
         for found in self._unseen:
             found.keys.discard(key)
         self._most += most
-        self._unsized[key] = None  # before it is there: Ctrl-C must not leave a value that nobody counts
+        self._unsized.append(key)  # before it is there: Ctrl-C must not leave a value that nobody counts
         self.values[key] = value
         if self.writeback and can_change(value):
             self.watched[key] = None
@@ -113,7 +112,7 @@ class Memory(Generic[K]):
         self.tickets.void(values)
         for found in self._unseen:
             found.keys.difference_update(values)
-        self._unsized.update(dict.fromkeys(values))  # before they are there
+        self._unsized.extend(values)  # before they are there
         self.values.update(values)
         if self.writeback:
             self.watched.update(dict.fromkeys(compress(values, which_can_change(list(values.values())))))
@@ -284,7 +283,6 @@ class Memory(Generic[K]):
         self.vouched.pop(key, None)
         self.stuck.discard(key)
         value = self.values.pop(key, ABSENT)
-        self._unsized.pop(key, None)
         self._usage -= self._noted.pop(key, 0)
         return value
 
@@ -383,7 +381,6 @@ class Memory(Generic[K]):
 
     def _check(self) -> None:
         """Verify what must always hold."""
-        assert self._noted.keys().isdisjoint(self._unsized), (self._noted, self._unsized)
         assert self.usage == sum(self._sizes.values()), (self.usage, self._sizes)
         assert self._sizes.keys() == self.values.keys(), (self._sizes.keys(), self.values.keys())
         assert self.watched.keys() <= self.values.keys()

@@ -159,20 +159,20 @@ class Passing(Arriving[K]):
         if len(pairs) < 2 or not self.store.grain or self._on_overflow is not nothing or self._fit(pairs.values()):
             yield from pairs.items()
             return
-        items = list(pairs.items())
-        names, nbytes = self.store.write_rows(pairs.values())
+        keys, values = list(pairs), list(pairs.values())
+        names, nbytes = self.store.write_rows(values)
         with self.lock:
             self.counts.bytes_written += nbytes
         reached = 0
         try:
-            while reached < len(items):
+            while reached < len(keys):
                 start = reached
                 if names[start] is None:
                     reached += 1
-                    yield items[start]
+                    yield keys[start], values[start]
                     continue
-                reached = next((n for n in range(start, len(items)) if names[n] is None), len(items))
-                self._take_in(items[start:reached], names[start:reached])
+                reached = next((n for n in range(start, len(keys)) if names[n] is None), len(keys))
+                self._take_in(keys[start:reached], values[start:reached], names[start:reached])
         finally:
             self.store.remove(filter(None, names[reached:]))  # nobody will ever know these
 
@@ -181,20 +181,20 @@ class Passing(Arriving[K]):
         some = list(islice(values, 0, None, 1 + len(values) // SAMPLES))
         return not self.over(FULL * self.available - sum(map(nbytes, some)) * len(values) / len(some))
 
-    def _take_in(self, items: list[tuple[K, Any]], names: list[Name]) -> None:
+    def _take_in(self, keys: list[K], values: list[Any], names: list[Name]) -> None:
         """These values are in new rows now, and not in memory."""
         orphans: list[Name] = []
         with self.lock:
             self.counts.spills += len(names)
-            if not self.index.add([key for key, _ in items], names):
-                for (key, _), name in zip(items, names):
+            if not self.index.add(keys, names):
+                for key, name in zip(keys, names):
                     orphan = self.index.set(key)
                     self.index.written(key, name)
                     self._disown(key)
                     self.memory.remove(key)
                     if orphan is not None:
                         orphans.append(orphan)
-            for key, value in items:
+            for key, value in zip(keys, values):
                 if type(value).__weakrefoffset__:
                     self.memory.hold(key, value)
         self.store.remove(orphans)

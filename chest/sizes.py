@@ -112,8 +112,9 @@ def all_light(values: Iterable[Any]) -> bool:
         return True
     if not _light or not _LIGHT_CONTAINERS.issuperset(map(type, containers)):
         return False
-    of_dicts = [value.values() for value in containers if type(value) is dict]
-    return _light.issuperset(map(type, chain(*containers, *of_dicts)))
+    # One after another: to the garbage collector very many views at a time would be a reason to look at everything.
+    of_dicts = map(dict.values, [value for value in containers if type(value) is dict])
+    return _light.issuperset(map(type, chain.from_iterable(chain(containers, of_dicts))))
 
 
 def _register(kind: type | str, /) -> Callable[[_Sizer], _Sizer]:

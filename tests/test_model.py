@@ -17,7 +17,7 @@ import pytest
 from hypothesis import Phase, settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, precondition, rule
 
-from chest import Chest
+from chest import Chest, database
 from chest.errors import DumpError
 
 try:
@@ -391,10 +391,20 @@ for name, chosen in {
     MACHINES[name] = type(name, (Text if "json" in name else Machine,), {"chest_settings": chosen})
 
 
-@pytest.mark.parametrize("name", MACHINES)
-def test_a_chest_and_a_dict_agree(name):
+def run(machine):
     from hypothesis.stateful import run_state_machine_as_test
 
-    run_state_machine_as_test(MACHINES[name], settings=settings(
+    run_state_machine_as_test(machine, settings=settings(
         max_examples=1000 if STRESS else 25, stateful_step_count=40, print_blob=True, report_multiple_bugs=False,
         phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink]))
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_a_chest_and_a_dict_agree(name):
+    run(MACHINES[name])
+
+
+def test_they_agree_while_each_read_leaves_a_transaction_open(monkeypatch):
+    monkeypatch.setattr(database, "BRISK", 1)
+    monkeypatch.setattr(database, "MOMENT", float("inf"))
+    run(MACHINES["small values"])

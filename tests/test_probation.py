@@ -33,6 +33,7 @@ def full(path, make=lambda i: {"i": i, "parts": [i]}, **settings):
             break
         c[key]
     assert 0 < len(c.inmem) < N * 2 // 3
+    c._life.store._rows.sweep()  # as some time later: that was brisk, and may show what was there when it began
     return c
 
 

@@ -22,13 +22,23 @@ def ids_from_one(monkeypatch):
     monkeypatch.setattr(database, "START", FIRST)
 
 
+def wait_for_the_sweeper():
+    """It ends by itself when there is nothing left to do."""
+    for thread in threading.enumerate():
+        if thread.name == sweeper.NAME:
+            thread.join(60)
+
+
+@pytest.fixture(autouse=True)
+def no_sweeper_of_another_test():
+    wait_for_the_sweeper()
+
+
 @pytest.fixture
 def unhurried():
     """The sweeper never comes; tests call `Rows.sweep` where it would."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(sweeper, "PERIOD", 1000)
-        sweeper.pause()  # one that another test left is in a hurry still
-        sweeper.resume()
         yield
         sweeper.pause()
     sweeper.resume()
@@ -59,10 +69,7 @@ def read_briskly(rows):
 
 
 def swept(rows):
-    """Wait for the sweeper, which ends when there is nothing left to do."""
-    for thread in threading.enumerate():
-        if thread.name == sweeper.NAME:
-            thread.join(60)
+    wait_for_the_sweeper()
     assert not rows.held
     assert rows._connection is None or not rows._connection.in_transaction
 
@@ -403,3 +410,15 @@ def test_what_others_committed_is_seen_once_the_sweeper_was_there(path):
     one.flush()
     swept(two._life.store._rows)
     assert two[198] == ["new"]
+
+
+@pytest.mark.parametrize("temporary", [False, True])
+def test_what_was_read_briskly_can_be_dropped_at_once(path, unhurried, temporary):
+    """SQLite refuses some settings while a transaction is open."""
+    c = Chest({i: i for i in range(200)}, path=None if temporary else path, min_file_size=1000, available_memory=1000)
+    c.flush()
+    while not c._life.store.brisk:
+        assert [c[i] for i in range(100)] == [*range(100)]
+    directory = c.path
+    c.close() if temporary else c.drop()
+    assert not os.path.exists(directory)
