@@ -41,7 +41,8 @@ class Index(Generic[K]):
     name that the newest commit gives it, or `None` if it gives none.  ``inherited`` are those of them that were so
     before a fork: the parent commits them.  ``lent`` are the names of files that only the parent knew of then, each
     with the mark that tells that file from a later one of its name.  ``replaced`` counts how often the whole list was
-    read: a name may have changed hands in between and come back.
+    read: a name may have changed hands in between and come back.  ``stale`` are the keys whose values are no longer
+    what this handle has, until it lets go of them and strikes them out.
     """
 
     def __init__(self, keys: Keys, reserved: Names[K]):
@@ -56,6 +57,8 @@ class Index(Generic[K]):
         self.inherited: set[K] = set()
         self.lent: dict[Name, Any] = {}
         self.replaced = 0
+        self.stale: dict[K, None] = {}
+        self._torn = False  # did Ctrl-C come while we took over what others committed?
         self.appended = False  # did this handle's last commit leave a list with records behind it?
         self.turns = 0  # how often a key came or went through this handle, for iterators
 
@@ -84,9 +87,9 @@ class Index(Generic[K]):
     def _change(self, key: K) -> Name | None:
         """Let go of the name that ``key`` has; returns it if no commit knows it, so that it can be removed at once."""
         name = self.names.get(key)
+        self.pending.setdefault(key, name)  # first: Ctrl-C must not leave a change that nobody knows of
         self.names[key] = None
         self.inherited.discard(key)
-        self.pending.setdefault(key, name)
         if name is not None and name in self._fresh:
             del self._fresh[name]
             self._free(name)
@@ -104,8 +107,8 @@ class Index(Generic[K]):
         """As `set` and `written` for many keys in rows; `False`, and nothing done, unless all of them are new."""
         if not (self.names.keys().isdisjoint(keys) and self.pending.keys().isdisjoint(keys)):
             return False
-        self.names.update(zip(keys, names))
         self.pending.update(dict.fromkeys(keys))
+        self.names.update(zip(keys, names))
         self._fresh.update(dict.fromkeys(names))
         for key in self._reserved.reserved.keys() & set(keys) if self._reserved.reserved else ():
             self._reserved.release(key)
@@ -132,21 +135,25 @@ class Index(Generic[K]):
         seen = self._keys.signature
         return lambda: bool(self._keys.current() == seen)
 
-    def refresh(self) -> list[K]:
-        """Take over what others committed.  Returns the keys whose values are no longer what this handle has."""
-        if self._tried is not None:
-            self._keys.close()  # so that everything is read: did it succeed?
+    def refresh(self) -> None:
+        """Take over what others committed."""
+        if self._tried is not None or self._torn:
+            self._keys.close()  # so that everything is read: did our commit succeed, and how far did we come?
         elif self._keys.current() == self._keys.signature:
-            return []
+            return
+        self._torn = True
         whole, changes = self._keys.read()
         if self._tried is not None:
             named = {name for _, name in changes}
             self._fresh.update((name, mark) for name, mark in self._tried.items() if name not in named)
             self._tried = None
-        return self._replaced(dict(changes)) if whole else self._appended(changes)
+        if whole:
+            self._replaced(dict(changes))
+        else:
+            self._appended(changes)
+        self._torn = False
 
-    def _appended(self, changes: Pairs) -> list[K]:
-        stale = []
+    def _appended(self, changes: Pairs) -> None:
         handed = self._handed_over(key for key, _ in changes)
         for key, name in changes:
             if key in self.pending:
@@ -154,10 +161,9 @@ class Index(Generic[K]):
                 self.pending[key] = name
             elif key in handed or self.names.get(key) != name:
                 self._free(self.names.get(key))
+                self.stale[key] = None
                 apply(self.names, [(key, name)])
-                stale.append(key)
             self._take(name)
-        return stale
 
     def _handed_over(self, keys: Iterable[K]) -> frozenset[K]:
         """What a fork's child had from its parent gives way to what is committed for these keys."""
@@ -169,12 +175,12 @@ class Index(Generic[K]):
             del self.pending[key]
         return handed
 
-    def _replaced(self, committed: dict[K, Name | None]) -> list[K]:
+    def _replaced(self, committed: dict[K, Name | None]) -> None:
         self.replaced += 1
         ours = self.names
         handed = self._handed_over(key for key in list(self.inherited) if committed.get(key) != self.pending[key])
-        stale = [key for key, name in ours.items()
-                 if key not in self.pending and (key in handed or committed.get(key) != name)]
+        self.stale.update((key, None) for key, name in ours.items()
+                          if key not in self.pending and (key in handed or committed.get(key) != name))
         for key in self.pending:
             self.pending[key] = committed.get(key)
         self._reserved.taken.clear()
@@ -186,9 +192,7 @@ class Index(Generic[K]):
                 committed.pop(key, None)
             if key in ours:
                 committed[key] = ours[key]
-        ours.clear()
-        ours.update(committed)
-        return stale
+        self.names = committed
 
     # The commit.
 
@@ -250,7 +254,7 @@ class Index(Generic[K]):
         """Forget everything, as nothing of it is on disk any more.  Returns the names of all that were there."""
         ours = (*self.names.values(), *self.pending.values(), *self._fresh, *(self._tried or ()))
         known = {name for name in ours if name is not None and name not in self.lent}
-        for held in (self.names, self.pending, self._moved, self._fresh, self.inherited, self.lent):
+        for held in (self.names, self.pending, self._moved, self._fresh, self.inherited, self.lent, self.stale):
             held.clear()
         self._tried = None
         self._reserved.taken.clear()

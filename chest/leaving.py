@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count, islice
 from typing import Any, Callable, TypeVar
 
@@ -11,7 +12,8 @@ from chest.log import log
 from chest.memory import ABSENT
 from chest.names import Name
 from chest.state import State
-from chest.tickets import Ticket, Unseen
+from chest.tickets import Ticket
+from chest.watch import Unseen
 
 __all__ = ["Leaving"]
 
@@ -26,14 +28,15 @@ class Leaving(State[K]):
     def make_room(self, keep: Any = ABSENT) -> None:
         """Spill until memory is within the budget, or nothing more can leave."""
         for turn in count():
-            with self.lock:
-                keys = self.memory.choose(self.available, keep)
-                if not keys:
-                    return
-                batch = self.memory.company(keys)
-                items = [(key, self.memory.values[key]) for key in batch]
-                ticket = self.memory.tickets.hand_out(batch, leaving=keys)
-            errors = self.spill(items, ticket, turn < PATIENCE)
+            with self._ticket() as ticket:
+                with self.lock:
+                    keys = self.memory.choose(self.available, keep)
+                    if not keys:
+                        return
+                    batch = self.memory.company(keys)
+                    items = [(key, self.memory.values[key]) for key in batch]
+                    self.memory.tickets.hand_out(ticket, batch, leaving=keys)
+                errors = self.spill(items, ticket, turn < PATIENCE)
             refused = [(key, error) for key, error in errors if isinstance(error, OSError)]
             if refused:
                 raise explained(refused[0][1], refused[0][0], self.store.path(""), "save")
@@ -48,6 +51,16 @@ class Leaving(State[K]):
             except OSError as error:
                 log("warning", "over the budget: %s", error)
 
+    @contextmanager
+    def _ticket(self) -> Iterator[Ticket]:
+        """A ticket for a batch; behind the block it stands for nothing, wherever Ctrl-C came."""
+        ticket = Ticket()
+        try:
+            yield ticket
+        finally:
+            with self.lock:
+                self.memory.tickets.withdraw(ticket)
+
     def spill(self, items: Sequence[tuple[K, Any]], ticket: Ticket, patient: bool) -> list[tuple[K, Exception]]:
         """Let values leave memory, as ``ticket`` says, and write those that no file holds.  Returns what went wrong.
 
@@ -60,7 +73,7 @@ class Leaving(State[K]):
             for key in leaving:
                 self._on_overflow(key)
             with self.lock:
-                unseen = self.memory.unseen(leaving) if patient else None
+                unseen = self.memory.watch.unseen(leaving) if patient else None
             errors = self.write(self._to_write(items), ticket)
         finally:
             self._settle(items, ticket, errors, unseen)
@@ -78,11 +91,11 @@ class Leaving(State[K]):
                 undumpable = key in failed and not isinstance(failed[key], OSError)
                 if self.memory.settle(key, ticket, saved, undumpable):
                     self.counts.spills += 1
-            self.memory.forget_unseen(unseen)
+            self.memory.watch.forget(unseen)
 
     def _got_since(self, key: K, unseen: Unseen[K] | None) -> bool:
         """May the value of ``key`` have been changed since?  Asked when memory has caught up with all hits."""
-        return unseen is not None and key not in unseen.keys and key in self.memory.watched
+        return unseen is not None and key not in unseen.keys and key in self.memory.watch.watched
 
     def _to_write(self, items: Sequence[tuple[K, Any]]) -> Sequence[tuple[K, Any]]:
         """Those values that no file holds just as they are now; what is the key's no more need not be written.
@@ -109,9 +122,10 @@ class Leaving(State[K]):
 
     def _doubtful(self, key: K, name: Name) -> bool:
         """Is the value to be compared with its file?  Of one that nobody could change the file may yet be gone."""
-        if key in self.memory.vouched:
-            return bool(self.store.mark(name) != self.memory.marks.get(key))
-        return key in self.memory.watched or key not in self.memory.values
+        watch = self.memory.watch
+        if key in watch.watched or key not in self.memory.values:
+            return True
+        return key in watch.vouched and self.store.mark(name) != self.memory.marks.get(key)
 
     def write(self, items: Sequence[tuple[K, Any]], ticket: Ticket) -> list[tuple[K, Exception]]:
         """Write values to new files and note their names.  Returns what went wrong, by key."""
@@ -130,8 +144,8 @@ class Leaving(State[K]):
                     if self.index.names.get(key) is not None:  # changed in place
                         self.memory.renote(key, value)
                     orphan = self.index.set(key)
-                    self.index.written(key, done.name, done.mark)
                     self.memory.saved(key, value, done.mark, ticket)
+                    self.index.written(key, done.name, done.mark)
             if orphan is not None:
                 orphans.append(orphan)
         self.store.remove(orphans)
@@ -144,13 +158,13 @@ class Leaving(State[K]):
                 raise KeyError(key)
             value = self.memory.values.get(key, ABSENT)
         for turn in range(PATIENCE + 1):
-            with self.lock:
-                if value is ABSENT or self.memory.values.get(key, ABSENT) is not value:
-                    return
-                items = [(key, value)]
-                ticket = self.memory.tickets.hand_out([key], leaving=[key])
-            for _, error in self.spill(items, ticket, turn < PATIENCE):
-                raise explained(error, key, self.store.path(""), "save")
+            with self._ticket() as ticket:
+                with self.lock:
+                    if value is ABSENT or self.memory.values.get(key, ABSENT) is not value:
+                        return
+                    self.memory.tickets.hand_out(ticket, [key], leaving=[key])
+                for _, error in self.spill([(key, value)], ticket, turn < PATIENCE):
+                    raise explained(error, key, self.store.path(""), "save")
 
     # The commit.
 
@@ -160,9 +174,10 @@ class Leaving(State[K]):
         Raises what stood in the way of the first value that could not be saved; all others are committed.
         """
         with self.lock:
+            self.memory.mend()
             self.memory.unstick(self.index.inherited)
-            unseen = (self.memory.unseen(self.memory.values) if empty
-                      else self.memory.alone([*self.index.own(), *self.memory.watched]))
+            unseen = (self.memory.watch.unseen(self.memory.values) if empty
+                      else self.memory.watch.alone([*self.index.own(), *self.memory.watch.watched]))
             inside = list(self.memory.values.items()) if empty else []
             items = self._unsaved(empty)
         try:
@@ -173,10 +188,10 @@ class Leaving(State[K]):
             else:
                 with self.lock:
                     unseen.keys.difference_update(dict(errors))
-                    self.memory.vouch(unseen)
+                    self.memory.watch.vouch(unseen)
         finally:
             with self.lock:
-                self.memory.forget_unseen(unseen)
+                self.memory.watch.forget(unseen)
         if errors:
             key, error = errors[0]
             more = f" (and {len(errors) - 1} more)" if errors[1:] else ""
@@ -189,13 +204,14 @@ class Leaving(State[K]):
             new = self._to_write(crowd)
             if not new:
                 continue
-            with self.lock:
-                new = [(key, value) for key, value in new if self.memory.current(key) is value]  # still?
-                ticket = self.memory.tickets.hand_out([key for key, _ in new])
-            try:
-                errors += self.write(new, ticket)
-            finally:
-                self._settle(new, ticket, errors)
+            with self._ticket() as ticket:
+                with self.lock:
+                    new = [(key, value) for key, value in new if self.memory.current(key) is value]  # still?
+                    self.memory.tickets.hand_out(ticket, [key for key, _ in new])
+                try:
+                    errors += self.write(new, ticket)
+                finally:
+                    self._settle(new, ticket, errors)
         return errors
 
     def retire(self, progress: Callable[..., Iterable[Any]]) -> None:
@@ -211,8 +227,8 @@ class Leaving(State[K]):
         """The values that no file holds, or that may have changed since; if they ``leave``, also those vouched for."""
         names = self.index.names
         items = [(key, self.memory.current(key)) for key in self.index.own() if names.get(key, "") is None]
-        items += [(key, self.memory.values[key]) for key in self.memory.watched]
-        items += [(key, self.memory.values[key]) for key in (self.memory.vouched if leave else ())]
+        items += [(key, self.memory.values[key]) for key in self.memory.watch.watched]
+        items += [(key, self.memory.values[key]) for key in (self.memory.watch.vouched if leave else ())]
         items += self.memory.held()
         return [item for item in items if item[1] is not ABSENT]
 

@@ -33,9 +33,9 @@ class Life(Probation[K]):
         with self.lock:
             if not self.known(key):
                 raise KeyError(key)
-            orphan = self.index.delete(key)
             self._disown(key)
-            self.memory.forget(key)
+            self.memory.forget(key)  # first: what is in memory and not in the index would be written, as if it were new
+            orphan = self.index.delete(key)
         self.discard(orphan)
 
     def adopt(self, key: K, name: Name) -> None:

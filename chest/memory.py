@@ -6,15 +6,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Iterable, Iterator
-from itertools import compress
 from typing import Any, Generic, TypeVar
 
-from chest.alone import alone
-from chest.changeable import can_change, which_can_change
+from chest.changeable import can_change
 from chest.held import ABSENT, Held
 from chest.sizes import nbytes
 from chest.spill import ARRIVED, Order
-from chest.tickets import Ticket, Tickets, Unseen
+from chest.tickets import Ticket, Tickets
+from chest.watch import Watch
 
 __all__ = ["ABSENT", "Memory", "budget"]
 
@@ -43,10 +42,11 @@ class Memory(Generic[K]):
     """The values in memory, and which of them leaves next.
 
     ``values`` is the dictionary itself, ``used`` what a hit calls, ``tickets`` those of the values that are being
-    written.  ``watched`` has the keys whose values are on disk too, but may be changed in place; not those that are
-    vouched for: nobody else held them when they were last found to be as their file has them, and nobody got them
-    since.  ``marks`` tells the files that values came from, or went to, from later ones of the same name.  Values of at
-    most ``grain`` bytes leave in crowds.
+    written, ``watch`` knows which of them may have been changed in place.  ``marks`` tells the files that values came
+    from, or went to, from later ones of the same name.  Values of at most ``grain`` bytes leave in crowds.
+
+    Ctrl-C may come between any two lines.  No value is lost then; what the books say of its size, and its place in the
+    order, may be wrong until `mend`.
     """
 
     def __init__(self, writeback: bool, grain: int):
@@ -61,10 +61,7 @@ class Memory(Generic[K]):
         self.tickets: Tickets[K] = Tickets()
         self.values: dict[K, Any] = {}
         self.used = self._order.used
-        self.watched: dict[K, None] = {}
-        self.vouched: dict[K, None] = {}
-        self._exposed = False
-        self._unseen: set[Unseen[K]] = set()
+        self.watch: Watch[K] = Watch(self.values, writeback, self._order.read_log)
         self.marks: dict[K, int] = {}
         self.stuck: set[K] = set()
 
@@ -75,13 +72,12 @@ class Memory(Generic[K]):
         self.tickets.void((key,))
         self._held.drop(key)
         self.stuck.discard(key)
-        for found in self._unseen:
-            found.keys.discard(key)
+        self.watch.set((key,))
+        self.watch.note(key, value, on_disk)
         self._usage += size - self._noted.get(key, 0)
         self._noted[key] = size
         self.values[key] = value
         self.note(key, mark)
-        self.watch(key, value, on_disk)
         self._order.put(key, size, on_disk)
 
     def put_many(self, values: dict[K, Any], sizes: dict[K, int]) -> None:
@@ -100,22 +96,18 @@ class Memory(Generic[K]):
     def put_light_one(self, key: K, value: Any, most: int) -> None:
         """As `put_light` for one value: a read of a row takes a tenth longer by way of the crowd's."""
         self.tickets.void((key,))
-        for found in self._unseen:
-            found.keys.discard(key)
+        self.watch.set((key,))
+        self.watch.note(key, value, on_disk=True)
         self._most += most
-        self._unsized.append(key)  # before it is there: Ctrl-C must not leave a value that nobody counts
+        self._unsized.append(key)
         self.values[key] = value
-        if self.writeback and can_change(value):
-            self.watched[key] = None
 
     def _take(self, values: dict[K, Any]) -> None:
         self.tickets.void(values)
-        for found in self._unseen:
-            found.keys.difference_update(values)
-        self._unsized.extend(values)  # before they are there
+        self.watch.set(values)
+        self.watch.note_all(values)
+        self._unsized.extend(values)
         self.values.update(values)
-        if self.writeback:
-            self.watched.update(dict.fromkeys(compress(values, which_can_change(list(values.values())))))
 
     def _book(self, sizes: dict[K, int]) -> None:
         usage = self._usage + sum(sizes.values())
@@ -167,66 +159,25 @@ class Memory(Generic[K]):
         """The file with this mark holds the value of ``key`` as it is now."""
         ticket.earlier.pop(key, None)  # what began before us may have missed a change that we saw
         self.note(key, mark)
-        self.watch(key, value, on_disk=True)
+        if key in self.values:
+            self.watch.note(key, value, on_disk=True)
         self._order.saved(key)
-
-    def watch(self, key: K, value: Any, on_disk: bool) -> None:
-        """Note whether a change of the value in place would have to be written."""
-        self.vouched.pop(key, None)
-        if on_disk and self.writeback and key in self.values and can_change(value):
-            self.watched[key] = None
-        else:
-            self.watched.pop(key, None)
 
     def may_differ(self) -> bool:
         """Is there any value that may not be as its file has it?"""
-        return bool(self.watched or self.vouched or self.held())
-
-    def unseen(self, keys: Iterable[K]) -> Unseen[K]:
-        """From now on, and until `forget_unseen`, those of ``keys`` whose values nobody sets or gets."""
-        self._order.read_log()
-        found = Unseen(keys)
-        self._unseen.add(found)
-        return found
-
-    def alone(self, keys: Iterable[K]) -> Unseen[K]:
-        """As `unseen`, of the values that nobody else can reach now: then nobody can change them either."""
-        return self.unseen(key for key in keys if key in self.values and alone(self.values, key))
-
-    def forget_unseen(self, found: Unseen[K] | None) -> None:
-        """The end of `unseen` or `alone`."""
-        if found is not None:
-            self._unseen.discard(found)
-
-    def vouch(self, found: Unseen[K]) -> None:
-        """These values were `alone`, and then found to be as their files have them."""
-        self._order.read_log()
-        for key in found.keys if not self._exposed else ():
-            if key in self.watched:
-                del self.watched[key]
-                self.vouched[key] = None
-
-    def handed_out(self, keys: Iterable[K]) -> None:
-        """Somebody has the values of ``keys`` now, and may change them."""
-        for found in self._unseen:
-            found.keys.difference_update(keys)
-        for key in keys if self.vouched else ():
-            if key in self.vouched:
-                del self.vouched[key]
-                self.watched[key] = None
+        return bool(self.watch.watched or self.watch.vouched or self.held())
 
     def _noticed(self, keys: list[K], lost: bool) -> None:
         self._size_up()  # so that the order knows the keys
-        self.handed_out(self.values if lost else keys)
+        self.watch.handed_out(self.values if lost else keys)
 
     def catch_up(self) -> None:
         """Take note of all hits up to now."""
         self._order.read_log()
 
     def exposed(self) -> dict[K, Any]:
-        """``values`` itself, for somebody who may take from it what he likes: nothing is vouched for any more."""
-        self.handed_out(list(self.vouched))
-        self._exposed = True
+        """``values`` itself, for somebody who may take from it what he likes."""
+        self.watch.expose()
         return self.values
 
     def renote(self, key: K, value: Any) -> None:
@@ -254,9 +205,9 @@ class Memory(Generic[K]):
 
     def evict(self, key: K) -> None:
         """The value of ``key`` leaves memory; it is found again as long as somebody holds it."""
-        value = self._let_go(key)
+        self.hold(key, self.values.get(key, ABSENT))
+        self._let_go(key)
         self._order.leave(key)
-        self.hold(key, value)
 
     def among(self, keys: Iterable[K]) -> set[K]:
         """Those of ``keys`` whose values are in memory, or in somebody's hands."""
@@ -278,17 +229,15 @@ class Memory(Generic[K]):
         """The end of `lend`."""
         self._held.take_back(crowd)
 
-    def _let_go(self, key: K) -> Any:
-        self.watched.pop(key, None)
-        self.vouched.pop(key, None)
+    def _let_go(self, key: K) -> None:
+        self.values.pop(key, None)
+        self.watch.strike_out(key)
         self.stuck.discard(key)
-        value = self.values.pop(key, ABSENT)
         self._usage -= self._noted.pop(key, 0)
-        return value
 
     def clear(self) -> None:
-        for held in (self.values, self._noted, self._unsized, self.watched, self.vouched, self.marks, self.stuck,
-                     self._held, self.tickets):
+        for held in (self.values, self._noted, self._unsized, self.watch, self.marks, self.stuck, self._held,
+                     self.tickets):
             held.clear()
         self._usage = self._most = 0
         self._order.clear()
@@ -320,13 +269,17 @@ class Memory(Generic[K]):
         if keep in self._sizes and self._sizes[keep] > available and keep not in self.stuck:
             self._order.leave(keep)
             return [keep]
+        leaving = set(self.tickets.leaving())
+        if not self._agree(leaving):
+            self.mend()
         chosen: list[K] = []
-        usage = self.usage - sum(map(self.size, self.tickets.leaving()))
+        usage = self.usage - sum(map(self.size, leaving))
         target = available
         while usage > target:
             try:
                 key = self._order.pop(keep)
             except KeyError:
+                self._usage = sum(self._noted.values())  # Ctrl-C may have come between this sum and one of its parts
                 break
             size = self._sizes[key]
             if usage <= available and size > self._grain:
@@ -372,19 +325,44 @@ class Memory(Generic[K]):
     def after_fork(self, pinned: Iterable[K]) -> None:
         """In a fork's child: nothing is being written; what the parent has not saved stays in memory."""
         self.tickets.clear()
-        for key in self.values:
-            if key not in self._order and key not in self.stuck:
-                self._order.restore(key, self._sizes[key])
+        self.mend()
         for key in pinned:
             self._order.leave(key)
             self.stuck.add(key)
+
+    # Behind a Ctrl-C.
+
+    def mend(self) -> None:
+        """Make the books agree with what is in memory, as they do but for a Ctrl-C between two lines."""
+        self.watch.strike_out_others()
+        self._usage = sum(self._noted.values())
+        if not self._agree(set(self.tickets.leaving())):
+            self._mend_sizes()
+            self._mend_order()
+
+    def _agree(self, leaving: set[K]) -> bool:
+        """Is all that is in memory noted with a size, and in the order, on its way out or stuck?  By their numbers."""
+        return len(self.values) == len(self._sizes) == len(self._order) + len(leaving | self.stuck)
+
+    def _mend_sizes(self) -> None:
+        for key in self._noted.keys() - self.values.keys():
+            self._usage -= self._noted.pop(key)
+        self._unsized = list(self.values.keys() - self._noted.keys())
+        self._size_up()
+
+    def _mend_order(self) -> None:
+        self.stuck &= self.values.keys()
+        self._order.keep_only(self.values.keys())
+        for key, size in self._noted.items():
+            if key not in self._order and key not in self.stuck and key not in self.tickets:
+                self._order.restore(key, size)
 
     def _check(self) -> None:
         """Verify what must always hold."""
         assert self.usage == sum(self._sizes.values()), (self.usage, self._sizes)
         assert self._sizes.keys() == self.values.keys(), (self._sizes.keys(), self.values.keys())
-        assert self.watched.keys() <= self.values.keys()
-        assert self.vouched.keys() <= self.values.keys() - self.watched.keys()
+        assert self.watch.watched.keys() <= self.values.keys()
+        assert self.watch.vouched.keys() <= self.values.keys() - self.watch.watched.keys()
         assert self.marks.keys() <= self.among(self.marks)
         assert self.stuck <= self.values.keys()
         self._order._check()

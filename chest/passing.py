@@ -107,7 +107,7 @@ class Passing(Arriving[K]):
         try:
             with self.lock:
                 if key in self.memory.values:
-                    self.memory.handed_out([key])
+                    self.memory.watch.handed_out([key])
                     return self.memory.values[key]
             return self.get(key)
         except KeyError as error:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, KeysView, Mapping
 from typing import Callable, Generic, TypeVar, cast
 
 from heapdict import heapdict
@@ -145,6 +145,11 @@ class Order(Generic[K]):
     def leave(self, key: K) -> None:
         """The value left memory by another way than `pop`.  Its past is remembered; unknown keys are passed over."""
         self._prices.pop(key, None)
+
+    def keep_only(self, keys: KeysView[K]) -> None:
+        """No other values are in memory."""
+        for key in self._prices.keys() - keys:
+            del self._prices[key]
 
     def forget(self, key: K) -> None:
         """The key was deleted: nothing is known of it any more.  Unknown keys are passed over."""

@@ -50,6 +50,7 @@ class State(Generic[K]):
         self._on_miss = on_miss
         self._on_overflow = on_overflow
         self._loads: dict[K, Load] = {}
+        self._looked = 0  # at the files of what is in memory, when the index had been replaced so often
         self.new_lock()
 
     def new_lock(self) -> None:
@@ -80,17 +81,21 @@ class State(Generic[K]):
     def refresh(self) -> bool:
         """Take over what others committed, and drop the values that they changed.  Returns whether there were any."""
         with self.lock:
-            replaced = self.index.replaced
-            stale = self.index.refresh()
+            self.index.refresh()
+            stale, replaced = list(self.index.stale), self.index.replaced
+            if not stale and replaced == self._looked:
+                return False
             self._drop(stale)
-            if self.index.replaced != replaced:
+            if replaced != self._looked:
                 self._drop(self._reused())
-            return bool(stale) or self.index.replaced != replaced
+                self._looked = replaced
+            return True
 
     def _drop(self, stale: Iterable[K]) -> None:
         for key in stale:
             self._disown(key)
             self.memory.remove(key)
+            self.index.stale.pop(key, None)
 
     def _reused(self) -> list[K]:
         """The keys whose files may be others by now, of the same names: names can be free and taken again."""

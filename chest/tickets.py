@@ -1,16 +1,16 @@
 """Which values are on their way to disk, and whether they are still those of their keys when they get there."""
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
-__all__ = ["Ticket", "Tickets", "Unseen"]
+__all__ = ["Ticket", "Tickets"]
 
 K = TypeVar("K", bound=Hashable)
 
 
 class Ticket:
-    """One batch of values on its way to disk.
+    """One batch of values on its way to disk, from `Tickets.hand_out` on.
 
     A value that is set, deleted or dropped while it is being written loses its ticket: then what was written is not
     what the key stands for any more.  ``leaving`` are the keys whose values leave memory once they are written.
@@ -20,16 +20,9 @@ class Ticket:
 
     __slots__ = ("earlier", "leaving")
 
-    def __init__(self, leaving: Iterable[Any], earlier: dict[Any, Ticket]):
-        self.leaving = frozenset(leaving)
-        self.earlier = earlier
-
-
-class Unseen(Generic[K]):
-    """The keys whose values nobody set or got since one moment."""
-
-    def __init__(self, keys: Iterable[K]):
-        self.keys = set(keys)
+    def __init__(self) -> None:
+        self.leaving: frozenset[Any] = frozenset()
+        self.earlier: dict[Any, Ticket] = {}
 
 
 class Tickets(Generic[K]):
@@ -41,12 +34,11 @@ class Tickets(Generic[K]):
     def __contains__(self, key: K) -> bool:
         return key in self._out
 
-    def hand_out(self, keys: Iterable[K], leaving: Iterable[K] = ()) -> Ticket:
-        """A ticket for values that are about to be written; then those of ``leaving`` leave memory."""
-        keys = list(keys)
-        ticket = Ticket(leaving, {key: self._out[key] for key in keys if key in self._out})
+    def hand_out(self, ticket: Ticket, keys: Sequence[K], leaving: Iterable[K] = ()) -> None:
+        """``ticket`` is for values that are about to be written; then those of ``leaving`` leave memory."""
+        ticket.leaving = frozenset(leaving)
+        ticket.earlier = {key: self._out[key] for key in keys if key in self._out}
         self._out.update(dict.fromkeys(keys, ticket))
-        return ticket
 
     def hand_in(self, key: K, ticket: Ticket) -> bool:
         """Take ``ticket`` out of those that are out for ``key``; returns whether it was valid."""
@@ -59,6 +51,11 @@ class Tickets(Generic[K]):
                 return True
             tickets = tickets[key].earlier
         return False
+
+    def withdraw(self, ticket: Ticket) -> None:
+        """Take ``ticket`` out of those that are out for any key, if Ctrl-C kept anybody from handing it in."""
+        for key in list(self._out):
+            self.hand_in(key, ticket)
 
     def valid(self, key: K, ticket: Ticket) -> bool:
         """Is the value of ``key`` still the one that was to be written?"""

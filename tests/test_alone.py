@@ -128,7 +128,7 @@ def test_a_commit_looks_only_at_what_was_handed_out_since_the_last(path, looked_
                          ids=["sync", "flush", "spill"])
 def test_a_change_of_what_was_vouched_for_is_saved(path, change, save):
     c = saved(path, x=np.zeros(100))
-    assert c._life.memory.vouched
+    assert c._life.memory.watch.vouched
     change(c)
     save(c)
     c.close()
