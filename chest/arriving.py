@@ -71,7 +71,7 @@ class Arriving(Leaving[K]):
             raise KeyError(key)
         name = self.index.names[key]
         if name is None:
-            raise KeyError(f"{key!r}: it was being set when that was interrupted; set or delete it")
+            raise KeyError(key)  # Ctrl-C came as it was about to be set
         return name
 
     def _load(self, key: K, name: Name, mine: Load, trusted: Callable[[], bool]) -> Any:

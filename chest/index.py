@@ -64,19 +64,27 @@ class Index(Generic[K]):
 
     # The handle's own changes.
 
-    def set(self, key: K) -> Name | None:
-        """``key`` has a new value that is not on disk.  Returns the name of a file that nothing names any more."""
+    def set(self, key: K, name: Name | None = None, mark: Any = None) -> Name | None:
+        """``key`` has a new value: in the new file ``name``, which ``mark`` tells from later files of that name, or not
+        on disk.  Returns the name of a file that nothing names any more."""
         if key not in self.names:
             self.turns += 1
             if key in self.pending:  # deleted before: move it to the end, in the next record too
                 self.pending[key] = self.pending.pop(key)
                 self._moved.add(key)
-        return self._change(key)
+        if name is not None:
+            self._fresh[name] = mark
+            self._take(name)
+            self._reserved.release(key)
+        before = self._supersede(key)
+        self.names[key] = name
+        return self._orphan(before)
 
     def delete(self, key: K) -> Name | None:
         """``key`` is gone.  Returns the name of a file that nothing names any more."""
-        orphan = self._change(key)
+        before = self._supersede(key)
         del self.names[key]
+        orphan = self._orphan(before)
         self._moved.discard(key)
         self._reserved.release(key)
         self.turns += 1
@@ -84,27 +92,23 @@ class Index(Generic[K]):
             del self.pending[key]  # nobody else ever saw it
         return orphan
 
-    def _change(self, key: K) -> Name | None:
-        """Let go of the name that ``key`` has; returns it if no commit knows it, so that it can be removed at once."""
-        name = self.names.get(key)
-        self.pending.setdefault(key, name)  # first: Ctrl-C must not leave a change that nobody knows of
-        self.names[key] = None
+    def _supersede(self, key: K) -> Name | None:
+        """The name that ``key`` has.  It is noted before it gets another, as Ctrl-C may come in between."""
+        before = self.names.get(key)
+        self.pending.setdefault(key, before)
         self.inherited.discard(key)
-        if name is not None and name in self._fresh:
-            del self._fresh[name]
-            self._free(name)
-            return name
-        return None
+        return before
 
-    def written(self, key: K, name: Name, mark: Any = None) -> None:
-        """The value of ``key`` is in the new file ``name``; ``mark`` tells it from later files of that name."""
-        self.names[key] = name
-        self._reserved.release(key)
-        self._fresh[name] = mark
-        self._take(name)
+    def _orphan(self, before: Name | None) -> Name | None:
+        """A name that was superseded, if no commit knows it, so that its file can be removed at once."""
+        if before is None or before not in self._fresh:
+            return None
+        del self._fresh[before]
+        self._free(before)
+        return before
 
     def add(self, keys: list[K], names: list[Name]) -> bool:
-        """As `set` and `written` for many keys in rows; `False`, and nothing done, unless all of them are new."""
+        """As `set` for many keys in rows; `False`, and nothing done, unless all of them are new."""
         if not (self.names.keys().isdisjoint(keys) and self.pending.keys().isdisjoint(keys)):
             return False
         self.pending.update(dict.fromkeys(keys))

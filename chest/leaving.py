@@ -143,9 +143,8 @@ class Leaving(State[K]):
                 if self.memory.tickets.valid(key, ticket):
                     if self.index.names.get(key) is not None:  # changed in place
                         self.memory.renote(key, value)
-                    orphan = self.index.set(key)
                     self.memory.saved(key, value, done.mark, ticket)
-                    self.index.written(key, done.name, done.mark)
+                    orphan = self.index.set(key, done.name, done.mark)
             if orphan is not None:
                 orphans.append(orphan)
         self.store.remove(orphans)
@@ -174,7 +173,7 @@ class Leaving(State[K]):
         Raises what stood in the way of the first value that could not be saved; all others are committed.
         """
         with self.lock:
-            self.memory.mend()
+            self._mend()
             self.memory.unstick(self.index.inherited)
             unseen = (self.memory.watch.unseen(self.memory.values) if empty
                       else self.memory.watch.alone([*self.index.own(), *self.memory.watch.watched]))
@@ -196,6 +195,13 @@ class Leaving(State[K]):
             key, error = errors[0]
             more = f" (and {len(errors) - 1} more)" if errors[1:] else ""
             raise explained(error, key, self.store.path(""), "save", more)
+
+    def _mend(self) -> None:
+        """Put right what Ctrl-C left between two lines: a key that was to be new has no value, and so is none."""
+        self.memory.mend()
+        for key in self.index.own():
+            if self.index.names.get(key, "") is None and self.memory.current(key) is ABSENT:
+                self.index.delete(key)
 
     def _save(self, items: list[tuple[K, Any]], progress: Callable[..., Iterable[Any]]) -> list[tuple[K, Exception]]:
         """Write those that no file holds as they are now, and leave all in memory.  Returns what went wrong."""

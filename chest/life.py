@@ -22,9 +22,15 @@ class Life(Probation[K]):
         with self.lock:
             if new and self.known(key):
                 return
-            orphan = self.index.set(key)
             self._disown(key)
-            self.memory.put(key, value, size, on_disk=False)
+            if self.index.names.get(key) is None:
+                orphan = self.index.set(key)
+                self.memory.put(key, value, size, on_disk=False)
+            else:  # should Ctrl-C come in between, it was changed in place
+                self.memory.watch.suspect(key)
+                self.memory.put(key, value, size, on_disk=False)
+                orphan = self.index.set(key)
+                self.memory.watch.strike_out(key)
         self.discard(orphan)
         if self.over(self.available):
             self.make_room(key)
@@ -41,8 +47,7 @@ class Life(Probation[K]):
     def adopt(self, key: K, name: Name) -> None:
         """The value of ``key`` is what the new file ``name`` holds."""
         with self.lock:
-            orphan = self.index.set(key)
-            self.index.written(key, name, self.store.mark(name))
+            orphan = self.index.set(key, name, self.store.mark(name))
             self._disown(key)
             self.memory.remove(key)
         self.discard(orphan)

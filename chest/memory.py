@@ -73,7 +73,8 @@ class Memory(Generic[K]):
         self._held.drop(key)
         self.stuck.discard(key)
         self.watch.set((key,))
-        self.watch.note(key, value, on_disk)
+        if on_disk:
+            self.watch.note(key, value)
         self._usage += size - self._noted.get(key, 0)
         self._noted[key] = size
         self.values[key] = value
@@ -97,7 +98,7 @@ class Memory(Generic[K]):
         """As `put_light` for one value: a read of a row takes a tenth longer by way of the crowd's."""
         self.tickets.void((key,))
         self.watch.set((key,))
-        self.watch.note(key, value, on_disk=True)
+        self.watch.note(key, value)
         self._most += most
         self._unsized.append(key)
         self.values[key] = value
@@ -160,7 +161,7 @@ class Memory(Generic[K]):
         ticket.earlier.pop(key, None)  # what began before us may have missed a change that we saw
         self.note(key, mark)
         if key in self.values:
-            self.watch.note(key, value, on_disk=True)
+            self.watch.note(key, value)
         self._order.saved(key)
 
     def may_differ(self) -> bool:

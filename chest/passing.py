@@ -188,8 +188,7 @@ class Passing(Arriving[K]):
             self.counts.spills += len(names)
             if not self.index.add(keys, names):
                 for key, name in zip(keys, names):
-                    orphan = self.index.set(key)
-                    self.index.written(key, name)
+                    orphan = self.index.set(key, name)
                     self._disown(key)
                     self.memory.remove(key)
                     if orphan is not None:

@@ -40,16 +40,20 @@ class Watch(Generic[K]):
         self._exposed = False
         self._unseen: set[Unseen[K]] = set()
 
-    def note(self, key: K, value: Any, on_disk: bool) -> None:
-        """Note whether a change of the value in place would have to be written."""
-        if on_disk and self._writeback and can_change(value):
+    def note(self, key: K, value: Any) -> None:
+        """Note whether a change in place of a value that is on disk would have to be written."""
+        if self._writeback and can_change(value):
             self.watched[key] = None
         else:
             self.watched.pop(key, None)
         self.vouched.pop(key, None)
 
+    def suspect(self, key: K) -> None:
+        """The value of ``key`` is not as its file has it."""
+        self.watched[key] = None
+
     def note_all(self, values: Mapping[K, Any]) -> None:
-        """As `note` for values that are on disk, and that were not here."""
+        """As `note` for values that were not here."""
         if self._writeback:
             self.watched.update(dict.fromkeys(compress(values, which_can_change(list(values.values())))))
 

@@ -488,7 +488,7 @@ def test_different_keys_never_conflict_and_for_one_key_the_last_commit_wins(oper
         if what in ("set", "unwritten"):
             removed.update(filter(None, [index.set(key)]))
             if what == "set":
-                index.written(key, f"{key}{number}")
+                index.set(key, f"{key}{number}")
                 written.add(f"{key}{number}")
             model.own[key] = f"{key}{number}" if what == "set" else "nowhere"
         elif what == "delete":
@@ -535,7 +535,7 @@ def test_keys_stand_in_the_order_in_which_they_were_set(operations):
     for number, (_, what, key) in enumerate(operations):
         if what == "set":
             index.set(key)
-            index.written(key, f"{key}{number}")
+            index.set(key, f"{key}{number}")
             expected[key] = f"{key}{number}"
         elif what == "delete" and key in expected:
             index.delete(key)
@@ -553,7 +553,7 @@ def test_a_commit_that_fails_leaves_the_changes_pending_and_the_files_fresh():
     keys = shared.handle()
     index = Index(keys, Names())
     index.set("x")
-    index.written("x", "x")
+    index.set("x", "x")
 
     def refuse(pairs):
         raise OSError(28, "No space left on device")
@@ -574,7 +574,7 @@ def test_a_commit_that_fails_after_it_is_done_never_removes_what_it_named():
     keys = shared.handle()
     index = Index(keys, Names())
     index.set("x")
-    index.written("x", "x")
+    index.set("x", "x")
     real = keys.replace
 
     def interrupted(pairs):
@@ -586,7 +586,7 @@ def test_a_commit_that_fails_after_it_is_done_never_removes_what_it_named():
         commit(index, plain=False)
     keys.replace = real
     assert index.set("x") is None, "the file that the newest index names was to be removed"
-    index.written("x", "x~1")
+    index.set("x", "x~1")
     assert commit(index, plain=False) == ([], ["x"])
 
 
@@ -595,7 +595,7 @@ def test_a_key_that_was_deleted_stays_deleted_after_a_commit_that_failed_when_it
     keys = shared.handle()
     index = Index(keys, Names())
     index.set("x")
-    index.written("x", "x")
+    index.set("x", "x")
     real = keys.replace
 
     def interrupted(pairs):
@@ -632,10 +632,10 @@ def test_a_child_of_a_fork_keeps_what_its_parent_had_not_saved_until_that_key_is
     parent = Index(shared.handle(), Names())
     for key in "xyz":
         parent.set(key)
-    parent.written("y", "y")
+    parent.set("y", "y")
     other = Index(shared.handle(), Names())
     other.set("o")
-    other.written("o", "o")
+    other.set("o", "o")
     commit(other, plain=True)
     child = Index(shared.handle(), Names())
     child.names, child.pending, child._fresh = dict(parent.names), dict(parent.pending), dict(parent._fresh)
@@ -644,10 +644,10 @@ def test_a_child_of_a_fork_keeps_what_its_parent_had_not_saved_until_that_key_is
     assert child.names == {"o": "o", "x": None, "y": "y", "z": None}
     assert child.own() == []
     child.set("z")
-    child.written("z", "z")
+    child.set("z", "z")
     commit(child, plain=False)
     assert dict(shared.list + shared.records[-1]) == {"o": "o", "z": "z"}
-    parent.written("x", "x")
+    parent.set("x", "x")
     parent.delete("z")
     commit(parent, plain=False)
     assert set(refreshed(child)) == {"x", "y", "z"}
