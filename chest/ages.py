@@ -231,12 +231,15 @@ class Ages:
         return True
 
     def learn(self, known: int) -> None:
-        """Work the rates out anew; what was seen counts half after four uses of each known key."""
+        """Work the rates out anew; what was seen counts half after four uses of each known key.
+
+        A finaliser of the user's that comes in between may count more uses, so that copies are gone through.
+        """
         self._fade(2.0 ** ((self.now - self._learnt) / max(1000, 4 * known)))
         self._learnt = self.now
         middles = [(start + end) // 2 for start, end in zip(self._cells, [*self._cells[1:], self.now])]
         buckets = {start: bisect_right(EDGES, self.now - middle) for start, middle in zip(self._cells, middles)}
-        self._seen = {key: self._counts(group, buckets) for key, group in self.groups.all.items()}
+        self._seen = {key: self._counts(group, buckets) for key, group in self.groups.all.copy().items()}
         uses: dict[int, Counts] = {}
         for (often, _), counts in self._seen.items():
             uses[often] = added(uses[often], counts) if often in uses else counts
@@ -253,7 +256,7 @@ class Ages:
         """How many waits of a group ended, and how many go on, for each age up to now, `buckets` being the cells'."""
         top = bisect_right(EDGES, self.now) + 1
         waiting = [0.0] * top
-        for start, count in group.waiting.items():
+        for start, count in group.waiting.copy().items():
             waiting[buckets[start]] += count
         return [count / self._weight for count in group.ended[: 2 * top]], waiting
 

@@ -30,7 +30,10 @@ def alone(values: Mapping[Any, Any], key: Any) -> bool:
     >>> alone({"x": array}, "x"), alone({"x": [1, 2]}, "x"), alone({"x": [array]}, "x")
     (False, True, False)
     """
-    return _COUNTS and _owned([values[key]], 1, _DEEPEST)
+    try:
+        return _COUNTS and _owned([values[key]], 1, _DEEPEST)
+    except KeyError:  # a finaliser of the user's took it away just now
+        return False
 
 
 def _owned(items: Iterable[Any], more: int, deepest: int) -> bool:

@@ -34,6 +34,7 @@ FORMAT = 1
 MAPPED = 1 << 28  # bytes of the file that are read by way of a memory map, which needs no copy of its pages
 BRISK = 32  # reads within a moment from which on their transaction stays open
 MOMENT = 0.01  # seconds
+LONGEST = 1 << 25  # bytes of SQLite's log from which on none does: while any is open, it is not begun anew
 
 START = "1 + abs(random()) % (1 << 40)"  # a file that is made anew, after a drop, has other ids than the one before
 _SCHEMA = f"""
@@ -186,10 +187,16 @@ class Database:
         now = monotonic()
         self._reads.append(now)
         brisk = len(self._reads) == BRISK and now - self._reads[0] < MOMENT
-        if brisk and outermost and self._connection is not None and sweeper.watch(self):
+        if brisk and outermost and self._connection is not None and self._log_is_short() and sweeper.watch(self):
             self._begun = True
             self._connection.execute("BEGIN")
             self.held = True
+
+    def _log_is_short(self) -> bool:
+        try:
+            return os.stat(self.path + "-wal").st_size < LONGEST
+        except OSError:
+            return True
 
     def _let_go(self) -> None:
         """End the read transaction that was kept open, if there is one.  Called within the lock.
@@ -219,6 +226,8 @@ class Database:
         if not self._guard.lock.acquire(blocking=False):
             return False
         try:
+            if self._guard.depth:
+                return False  # a fork in a finaliser that runs in the middle of a read
             if self._alive():
                 self._end_read()
         finally:

@@ -33,7 +33,7 @@ def _parts(other: Any, crowd: int, progress: Progress) -> Iterator[dict[Any, Any
 
     No list of very many tuples is made: the garbage collector would look at all of them time and again.
     """
-    if type(other) is dict:
+    if isinstance(other, dict):
         other = dict(other)  # as it is now, whatever other threads do to it
     if isinstance(other, Mapping) or hasattr(other, "keys"):
         keys = list(other.keys())

@@ -233,8 +233,8 @@ class Leaving(State[K]):
         """The values that no file holds, or that may have changed since; if they ``leave``, also those vouched for."""
         names = self.index.names
         items = [(key, self.memory.current(key)) for key in self.index.own() if names.get(key, "") is None]
-        items += [(key, self.memory.values[key]) for key in self.memory.watch.watched]
-        items += [(key, self.memory.values[key]) for key in (self.memory.watch.vouched if leave else ())]
+        items += [(key, self.memory.values[key]) for key in list(self.memory.watch.watched)]
+        items += [(key, self.memory.values[key]) for key in (list(self.memory.watch.vouched) if leave else ())]
         items += self.memory.held()
         return [item for item in items if item[1] is not ABSENT]
 

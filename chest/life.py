@@ -39,9 +39,11 @@ class Life(Probation[K]):
         with self.lock:
             if not self.known(key):
                 raise KeyError(key)
+            value = self.memory.current(key)  # so that its finaliser, which may use the chest, comes behind all this
             self._disown(key)
             self.memory.forget(key)  # first: what is in memory and not in the index would be written, as if it were new
             orphan = self.index.delete(key)
+        del value
         self.discard(orphan)
 
     def adopt(self, key: K, name: Name) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Iterable, Iterator
+from itertools import repeat
 from typing import Any, Generic, TypeVar
 
 from chest.changeable import can_change
@@ -86,12 +87,12 @@ class Memory(Generic[K]):
         self._size_up()
         self._take(values)
         self._book(sizes)
-        self._unsized.clear()
 
     def put_light(self, values: dict[K, Any], most: int) -> None:
         """As `put_many` for values that are known to take at most ``most`` bytes together: what each of them takes is
         found out when it matters."""
         self._most += most
+        self._unsized.extend(values)
         self._take(values)
 
     def put_light_one(self, key: K, value: Any, most: int) -> None:
@@ -107,11 +108,10 @@ class Memory(Generic[K]):
         self.tickets.void(values)
         self.watch.set(values)
         self.watch.note_all(values)
-        self._unsized.extend(values)
         self.values.update(values)
 
     def _book(self, sizes: dict[K, int]) -> None:
-        usage = self._usage + sum(sizes.values())
+        usage = self._usage + sum(sizes.values()) - sum(map(self._noted.get, sizes, repeat(0)))
         try:
             self._noted.update(sizes)
             self._usage = usage
@@ -121,12 +121,16 @@ class Memory(Generic[K]):
         self._order.put_many(sizes)
 
     def _size_up(self) -> None:
-        """Find out what those values take that are not noted yet."""
-        if self._unsized:
-            new = [key for key in self._unsized if key in self.values and key not in self._noted]
-            self._book({key: nbytes(self.values[key]) for key in new})
-            self._unsized.clear()
-            self._most = 0
+        """Find out what those values take that are not noted yet.
+
+        A finaliser of the user's may bring us here once more in the middle of it.
+        """
+        if self._unsized or self._most:
+            unsized, most = self._unsized, self._most
+            self._unsized = []
+            new = {key: self.values[key] for key in unsized if key in self.values and key not in self._noted}
+            self._book({key: nbytes(value) for key, value in new.items()})
+            self._most -= most
 
     @property
     def _sizes(self) -> dict[K, int]:

@@ -124,7 +124,7 @@ class Order(Generic[K]):
             marks.update({key: self._ages.used(marks[key], READ, 0) for key in sizes if key in marks})
         marks.update(zip(new, self._ages.born_together(len(new))))
         self._prices.update({key: _price(nbytes) for key, nbytes in sizes.items()})
-        self._ranked.clear()
+        self._ranked = []
 
     def resize(self, key: K, nbytes: int) -> None:
         """The value takes up another number of bytes than was noted.  This is no use; unknown keys are passed over."""
@@ -197,30 +197,31 @@ class Order(Generic[K]):
 
     def _next(self) -> tuple[K, int]:
         """The least of those ranked and those that came later; it may have been used, or have left, since."""
-        if not self._ranked:
-            self._rank()
-        worth, mark, key = self._ranked[-1]
+        ranked = self._ranked or self._rank()
+        worth, mark, key = ranked[-1]
         if self._later and self._later.peekitem()[1][0] < worth:
             key, (worth, mark) = self._later.popitem()
         else:
-            self._ranked.pop()
+            ranked.pop()
         return key, mark
 
-    def _rank(self) -> None:
+    def _rank(self) -> list[tuple[float, int, K]]:
         """Choose the next to leave: a quarter of many values, or fewer of few, which as a rule are large."""
         if not self._prices:
             raise KeyError("nothing is left that could leave memory")
         now, rates = self._ages.now, self._ages.rates
-        marks = list(map(self._marks.__getitem__, self._prices))
+        prices = self._prices.copy()  # a finaliser of the user's that comes in between may read others
+        marks = list(map(self._marks.__getitem__, prices))
         worths = [
             rates[mark & STATE][bisect_right(EDGES, now - (mark >> TICK))] * price
-            for mark, price in zip(marks, self._prices.values())
+            for mark, price in zip(marks, prices.values())
         ]
         count = 1 + len(worths) // (32 if len(worths) < FEW else 4)
         self._limit = limit = sorted(worths)[count - 1]
-        least = sorted([entry for entry in zip(worths, marks, self._prices) if entry[0] <= limit])
+        least = sorted([entry for entry in zip(worths, marks, prices) if entry[0] <= limit])
         self._ranked = least[count - 1 :: -1]
         self._later.clear()
+        return self._ranked
 
     def _consider_newest(self) -> None:
         """Let the value that came last leave before those ranked if it is worth less, as when all are read in turn."""

@@ -8,8 +8,10 @@ sweep.  A fork ends it first: a process with threads had better not fork, says P
 from __future__ import annotations
 
 import atexit
+import gc
 import threading
 import weakref
+from collections.abc import Iterable
 from typing import Protocol
 
 from chest.locks import AT_FORK
@@ -43,7 +45,7 @@ class _Sweeper:
             self.end = threading.Event()
             thread = threading.Thread(target=self.run, args=(self.end,), name=NAME, daemon=True)
             try:
-                thread.start()
+                _started(thread)
             except RuntimeError:
                 return False
             self.thread = thread
@@ -51,15 +53,30 @@ class _Sweeper:
 
     def run(self, end: threading.Event) -> None:
         while not end.wait(PERIOD):
+            nothing: weakref.WeakSet[Sweepable] = weakref.WeakSet()
             with self.mutex:
-                found, self.left_open = self.left_open, weakref.WeakSet()
+                found, self.left_open = self.left_open, nothing
                 if not found:
                     self.thread = None
                     return
-            busy = [one for one in found if not swept(one)]
+            self.sweep(found)
+            del found, nothing  # so that nothing lives longer for us
+
+    def sweep(self, found: Iterable[Sweepable]) -> None:
+        for one in [one for one in found if not swept(one)]:
             with self.mutex:
-                self.left_open.update(busy)
-            del found, busy  # so that nothing lives longer for us
+                self.left_open.add(one)
+
+
+def _started(thread: threading.Thread) -> None:
+    """Start a thread, and wait until it runs.  Whoever waits has locks, and so no finaliser may run in that thread."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        thread.start()
+    finally:
+        if collects:
+            gc.enable()
 
 
 def swept(one: Sweepable) -> bool:
@@ -75,22 +92,32 @@ _sweeper = _Sweeper()
 
 
 def watch(one: Sweepable) -> bool:
-    """Have ``one`` swept within two periods; `False` where nobody would do it."""
+    """Have ``one`` swept within two periods; `False` where nobody would do it.
+
+    It does not wait: a finaliser that runs in the sweeper's thread may wait for a lock of the caller's.
+    """
     sweeper = _sweeper
-    with sweeper.mutex:
+    if not sweeper.mutex.acquire(blocking=False):
+        return False
+    try:
         if sweeper.forks or not sweeper.start():
             return False
         sweeper.left_open.add(one)
         return True
+    finally:
+        sweeper.mutex.release()
 
 
 def pause() -> None:
-    """Before a fork, and at the end: the thread ends, and no other begins until `resume`."""
+    """Before a fork, and at the end: the thread ends, and no other begins until `resume`.  Its work is done at once, as
+    somebody may wait just for that."""
     sweeper = _sweeper
     with sweeper.mutex:
         sweeper.forks += 1
         thread = sweeper.thread
         sweeper.end.set()
+        found, sweeper.left_open = sweeper.left_open, weakref.WeakSet()
+    sweeper.sweep(found)
     if thread is not None and thread is not threading.current_thread():  # a finaliser may fork anywhere
         thread.join(AT_FORK)
 
