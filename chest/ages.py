@@ -74,7 +74,7 @@ def chances(counts: Counts, parent: Chances | None) -> Chances:
         if parent is not None:
             guess = parent[bucket]
         reads, replacements = ended[2 * bucket], ended[2 * bucket + 1]
-        seen = reached - still / 2 + STRENGTH
+        seen = max(reached - still / 2, 0) + STRENGTH
         guess = (reads + STRENGTH * guess[READ]) / seen, (replacements + STRENGTH * guess[REPLACED]) / seen
         found.append(guess)
         reached -= reads + replacements + still
@@ -187,7 +187,8 @@ class Ages:
         tick = mark >> TICK
         group = self.groups[(mark & STATE) >> GAP]
         group.ended[2 * bisect_right(EDGES, self.now - tick) + how] += self._weight
-        group.waiting[self.cell(tick)] -= 1
+        cell = self.cell(tick)  # it may be none of the group's, if a finaliser of the user's comes as cells are joined
+        group.waiting[cell] = group.waiting.get(cell, 0) - 1
 
     def cell(self, tick: int) -> int:
         """The beginning of the cell of time that holds a tick."""
@@ -233,31 +234,32 @@ class Ages:
     def learn(self, known: int) -> None:
         """Work the rates out anew; what was seen counts half after four uses of each known key.
 
-        A finaliser of the user's that comes in between may count more uses, so that copies are gone through.
+        A finaliser of the user's that comes in between may count more uses: so all is as of one moment.
         """
-        self._fade(2.0 ** ((self.now - self._learnt) / max(1000, 4 * known)))
-        self._learnt = self.now
-        middles = [(start + end) // 2 for start, end in zip(self._cells, [*self._cells[1:], self.now])]
-        buckets = {start: bisect_right(EDGES, self.now - middle) for start, middle in zip(self._cells, middles)}
-        self._seen = {key: self._counts(group, buckets) for key, group in self.groups.all.copy().items()}
+        now, cells = self.now, self._cells
+        self._fade(2.0 ** ((now - self._learnt) / max(1000, 4 * known)))
+        self._learnt = now
+        middles = [(start + end) // 2 for start, end in zip(cells, [*cells[1:], now])]
+        buckets = {start: bisect_right(EDGES, now - middle) for start, middle in zip(cells, middles)}
+        top = bisect_right(EDGES, now) + 1
+        seen = {key: self._counts(group, buckets, top) for key, group in self.groups.all.copy().items()}
         uses: dict[int, Counts] = {}
-        for (often, _), counts in self._seen.items():
+        for (often, _), counts in seen.items():
             uses[often] = added(uses[often], counts) if often in uses else counts
-        self._wide = chances(reduce(added, uses.values()), None)
-        self._by_uses = {often: chances(counts, self._wide) for often, counts in uses.items()}
-        self.rates = Rates(self)
+        wide = chances(reduce(added, uses.values()), None)
+        by_uses = {often: chances(counts, wide) for often, counts in uses.items()}
+        self._seen, self._wide, self._by_uses, self.rates = seen, wide, by_uses, Rates(self)
 
     def chances_of(self, key: tuple[int, int]) -> Chances:
         """The chances of one group, where it was seen little those of all groups with as many uses."""
         wide = self._by_uses.get(key[0], self._wide)
         return chances(self._seen[key], wide) if key in self._seen else wide
 
-    def _counts(self, group: Group, buckets: dict[int, int]) -> Counts:
-        """How many waits of a group ended, and how many go on, for each age up to now, `buckets` being the cells'."""
-        top = bisect_right(EDGES, self.now) + 1
+    def _counts(self, group: Group, buckets: dict[int, int], top: int) -> Counts:
+        """How many waits of a group ended, and how many go on, for each age up to `top`, `buckets` being the cells'."""
         waiting = [0.0] * top
         for start, count in group.waiting.copy().items():
-            waiting[buckets[start]] += count
+            waiting[buckets.get(start, 0)] += count
         return [count / self._weight for count in group.ended[: 2 * top]], waiting
 
     def check(self, marks: Iterable[int]) -> None:

@@ -34,7 +34,7 @@ class Leaving(State[K]):
                     if not keys:
                         return
                     batch = self.memory.company(keys)
-                    items = [(key, self.memory.values[key]) for key in batch]
+                    items = self._present(batch)
                     self.memory.tickets.hand_out(ticket, batch, leaving=keys)
                 errors = self.spill(items, ticket, turn < PATIENCE)
             refused = [(key, error) for key, error in errors if isinstance(error, OSError)]
@@ -177,7 +177,7 @@ class Leaving(State[K]):
             self.memory.unstick(self.index.inherited)
             unseen = (self.memory.watch.unseen(self.memory.values) if empty
                       else self.memory.watch.alone([*self.index.own(), *self.memory.watch.watched]))
-            inside = list(self.memory.values.items()) if empty else []
+            inside = self.memory.values.copy() if empty else {}
             items = self._unsaved(empty)
         try:
             errors = self._save(items, progress)
@@ -225,7 +225,7 @@ class Leaving(State[K]):
         if self.index.own() or self.index.appended or self.memory.may_differ():
             self.save(False, True, progress)
         else:
-            self._empty(list(self.memory.values.items()), {}, None)
+            self._empty(self.memory.values.copy(), {}, None)
         if self.index.appended:
             self.commit(True)  # what others read is one plain list again
 
@@ -233,10 +233,15 @@ class Leaving(State[K]):
         """The values that no file holds, or that may have changed since; if they ``leave``, also those vouched for."""
         names = self.index.names
         items = [(key, self.memory.current(key)) for key in self.index.own() if names.get(key, "") is None]
-        items += [(key, self.memory.values[key]) for key in list(self.memory.watch.watched)]
-        items += [(key, self.memory.values[key]) for key in (list(self.memory.watch.vouched) if leave else ())]
+        items += self._present(list(self.memory.watch.watched))
+        items += self._present(list(self.memory.watch.vouched) if leave else ())
         items += self.memory.held()
         return [item for item in items if item[1] is not ABSENT]
+
+    def _present(self, keys: Iterable[K]) -> list[tuple[K, Any]]:
+        """Those of ``keys`` with their values that are in memory: a finaliser of the user's may let one go just now."""
+        values = self.memory.values
+        return [(key, value) for key in keys if (value := values.get(key, ABSENT)) is not ABSENT]
 
     def commit(self, plain: bool) -> None:
         """Commit the index as it stands, then remove the files that nothing names any more."""
@@ -253,9 +258,9 @@ class Leaving(State[K]):
         self.store.remove(orphans)
         log("debug", "committed %s", self.store.path(""))
 
-    def _empty(self, items: Iterable[tuple[K, Any]], failed: dict[K, Exception], unseen: Unseen[K] | None) -> None:
+    def _empty(self, inside: dict[K, Any], failed: dict[K, Exception], unseen: Unseen[K] | None) -> None:
         """Let values leave memory that were saved just now, but for those that somebody got since."""
-        for key, value in items:
+        for key, value in inside.items():
             with self.lock:
                 self.memory.catch_up()
                 stays = key in failed or self._got_since(key, unseen)

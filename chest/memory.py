@@ -111,10 +111,10 @@ class Memory(Generic[K]):
         self.values.update(values)
 
     def _book(self, sizes: dict[K, int]) -> None:
-        usage = self._usage + sum(sizes.values()) - sum(map(self._noted.get, sizes, repeat(0)))
+        more = sum(sizes.values()) - sum(map(self._noted.get, sizes, repeat(0)))
         try:
             self._noted.update(sizes)
-            self._usage = usage
+            self._usage += more
         except BaseException:  # Ctrl-C
             self._usage = sum(self._noted.values())
             raise

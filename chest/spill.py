@@ -226,11 +226,12 @@ class Order(Generic[K]):
     def _consider_newest(self) -> None:
         """Let the value that came last leave before those ranked if it is worth less, as when all are read in turn."""
         key, self._newest = cast(K, self._newest), NOBODY
-        if key not in self._prices or not self._ranked:
+        price = self._prices.get(key)
+        if price is None or not self._ranked:
             return
         mark = self._marks[key]
         age = self._ages.now - (mark >> TICK)
-        worth = self._ages.rates[mark & STATE][bisect_right(EDGES, age)] * self._prices[key]
+        worth = self._ages.rates[mark & STATE][bisect_right(EDGES, age)] * price
         if worth < self._limit:
             self._later[key] = worth, mark
 

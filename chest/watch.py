@@ -66,7 +66,7 @@ class Watch(Generic[K]):
         """Strike out what has left, but for a Ctrl-C just then."""
         for book in (self.watched, self.vouched):
             for key in book.keys() - self._values.keys():
-                del book[key]
+                book.pop(key, None)
 
     def clear(self) -> None:
         self.watched.clear()

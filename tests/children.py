@@ -71,3 +71,14 @@ class Interruption:
         finally:
             sys.settrace(None)
         return False
+
+
+def assert_the_books_agree(memory):
+    """But for those that the order learns from, where a use more or less does not matter."""
+    assert memory.values.keys() == memory._sizes.keys()
+    assert memory.usage == sum(memory._sizes.values())
+    assert memory.watch.watched.keys() <= memory.values.keys()
+    assert all(key in memory._order for key in memory.values)
+    assert len(memory._order) == len(memory.values)
+    assert not memory.stuck
+    assert not memory.tickets._out

@@ -6,7 +6,7 @@ import itertools
 import os
 
 import pytest
-from children import Interruption
+from children import Interruption, assert_the_books_agree
 
 from chest import Chest
 
@@ -88,17 +88,6 @@ def test_ctrl_c_at_any_line_loses_nothing(tmp_path, action, settings):
     del c
     gc.collect()  # what was let go is warned of here, and not in another test
     assert steps > 3
-
-
-def assert_the_books_agree(memory):
-    """But for those that the order learns from, where a use more or less does not matter."""
-    assert memory.values.keys() == memory._sizes.keys()
-    assert memory.usage == sum(memory._sizes.values())
-    assert memory.watch.watched.keys() <= memory.values.keys()
-    assert all(key in memory._order for key in memory.values)
-    assert len(memory._order) == len(memory.values)
-    assert not memory.stuck
-    assert not memory.tickets._out
 
 
 def changed_in_place(c, certain, before):

@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import os
 import sqlite3
+import textwrap
 import threading
 import warnings
 
@@ -422,3 +424,86 @@ def test_what_was_read_briskly_can_be_dropped_at_once(path, unhurried, temporary
     directory = c.path
     c.close() if temporary else c.drop()
     assert not os.path.exists(directory)
+
+
+def test_a_pause_does_at_once_what_the_sweeper_would_have_done(rows, unhurried):
+    """Else who waits for that, as a compaction does, waits in vain: at a fork, and at the end of the script."""
+    read_briskly(rows)
+    sweeper.pause()
+    try:
+        assert not rows.held
+        assert not rows._connection.in_transaction
+    finally:
+        sweeper.resume()
+
+
+def test_a_script_with_two_handles_ends_at_once(path):
+    python(textwrap.dedent("""
+        import sys
+        from chest import Chest, database, sweeper
+        database.PATIENCE = 10000  # seconds for which SQLite waits
+        sweeper.PERIOD = 10000
+        one = Chest({i: [i] * 100 for i in range(5000)}, path=sys.argv[1], min_file_size=4096)
+        one.sync()
+        two = Chest(path=sys.argv[1], available_memory=1000)
+        while not two._life.store.brisk:
+            for key in range(1000):
+                two[key]
+        for key in range(1, 5000):
+            del one[key]
+        assert two._life.store.brisk
+        """), path)
+    assert dict(Chest(path=path)) == {0: [0] * 100}
+
+
+def test_the_log_stays_short_while_somebody_reads_briskly(rows, unhurried, monkeypatch):
+    monkeypatch.setattr(database, "LONGEST", 1 << 20)
+    sizes = []
+    with another(rows) as other:
+        for _ in range(100):
+            rows.sweep()
+            for row in range(1, 1 + 2 * database.BRISK):
+                rows.at_once(row)
+            other.execute("INSERT INTO value (writer, data) VALUES (1, zeroblob(100000))")
+            sizes.append(os.path.getsize(rows.path + "-wal"))
+    assert max(sizes) < 8 << 20, sizes
+
+
+def test_a_reader_does_not_wait_for_the_sweeper(rows):
+    """In its thread a finaliser may run that waits for the reader."""
+    taken, done = threading.Event(), threading.Event()
+
+    def busy():
+        with sweeper._sweeper.mutex:
+            taken.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=busy)
+    thread.start()
+    assert taken.wait(60)
+    for row in range(1, 101):
+        assert rows.at_once(row) == b"%d" % (row - 1)
+    assert not rows.held
+    done.set()
+    thread.join()
+
+
+def test_no_finaliser_runs_in_a_thread_that_is_just_being_started(rows, monkeypatch):
+    start, collects = threading.Thread.start, []
+
+    def started(self):
+        collects.append(gc.isenabled())
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", started)
+    read_briskly(rows)
+    assert collects == [False]
+    assert gc.isenabled()
+
+
+def test_a_fork_in_the_middle_of_a_read_leaves_that_read_alone(rows, unhurried):
+    read_briskly(rows)
+    with rows._guard:
+        assert not rows.sweep()
+        assert rows._connection.in_transaction
+    assert rows.sweep()
