@@ -67,7 +67,7 @@ ACTIONS = [sets, replaces, sets_a_large_one, shrinks, gets, iterates, updates, p
 @pytest.mark.parametrize("action", ACTIONS, ids=lambda action: action.__name__)
 def test_ctrl_c_at_any_line_loses_nothing(tmp_path, action, settings):
     steps = 0
-    for n in itertools.count(1, 1 if STRESS else 19):
+    for n in itertools.count(1, 1 if STRESS else 29):
         before = {key: [key] * 10 for key in range(N)}
         c = Chest(before, path=str(tmp_path / str(n)), available_memory=BUDGET, **settings)
         c.sync()
@@ -87,7 +87,7 @@ def test_ctrl_c_at_any_line_loses_nothing(tmp_path, action, settings):
             break
     del c
     gc.collect()  # what was let go is warned of here, and not in another test
-    assert steps > 3
+    assert steps > 1
 
 
 def changed_in_place(c, certain, before):
@@ -137,4 +137,4 @@ def test_ctrl_c_while_others_changes_are_taken_over_loses_none_of_them(tmp_path,
             break
     del c
     gc.collect()
-    assert steps > 3
+    assert steps > 1
