@@ -230,8 +230,7 @@ class Chest(SpillMapping[K, V]):
                 with life.store.guard, life.index.gate:
                     life.index.refresh()
                     life.index.erase()
-                    life.store.remove(name for name in life.index.forget() if isinstance(name, str))
-                    life.store.destroy()
+                    life.store.drop(life.index.forget())
             life.index.forget()
         if not self._explicitly_given_path:
             self.close()

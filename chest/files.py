@@ -280,6 +280,11 @@ class Files(Generic[K]):
     def close(self) -> None:
         """Nothing is held open."""
 
+    def drop(self, names: Iterable[str]) -> None:
+        """Remove these files, which are all that the chest has, and the directory, as `destroy` does."""
+        self.remove(names)
+        self.destroy()
+
     def destroy(self) -> None:
         """Remove the directory itself, if nothing of anyone else's is in it."""
         try:

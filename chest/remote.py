@@ -252,6 +252,11 @@ class RemoteFiles(Generic[K]):
         """Let go of the connections; the next use makes new ones."""
         self._store.close()
 
+    def drop(self, names: Iterable[str]) -> None:
+        """Remove these values, which are all that the chest has, and the rest, as `destroy` does."""
+        self.remove(names)
+        self.destroy()
+
     def destroy(self) -> None:
         """Remove the index, and the folder where there are folders, if nothing of anyone else's is in it."""
         self._store.destroy()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from chest import writers
 from chest.database import SMALL, Database
-from chest.errors import LoadError
+from chest.errors import ChestError, LoadError
 from chest.statements import ONE, append, conditions
 
 if TYPE_CHECKING:
@@ -153,6 +153,19 @@ class Rows(Database):
         """Bytes of the file once everything is in it."""
         pages, page = (connection.execute(f"PRAGMA page_{what}").fetchone()[0] for what in ("count", "size"))
         return int(pages * page)
+
+    def has_others(self, named: Container[int]) -> bool:
+        """Are there rows of other writers that live, but for those ``named``?  Cost: O(rows) if there are such."""
+        try:
+            with self._guard:
+                connection = self._open()
+                others = [] if connection is None else [n for n in writers.alive(connection) if n != self._writer]
+                if connection is None or not others:
+                    return False
+                found = connection.execute(f"SELECT id FROM value WHERE writer IN ({','.join(map(str, others))})")
+                return any(row not in named for (row,) in found)
+        except (OSError, ChestError):
+            return False  # nobody can read it
 
     def leftovers(self, named: Callable[[], Container[int]]) -> list[int]:
         """The rows of writers that are dead, but for those that an index names.

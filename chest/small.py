@@ -9,7 +9,7 @@ import errno
 import io
 import pickle
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from itertools import repeat
 from typing import Any, Callable, Generic, TypeVar, cast
@@ -342,6 +342,18 @@ class Small(Generic[K]):
     def guard(self) -> AbstractContextManager[object]:
         """What whoever calls `destroy` within the gate has to take before that."""
         return self._rows.guard
+
+    def drop(self, names: Collection[Name]) -> None:
+        """Remove all that the chest has, which are these files and rows.  What others have spilled and not committed
+        stays theirs, as a row too."""
+        if self._rows.has_others({name for name in names if isinstance(name, int)}):
+            self.remove(names)
+            self._remove_spent()
+            self._rows.close()
+            self._files.destroy()
+        else:
+            self.remove(name for name in names if isinstance(name, str))
+            self.destroy()
 
     def destroy(self) -> None:
         """Remove the file of small values, and the directory itself if nothing of anyone else's is in it."""

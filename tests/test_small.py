@@ -1011,3 +1011,19 @@ def test_what_is_read_or_written_together_is_bounded_by_bytes_too(path, limit):
         for together in (store.crowd, store.ahead):
             assert together >= 1
             assert together == 1 or together * limit <= MOST
+
+
+@pytest.mark.parametrize("settings", [{}, {"min_file_size": 1000}], ids=["files", "rows"])
+def test_what_was_spilled_and_not_committed_survives_that_others_drop_the_chest(path, settings):
+    c = Chest({i: [i] for i in range(50)}, path=path, available_memory=2000, **settings)
+    c.sync()
+    for i in range(50, 100):
+        c[i] = [i]
+    assert not {50, 60} & set(c.inmem)
+    Chest(path=path, **settings).drop()
+    assert dict(Chest(path=path)) == {}
+    c.flush()
+    found = dict(Chest(path=path))
+    assert found == {i: [i] for i in range(50, 100)}
+    c.drop()
+    assert not os.path.exists(path)
