@@ -73,9 +73,9 @@ class Index(Generic[K]):
                 self.pending[key] = self.pending.pop(key)
                 self._moved.add(key)
         if name is not None:
-            self._fresh[name] = mark
+            self._reserved.release(key)  # first, as the name may be the one that was reserved
             self._take(name)
-            self._reserved.release(key)
+            self._fresh[name] = mark
         before = self._supersede(key)
         self.names[key] = name
         return self._orphan(before)

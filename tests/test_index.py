@@ -652,3 +652,15 @@ def test_a_child_of_a_fork_keeps_what_its_parent_had_not_saved_until_that_key_is
     commit(parent, plain=False)
     assert set(refreshed(child)) == {"x", "y", "z"}
     assert child.names == {"o": "o", "x": "x", "y": "y"}
+
+
+def test_a_name_that_was_reserved_stays_taken_once_it_is_used():
+    names = Names()
+    index = Index(Commits().handle(), names)
+    names.reserve("x", "x")
+    index.set("x")
+    index.set("x", "x")
+    assert names.taken == {"x"}
+    assert not names.reserved
+    assert index.delete("x") == "x"
+    assert not names.taken
