@@ -159,8 +159,10 @@ class Rows(Database):
         try:
             with self._guard:
                 connection = self._open()
-                others = [] if connection is None else [n for n in writers.alive(connection) if n != self._writer]
-                if connection is None or not others:
+                if connection is None:
+                    return False
+                others = [number for number in writers.alive(connection) if number != self._writer]
+                if not others:
                     return False
                 found = connection.execute(f"SELECT id FROM value WHERE writer IN ({','.join(map(str, others))})")
                 return any(row not in named for (row,) in found)

@@ -53,7 +53,7 @@ class _Sweeper:
 
     def run(self, end: threading.Event) -> None:
         while not end.wait(PERIOD):
-            nothing: weakref.WeakSet[Sweepable] = weakref.WeakSet()
+            nothing: weakref.WeakSet[Sweepable] = weakref.WeakSet()  # not within the mutex: it may set off finalisers
             with self.mutex:
                 found, self.left_open = self.left_open, nothing
                 if not found:
@@ -63,9 +63,10 @@ class _Sweeper:
             del found, nothing  # so that nothing lives longer for us
 
     def sweep(self, found: Iterable[Sweepable]) -> None:
-        for one in [one for one in found if not swept(one)]:
-            with self.mutex:
-                self.left_open.add(one)
+        for one in found:
+            if not swept(one):
+                with self.mutex:
+                    self.left_open.add(one)
 
 
 def _started(thread: threading.Thread) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import traceback
 
 import chest
+from chest import sweeper
 
 HOME = os.path.dirname(os.path.dirname(os.path.abspath(chest.__file__)))  # so that a child imports the same chest
 
@@ -82,3 +84,10 @@ def assert_the_books_agree(memory):
     assert len(memory._order) == len(memory.values)
     assert not memory.stuck
     assert not memory.tickets._out
+
+
+def wait_for_the_sweeper():
+    """It ends by itself when there is nothing left to do."""
+    for thread in threading.enumerate():
+        if thread.name == sweeper.NAME:
+            thread.join(60)

@@ -4,9 +4,9 @@ import os
 import threading
 
 import pytest
+from children import wait_for_the_sweeper
 from hypothesis import HealthCheck, settings
 
-from chest import sweeper
 from chest.locks import later
 
 settings.register_profile("default", deadline=None, suppress_health_check=list(HealthCheck))
@@ -53,9 +53,7 @@ def leaks_nothing():
     threads, files = set(threading.enumerate()), open_files()
     yield
     gc.collect()
+    wait_for_the_sweeper()
     left = set(threading.enumerate()) - threads
-    for thread in left:
-        if thread.name == sweeper.NAME:  # it ends by itself, as there is nothing left to sweep
-            thread.join(60)
     assert not [thread for thread in left if thread.is_alive()]
     assert {fd: name for fd, name in open_files().items() if fd not in files} == {}

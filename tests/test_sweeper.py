@@ -11,7 +11,7 @@ import threading
 import warnings
 
 import pytest
-from children import Interruption, forked, python
+from children import Interruption, forked, python, wait_for_the_sweeper
 
 from chest import Chest, database, sweeper
 from chest.rows import Rows
@@ -22,13 +22,6 @@ FIRST = 1
 @pytest.fixture(autouse=True)
 def ids_from_one(monkeypatch):
     monkeypatch.setattr(database, "START", FIRST)
-
-
-def wait_for_the_sweeper():
-    """It ends by itself when there is nothing left to do."""
-    for thread in threading.enumerate():
-        if thread.name == sweeper.NAME:
-            thread.join(60)
 
 
 @pytest.fixture(autouse=True)
