@@ -28,8 +28,8 @@ setup(
     author="chest contributors",
     license="BSD-3-Clause",
     license_files=["LICENSE.txt"],
-    keywords="dictionary cache spill disk out-of-core pickle numpy",
-    packages=["chest"],
+    keywords="dictionary cache spill evict persist shelve lru disk out-of-core larger-than-memory memory-map pickle",
+    packages=["chest", *(f"chest.{floor}" for floor in ("cli", "engine", "index", "memory", "serialize", "storage"))],
     package_data={"chest": ["py.typed"]},
     zip_safe=False,
     python_requires=">=3.9",
@@ -37,7 +37,10 @@ setup(
     extras_require={
         "numpy": ["numpy"],
         "remote": ["fsspec"],
-        "test": ["fsspec", "hypothesis", "numpy", "pandas", "pyarrow", "pytest", "scipy"],
+        "test": [
+            "cachetools", "diskcache", "fsspec", "h5py", "hypothesis", "joblib", "numpy", "pandas", "pyarrow", "pytest",
+            "scipy", "toolz", "zict",
+        ],
         # What the tests of object stores, of dask and of progress bars meet; the other tests do without.
         "servers": [
             "cloudpickle", "dask[array,dataframe]", "distributed", "joblib", "paramiko",
@@ -45,7 +48,7 @@ setup(
         ],
         "docs": ["sphinx"],
     },
-    entry_points={"console_scripts": ["chest = chest.cli:main"]},
+    entry_points={"console_scripts": ["chest = chest.cli.main:main"]},
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Developers",

@@ -13,7 +13,7 @@ import argparse
 import random
 from collections import OrderedDict
 
-from chest.spill import Order
+from chest.memory.hit_density import HitDensity
 
 GET, SET = "get", "set"
 BUDGETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -70,19 +70,21 @@ PROGRAMS = (loop, epochs, favourites, blocks, stencil)
 
 
 class Learnt:
-    """Chest's own order."""
+    """Chest's own policy."""
 
     def __init__(self, trace):
-        self.order = Order()
+        self.policy = HitDensity()
 
     def use(self, now, key, kind, inside):
         if inside and kind == GET:
-            self.order.used(key)
+            self.policy.used([key])
         else:
-            self.order.put(key, SIZE, on_disk=kind == GET)
+            self.policy.put(key, SIZE, kind == SET)
 
     def pop(self, keep):
-        return self.order.pop(keep)
+        (key,) = self.policy.choose(1, {keep})
+        self.policy.leave(key)
+        return key
 
 
 class LRU:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import sys
 
-from chest.cli import main
+from chest.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

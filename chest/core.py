@@ -2,26 +2,30 @@
 from __future__ import annotations
 
 import builtins
-import collections.abc
 import os
 import pickle
 import sys
-import warnings
-from collections.abc import Hashable, Iterable, Mapping
-from typing import Any, Callable, TypeVar, cast
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
-from chest import arrays, endings, names
-from chest.codec import Codec
-from chest.life import Life
-from chest.log import log
-from chest.mapping import Progress, SpillMapping, silent
-from chest.memory import budget
-from chest.names import key_to_filename
-from chest.opening import Settings, open_parts
-from chest.sizes import nbytes
-from chest.state import nothing
+from chest import serialize
+from chest.engine.committer import Progress, silent
+from chest.engine.engine import Engine
+from chest.engine.lifecycle import let_go
+from chest.engine.opening import Settings
+from chest.engine.state import nothing
+from chest.engine.transfer import receive, receive_chest
+from chest.errors import DumpError
+from chest.index import key_to_filename
+from chest.memory.cache import ABSENT, budget
+from chest.memory.sizeof import nbytes
+from chest.serialize.codec import dumping
 from chest.stats import Stats
-from chest.views import NamesView
+from chest.views import ItemsView, KeysView, RefsView, ValuesView, changed_size
+
+if TYPE_CHECKING:
+    from typing import Literal
 
 __all__ = ["Chest", "key_to_filename", "nbytes"]
 
@@ -30,7 +34,7 @@ V = TypeVar("V")
 D = TypeVar("D")
 
 
-class Chest(SpillMapping[K, V]):
+class Chest(MutableMapping[K, V]):
     """A dictionary that spills to disk.
 
     Parameters
@@ -41,7 +45,7 @@ class Chest(SpillMapping[K, V]):
         The directory, made if it is not there; or, with ``chest[remote]`` installed, a URL such as ``s3://bucket/run``.
         Without a path the chest is temporary: its directory is removed when it goes.
     available_memory : float or str
-        The budget for values in memory: bytes, or a text such as ``"2 GB"`` or ``"500 MiB"``.
+        The budget for values in memory: bytes, ``"2 GB"``, ``"500 MiB"``, or ``"50%"`` of the machine's memory.
     dump, load : callables
         ``dump(value, file)`` and ``load(file)``; by default pickle, laid out so that arrays can be mapped.
     key_to_filename : callable
@@ -56,12 +60,19 @@ class Chest(SpillMapping[K, V]):
         Binary or text files.
     writeback : bool
         Notice values that were changed in place, and write them again; `False`: never look.
-    mmap_mode : {None, 'c', 'r'}
-        Arrays come back as copy-on-write or read-only maps of their file.
-    min_file_size : int
-        Values that serialise to fewer bytes share one SQLite file.
+    mmap_mode : {'auto', 'c', 'r', None}
+        ``'auto'``: arrays of 64 KiB in files of 256 KiB and more come back as copy-on-write maps where the system can
+        tell which pages were written and the disk is local, as copies elsewhere.  ``'c'``, ``'r'``: as copy-on-write or
+        read-only maps.  `None`: as copies.
+    min_file_size : int, optional
+        Values that serialise to fewer bytes share files, the packs.  `None`: 4096 in a chest of more than 1,000 keys
+        with the built-in ``open``, else 0, which is none.
     durable : bool
-        A commit also survives a loss of power.
+        A commit also survives a loss of power, and arrays carry a checksum.
+    trusted : bool
+        `False` for a chest from a stranger: no code that it names is run.
+    flag : {'c', 'r', 'w', 'n'}
+        As in `dbm`: ``'r'`` read only, must exist; ``'w'`` must exist; ``'c'`` made if needed; ``'n'`` new and empty.
     storage_options : dict, optional
         For a URL: handed to fsspec.
 
@@ -78,49 +89,217 @@ class Chest(SpillMapping[K, V]):
     Any thread may call any method.  A hit takes no lock; loads and dumps go on side by side.
     """
 
+    _engine: Engine[K]
+
     def __init__(
         self,
         data: Mapping[K, V] | Iterable[tuple[K, V]] | None = None,
         path: str | os.PathLike[str] | None = None,
         available_memory: float | str | None = 1e9,
-        dump: Callable[[Any, Any], Any] = arrays.dump,
-        load: Callable[[Any], Any] = arrays.load,
-        key_to_filename: Callable[[K], str] = names.key_to_filename,
+        dump: Callable[[Any, Any], Any] = serialize.dump,
+        load: Callable[[Any], Any] = serialize.load,
+        key_to_filename: Callable[[K], str] = key_to_filename,
         on_miss: Callable[[K], Any] = nothing,
         on_overflow: Callable[[K], Any] = nothing,
         open: Callable[..., Any] = builtins.open,
         open_many: Callable[..., Any] | None = None,
-        mode: str = "b",
+        mode: Literal["b", "t"] = "b",
         *,
         writeback: bool = True,
-        mmap_mode: str | None = None,
-        min_file_size: int = 0,
+        mmap_mode: Literal["auto", "c", "r"] | None = "auto",
+        min_file_size: int | None = None,
         durable: bool = False,
+        trusted: bool = True,
+        flag: Literal["r", "w", "c", "n"] = "c",
         storage_options: dict[str, Any] | None = None,
     ):
-        self._owner = 0  # a process id, once there is something to own
         if isinstance(data, (str, bytes, os.PathLike)):
             raise TypeError(f"the first argument is what the chest holds; for a directory say Chest(path={data!r})")
         self._explicitly_given_path = path is not None
-        self._settings = Settings(dump, load, key_to_filename, on_miss, on_overflow, open, open_many, mode, writeback,
-                                  mmap_mode, min_file_size, durable, storage_options)
         self.dump, self.load, self.open, self.mode = dump, load, open, mode
-        available = budget(1e9 if available_memory is None else available_memory)
-        self._life: Life[K] = open_parts(path, self._settings, available)
-        self.path: str = self._life.store.path("")
-        self._inmem = self._life.memory.values
-        self._used = self._life.memory.used
-        self._hit = self._life.counts.hit
-        self._owner = os.getpid()
-        endings.watch(self)
+        settings = Settings(dump, load, key_to_filename, on_miss, on_overflow, open, open_many, mode, writeback,
+                            mmap_mode, min_file_size, durable, trusted, flag, storage_options)
+        engine: Engine[K] = Engine(path, settings, budget(1e9 if available_memory is None else available_memory))
+        self.path: str = engine.path
+        self._access = engine.state.cache.access
+        self._engine = engine
         if data is not None:
             self.update(data)
 
-    def copy(self) -> Chest[K, V]:
-        """A temporary chest with the same settings and values; files are shared by hard links until they change.
+    # A dict.
 
-        Unlike a dict's copy it shares no objects with the original for longer than they stay in memory.  Cost: a
-        commit, and one hard link for each key.
+    def __getitem__(self, key: K) -> V:
+        access = self._access
+        access.used(key)  # first: from now on the value stays for this thread
+        try:
+            value: V = access.given[key]
+        except KeyError:
+            value = self._engine.alive().get(key)
+        else:
+            for _ in access.hits:  # one step of a C counter, without a call
+                break
+            return value
+        if value is ABSENT:
+            missing = getattr(type(self), "__missing__", None)
+            if missing is None:
+                raise KeyError(key) from None
+            value = missing(self, key)
+        return value
+
+    def __setitem__(self, key: K, value: V) -> None:
+        self._engine.set(key, value)
+
+    def __delitem__(self, key: K) -> None:
+        if not self._engine.delete(key):
+            raise KeyError(key)
+
+    def __contains__(self, key: object) -> bool:
+        return self._engine.alive().state.known(cast(K, key))
+
+    def __len__(self) -> int:
+        state = self._engine.alive().state
+        state.refresh()
+        return len(state.index.refs)
+
+    def __iter__(self) -> Iterator[K]:
+        return self._each(iter(self._engine.alive().state.keys()))
+
+    def __reversed__(self) -> Iterator[K]:
+        return self._each(reversed(self._engine.alive().state.keys()))
+
+    def _pairs(self) -> Iterator[tuple[K, V]]:
+        return self._each(self._engine.alive().stream())
+
+    def _each(self, steps: Iterator[D]) -> Iterator[D]:
+        """The steps, as long as this thread adds and removes no keys; who iterates over a temporary chest keeps it."""
+        unchanged = self._engine.state.unchanged()
+        for step in steps:
+            yield step
+            if not unchanged():
+                raise changed_size()
+
+    def keys(self) -> KeysView[K]:
+        """The keys, in the order of insertion."""
+        return KeysView(self)
+
+    def values(self) -> ValuesView[V]:
+        """The values, loaded one after another as one iterates, so that memory stays within the budget."""
+        return ValuesView(self)
+
+    def items(self) -> ItemsView[K, V]:
+        """The pairs of key and value, loaded one after another as one iterates."""
+        return ItemsView(self)
+
+    @overload
+    def get(self, key: K) -> V | None: ...
+    @overload
+    def get(self, key: K, default: V | D) -> V | D: ...
+
+    def get(self, key: K, default: Any = None) -> Any:
+        """The value of ``key``, or ``default`` if there is none or its file is gone.  Cost: as ``c[key]``.
+
+        >>> Chest({'x': 1}).get('y', 0)
+        0
+        """
+        access = self._access
+        access.used(key)
+        value = access.given.get(key, ABSENT)
+        if value is not ABSENT:
+            for _ in access.hits:
+                break
+            return value
+        try:
+            value = self._engine.alive().get(key)
+        except KeyError:
+            return default
+        return default if value is ABSENT else value
+
+    @overload
+    def pop(self, key: K) -> V: ...
+    @overload
+    def pop(self, key: K, default: V | D) -> V | D: ...
+
+    def pop(self, key: K, default: Any = ABSENT) -> Any:
+        """Remove ``key`` and return its value; ``default``, if given, where there is none, else `KeyError`."""
+        try:
+            value = self._engine.take(key)
+        except KeyError:  # its file is gone
+            if default is ABSENT:
+                raise
+            return default
+        if value is ABSENT and default is ABSENT:
+            raise KeyError(key)
+        return default if value is ABSENT else value
+
+    def popitem(self) -> tuple[K, V]:
+        """Remove and return the pair that was inserted last, as a dict does; `KeyError` if the chest is empty."""
+        while True:
+            key = self._engine.last()
+            value = self._engine.take(key)
+            if value is not ABSENT:
+                return key, value
+
+    @overload
+    def setdefault(self: Chest[K, D | None], key: K) -> D | None: ...
+    @overload
+    def setdefault(self, key: K, default: V) -> V: ...
+
+    def setdefault(self, key: K, default: Any = None) -> Any:
+        """The value of ``key``, set to ``default`` first if there is none."""
+        while True:
+            value = self._engine.alive().get(key)
+            if value is not ABSENT:
+                return value
+            self._engine.set(key, default, new=True)
+
+    def clear(self) -> None:
+        """Remove all keys.  What is saved stays on disk until the next commit."""
+        self._engine.clear()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        if len(self) != len(other):
+            return False
+        for key, value in self.items():
+            theirs = other.get(key, ABSENT)
+            if not (theirs is value or (theirs is not ABSENT and value == theirs)):
+                return False
+        return True
+
+    def update(self, other: Any = (), /, overwrite: bool = True, *, progress: Progress | None = None,
+               **more: Any) -> None:
+        """Take in all keys of a mapping, of pairs or of keywords; of another chest by hard links, without a copy.
+
+        With ``overwrite=False`` keys that are here stay as they are.  Another chest is synced first, and emptied of
+        nothing.  Where its files cannot be linked (another format, another disk) its values are copied.
+
+        >>> c = Chest({'x': 1})
+        >>> c.update({'x': 2, 'y': 3}, overwrite=False)
+        >>> dict(c)
+        {'x': 1, 'y': 3}
+        """
+        engine = self._engine.writable()
+        if isinstance(other, Chest):
+            receive_chest(engine, other._engine, overwrite, progress or silent)
+        else:
+            receive(engine, other, overwrite, progress or silent)
+        if more:
+            receive(engine, more, overwrite, silent)
+
+    @classmethod
+    def fromkeys(cls, keys: Iterable[K], value: Any = None) -> Any:
+        """A temporary chest with ``value`` for each of ``keys``."""
+        chest = cls()
+        for key in keys:
+            chest[key] = value
+        return chest
+
+    def copy(self, path: str | os.PathLike[str] = "") -> Chest[K, V]:
+        """Another chest with the same settings and values: at ``path``, or a temporary one.
+
+        Files are shared by hard links until they change.  Unlike a dict's copy it shares no objects with the original
+        for longer than they stay in memory.  Cost: a commit, and one hard link for each key.
 
         >>> c = Chest({'x': [1]})
         >>> d = c.copy()
@@ -128,43 +307,85 @@ class Chest(SpillMapping[K, V]):
         >>> c['x'], d['x']
         ([1], [2])
         """
-        chest = _reopen(type(self), None, self.available_memory, self._settings)
+        if path is None:
+            raise TypeError("copy() makes a temporary chest, and copy(path) one that stays")
+        settings = self._engine.settings._replace(flag="c")
+        chest = _reopen(type(self), path or None, self.available_memory, settings)
+        if len(chest):
+            raise FileExistsError(17, "there is a chest already: open it, and update() it", chest.path)
         chest.update(self)
+        if path:
+            chest.sync()
         return cast("Chest[K, V]", chest)
+
+    __copy__ = copy
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Chest[K, V]:
+        return self.copy()
+
+    def __or__(self, other: Any) -> Any:
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        both = self.copy()
+        both.update(other)
+        return both
+
+    def __ior__(self, other: Any) -> Any:
+        self.update(other)
+        return self
 
     # Saving.
 
     def flush(self, *, progress: Progress | None = None) -> None:
         """Save everything, commit, and leave memory empty.
 
-        Afterwards the directory holds ``.keys`` and the values' files, and nothing else.  What cannot be saved stays in
-        memory; all else is committed before the error is raised: `DumpError`, or `OSError` where the system refused.
-        Cost: O(what is in memory), and O(keys) for the index.
+        Afterwards the directory holds ``.keys`` and the values' files, and nothing else.  `OSError` if the system
+        refuses: then nothing was committed, and all stays in memory.  `DumpError` if a key or a value cannot be dumped:
+        that one stays in memory, and all others are committed.  Cost: O(what is in memory), and O(keys) for the index.
 
         >>> c = Chest({'x': [1, 2]})
         >>> c.flush()
         >>> c.memory_usage, c['x']
         (0, [1, 2])
         """
-        life = self._alive()
-        life.store.make()
-        life.save(True, True, progress or silent)
+        self._engine.save(True, True, progress or silent)
 
     def sync(self, *, progress: Progress | None = None) -> None:
         """Save everything and commit, but keep values in memory.  Errors are those of `flush`.
 
-        Cost: O(what changed), and a comparison with its file for each value that might have been changed in place:
-        those that were read since the last time, and those that you hold, or whose parts you may hold.  It does not
-        grow with the number of keys.
+        Cost: O(what changed), and a look at each value that may have been changed in place: those that were read since
+        the last time, and those that you hold, or whose parts you may hold.  It does not grow with the number of keys.
 
         >>> c = Chest({'x': [1, 2]})
         >>> c.sync()
         >>> c.inmem
         {'x': [1, 2]}
         """
-        life = self._alive()
-        life.store.make()
-        life.save(False, False, progress or silent)
+        self._engine.save(False, False, progress or silent)
+
+    def rollback(self) -> None:
+        """Forget what was not committed: keys that were set or deleted, and changes in place.  Cost: O(keys).
+
+        >>> c = Chest({'x': 1})
+        >>> c.sync()
+        >>> c['x'], c['y'] = 2, 3
+        >>> c.rollback()
+        >>> dict(c)
+        {'x': 1}
+        """
+        self._engine.writable().committer.rollback()
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """``with c.transaction():`` what the block does is committed at its end, all keys together.
+
+        An exception in it, or a key or value that cannot be saved, rolls all of it back.  What was pending before is
+        committed at its start.  `flush`, `sync` and `close` within it are a `ChestError`.
+
+        >>> c = Chest()
+        >>> with c.transaction():
+        ...     c['from'], c['to'] = -10, 10
+        """
+        return self._engine.writable().committer.transaction()
 
     def write_keys(self) -> None:
         """Commit the index as it stands, without the values that are not on disk yet.  Cost: O(keys).
@@ -175,8 +396,7 @@ class Chest(SpillMapping[K, V]):
         >>> list(Chest(path=c.path))
         ['x']
         """
-        self._alive().store.make()
-        self._life.commit(True)
+        self._engine.writable().committer.commit(True)
 
     def close(self, *, progress: Progress | None = None) -> None:
         """Save everything, commit, and free memory; a temporary chest removes its directory instead.
@@ -189,30 +409,7 @@ class Chest(SpillMapping[K, V]):
         >>> os.path.exists(c.path)
         False
         """
-        life = self._life
-        if self._explicitly_given_path:
-            if life.store.exists():
-                life.retire(progress or silent)
-            else:
-                self._abandon()
-        elif not self._closed:
-            self._closed = True
-            self._abandon(remove=self._owner == os.getpid())
-        life.index.close()
-        life.store.close()
-
-    def _abandon(self, remove: bool = False) -> None:
-        """Forget what is in memory; the directory is gone, or nobody's any more."""
-        life = self._life
-        if self._explicitly_given_path and life.index.own():
-            lost = len(life.index.own())
-            warnings.warn(f"the directory of {self} is gone, and with it {lost} unsaved value{'s' * (lost > 1)}",
-                          RuntimeWarning, stacklevel=3)
-        with life.lock:
-            life.clear_memory()
-            life.index.forget()
-        if remove:
-            life.store.clear_away()
+        self._engine.close(progress or silent)
 
     def drop(self) -> None:
         """Remove the chest's files, and its directory if nothing of anyone else's is in it.  Cost: O(keys).
@@ -223,19 +420,7 @@ class Chest(SpillMapping[K, V]):
         >>> os.path.exists('unwanted'), len(c)
         (False, 0)
         """
-        life = self._life
-        with life.lock:
-            life.clear_memory()
-            if self._owner == os.getpid() and life.store.exists():
-                with life.store.guard, life.index.gate:
-                    life.index.refresh()
-                    life.index.erase()
-                    life.store.drop(life.index.forget())
-            life.index.forget()
-        if not self._explicitly_given_path:
-            self.close()
-        else:
-            log("warning", "dropped %s", self.path)
+        self._engine.drop()
 
     def __enter__(self) -> Chest[K, V]:
         return self
@@ -244,16 +429,9 @@ class Chest(SpillMapping[K, V]):
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_owner", 0):
-            endings.let_go(self)
-
-    def _end(self) -> None:
-        """Nobody will ask this handle again, or the process ends."""
-        if self._owner == os.getpid():
-            self.close()
-
-    def _after_fork(self) -> None:
-        self._life.after_fork()
+        engine = getattr(self, "_engine", None)
+        if engine is not None:
+            let_go(engine)
 
     # Memory and disk.
 
@@ -271,11 +449,11 @@ class Chest(SpillMapping[K, V]):
         >>> list(c.inmem)
         ['x', 'y', ('a', 'b')]
         """
-        life = self._alive()
-        if isinstance(keys, (str, bytes)) or not isinstance(keys, collections.abc.Iterable) or (
-                isinstance(keys, tuple) and life.known(cast(K, keys))):
+        engine = self._engine.alive()
+        if isinstance(keys, (str, bytes)) or not isinstance(keys, Iterable) or (
+                isinstance(keys, tuple) and engine.state.known(cast(K, keys))):
             keys = [keys]
-        life.prefetch(list(keys), progress or silent)
+        engine.loader.prefetch(list(keys), progress or silent)
 
     def move_to_disk(self, key: K) -> None:
         """Let the value of ``key`` leave memory, written first if no file holds it.  `KeyError` if there is none.
@@ -285,7 +463,8 @@ class Chest(SpillMapping[K, V]):
         >>> 'x' in c.inmem, c['x']
         (False, 1)
         """
-        self._alive().move_out(key)
+        if not self._engine.writable().spiller.move_out(key):
+            raise KeyError(key)
 
     def get_from_disk(self, key: K) -> V:
         """The value of ``key``, loaded if it is not in memory: the same as ``c[key]``.  `KeyError` if there is none."""
@@ -296,44 +475,68 @@ class Chest(SpillMapping[K, V]):
 
         A chest does so by itself after each value that is set or loaded; call it after you changed values in place.
         """
-        self._alive().make_room()
+        self._engine.alive().shrink()
 
     def key_to_filename(self, key: K) -> str:
         """The full path of the file where the value of ``key`` is, or would be, kept.
 
         Of a value that is not on disk it is the name that is reserved for it.  Of a small value (``min_file_size``) it
-        is ``<path>/.small/<row>``: the row of the SQLite file ``.small``.
+        is the path of its pack, where it lies among others.
 
         >>> c = Chest({'x': 1})
         >>> os.path.relpath(c.key_to_filename('x'), c.path)
         'x'
         """
-        life = self._alive()
-        with life.lock:
-            life.known(key)
-            name = life.index.names.get(key)
-            return cast(str, life.store.path(life.store.reserve(key) if name is None else name))
+        return self._engine.name(key)
+
+    def disk_usage(self) -> tuple[int, int]:
+        """Bytes and files that the values take on disk, as ``chest info`` shows.  Cost: one ``stat`` for each file.
+
+        >>> c = Chest({'x': bytes(1000)})
+        >>> c.flush()
+        >>> size, files = c.disk_usage()
+        >>> size > 1000, files
+        (True, 1)
+        """
+        state = self._engine.alive().state
+        with state.lock:
+            state.refresh()
+            refs = [ref for ref in state.index.refs.values() if ref is not None]
+        packs = {ref >> 104 for ref in refs if isinstance(ref, int)}
+        return sum(map(state.storage.size, refs)), sum(isinstance(ref, str) for ref in refs) + len(packs)
+
+    @property
+    def inmem(self) -> dict[K, V]:
+        """The values that are in memory, by key.  To be looked at only: set and delete through the chest.
+
+        Cost: O(values in memory), at all of which each `sync` looks from now on: who takes them may change them.
+
+        >>> c = Chest({'x': 1})
+        >>> c.inmem
+        {'x': 1}
+        """
+        return self._engine.state.exposed()
 
     @property
     def available_memory(self) -> float:
         """The budget in bytes for values in memory; it may be set, also to a text such as ``"2 GB"``."""
-        return self._life.available
+        return self._engine.state.available
 
     @available_memory.setter
     def available_memory(self, amount: float | str) -> None:
-        self._life.available = budget(amount)
-        self._life.make_room()
+        self._engine.state.available = budget(amount)
+        self._engine.shrink()
 
     @property
     def memory_usage(self) -> int:
         """The sum of the bytes noted for the values in memory; see `chest.core.nbytes`."""
-        with self._life.lock:
-            return self._life.memory.usage
+        with self._engine.lock:
+            return self._engine.state.cache.usage
 
     @property
-    def lock(self) -> Any:
+    def lock(self) -> AbstractContextManager[bool]:
         """The re-entrant lock of this handle: within ``with c.lock:`` no other thread changes it."""
-        return self._life.lock
+        return cast("AbstractContextManager[bool]", self._engine.lock)
 
     @property
     def stats(self) -> Stats:
@@ -343,47 +546,52 @@ class Chest(SpillMapping[K, V]):
         >>> c['x'], c.stats.hits, c.stats.misses
         (1, 1, 0)
         """
-        return self._life.counts.snapshot()
+        with self._engine.lock:
+            return self._engine.state.counts.snapshot()
 
     @property
     def _keys(self) -> Mapping[K, str | None]:
-        """Each key's file name; `None` while its value is in memory only."""
-        return NamesView(self._life.index.names)
-
-    @property
-    def _codec(self) -> Codec:
-        return self._life.codec
+        """Each key's place on disk; `None` while its value is in memory only."""
+        return RefsView(self._engine.state.index.refs)
 
     # Showing and travelling.
 
     def __str__(self) -> str:
-        return f"<chest at {self.path}>"
+        return f"<chest at {getattr(self, 'path', '?')}>"
 
     def __repr__(self) -> str:
-        life = getattr(self, "_life", None)
-        if life is None:
-            return f"<chest at {getattr(self, 'path', '?')}, not open>"
-        return (f"<chest at {self.path}: {len(life.index.names)} keys, {len(self._inmem)} of them in memory, "
-                f"{self.memory_usage} of {self.available_memory:.0f} bytes>")
+        engine = getattr(self, "_engine", None)
+        if engine is None:
+            return f"{str(self)[:-1]}, not open>"
+        state = engine.state
+        return (f"<chest at {self.path}: {len(state.index.refs)} keys, {len(state.cache.values)} of them in memory, "
+                f"{state.cache.usage} of {state.available:.0f} bytes>")
 
     def _repr_html_(self) -> str:
         """What a notebook shows of the chest."""
-        from chest import html
+        from chest.cli import notebook
 
-        return html.table(self)
+        return notebook.table(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        self.sync()
-        for name, value in self._settings._asdict().items():
+        """Another handle on the same path.  One that is a part of a value that is saved is not saved itself."""
+        engine = self._engine
+        if engine.temporary and dumping():
+            raise DumpError(f"{self} is temporary, and gone with its handle: give a path= to a chest that is part of a "
+                            f"value")
+        if not dumping() and engine.settings.flag != "r":
+            self.sync()
+        for name, value in engine.settings._asdict().items():
             try:
                 pickle.dumps(value)
             except Exception as error:
                 if "cloudpickle" not in sys.modules:  # which can pickle what pickle cannot
                     raise TypeError(f"{self} cannot be pickled, as its {name}={value!r} cannot ({error}); use a "
                                     f"function that stands in a module") from error
-        return _reopen, (type(self), self.path, self.available_memory, self._settings)
+        flag = "w" if engine.temporary else "c" if engine.settings.flag == "n" else engine.settings.flag
+        return _reopen, (type(self), engine.address, self.available_memory, engine.settings._replace(flag=flag))
 
 
-def _reopen(cls: Any, path: str | None, available: float, settings: Settings) -> Any:
+def _reopen(cls: Any, path: str | os.PathLike[str] | None, available: float, settings: Settings) -> Any:
     """What a pickled handle becomes: another one on the same path, which owns nothing."""
     return cls(path=path, available_memory=available, **settings._asdict())

@@ -1,51 +1,100 @@
-"""The three exceptions of chest.  A missing key or file is a ``KeyError``, what the system refuses an ``OSError``."""
+"""The exceptions of chest.  A missing key or file is a ``KeyError``, what the system refuses an ``OSError``."""
 from __future__ import annotations
 
-from typing import Any
+import errno
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["ChestError", "DumpError", "LoadError", "changed_size", "explained", "file_is_gone", "uncommitted"]
+if TYPE_CHECKING:
+    from types import CodeType
+
+__all__ = ["ChestError", "DamagedError", "DumpError", "LoadError", "explain_dump", "explain_load", "explain_os",
+           "raised_by_signal"]
 
 
 class ChestError(Exception):
-    """Something that only a chest can report; the two below say what."""
+    """Something that only a chest can report; the classes below say what."""
 
 
 class DumpError(ChestError):
-    """A value cannot be serialised.  It stays in memory, and nothing that was saved before is touched."""
+    """A key or a value cannot be serialised.  It stays in memory, and nothing that was saved before is touched."""
 
 
 class LoadError(ChestError):
-    """A value's file, or the index ``.keys``, cannot be read back.  Nothing is changed on disk."""
+    """A value, or the index ``.keys``, cannot be read back.  Nothing is changed on disk."""
 
 
-def explained(error: Exception, key: Any, path: str, what: str, more: str = "") -> Exception:
-    """``error`` with the key, the path and what to do; of the system's own class where the system refused."""
-    if isinstance(error, ChestError):
-        todo = "; open the chest with the load that wrote it, or set or delete the key" if what == "load" else ""
-        again = type(error)(f"cannot {what} the value of {key!r}{more}: {error}{todo}")
-        again.__cause__ = error.__cause__
-        return again
-    if isinstance(error, OSError) and error.errno is not None:
-        kept = "; it stays in memory, and what was saved before is untouched" if what == "save" else ""
-        return OSError(error.errno, f"cannot {what} the value of {key!r}{more}: {error.strerror}{kept}", path)
-    text = (f"cannot save the value of {key!r}{more} in {path}: {type(error).__name__}: {error}; it stays in memory. "
-            f"Set a value that can be dumped, delete the key, or open the chest with another dump=")
-    explained = DumpError(text)
+class DamagedError(LoadError):
+    """The bytes on disk are proven not to be those that were written: a checksum differs, or the file is cut off."""
+
+
+def raised_by_signal(error: BaseException) -> bool:
+    """Did a handler of a signal raise this error, such as a limit of time?  Then it is no fault of any value.
+
+    Told by the traceback: one of its frames runs the code of a handler.  Cost: O(frames + signals).
+    """
+    import signal  # its import takes as long as all of this package, and errors are rare
+
+    codes = {code for number in signal.valid_signals() if (code := _code(signal.getsignal(number))) is not None}
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code in codes:
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def _code(handler: Any) -> CodeType | None:
+    for found in (handler, getattr(handler, "__func__", None), vars(type(handler)).get("__call__")):
+        code = getattr(found, "__code__", None)
+        if code is not None:
+            return code  # type: ignore[no-any-return]
+    return None
+
+
+def explain_os(error: OSError, what: str, path: str, kept: str = "") -> OSError:
+    """``error`` of the system with what could not be done, and where; of the same class and number."""
+    number = errno.EIO if error.errno is None else error.errno
+    explained = OSError(number, f"cannot {what}: {error.strerror or error}{kept}", path)
     explained.__cause__ = error
     return explained
 
 
-def changed_size() -> RuntimeError:
-    """What a dict says when keys come or go while one iterates."""
-    return RuntimeError("chest changed size during iteration")
+def explain_dump(error: Exception, key: object, path: str, more: str = "") -> Exception:
+    """Why the value of ``key`` could not be saved, and what to do about it."""
+    kept = "; it stays in memory, and what was saved before is untouched"
+    if isinstance(error, OSError) and error.errno is not None:
+        return explain_os(error, f"save the value of {shown(key)}{more}", path, kept)
+    told = error if isinstance(error, DumpError) else f"{type(error).__name__}: {error}"
+    explained = DumpError(f"cannot save the value of {shown(key)}{more} in {path}: {told}{kept}. Set a value that can "
+                          f"be dumped, delete the key, or open the chest with another dump=")
+    explained.__cause__ = error
+    return explained
 
 
-def file_is_gone(error: KeyError, key: Any) -> bool:
-    """Does ``error`` say that the key's file is gone, and not that there was no such key just then?"""
-    return error.args[0] is not key
+def explain_load(error: Exception, key: object, path: str) -> Exception:
+    """Why the value of ``key`` could not be loaded.  Only where its bytes are damaged is there nothing left to read."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return explain_os(error, f"load the value of {shown(key)}", path)
+    if isinstance(error, DamagedError):
+        explained: LoadError = DamagedError(f"cannot load the value of {shown(key)}: {path} is damaged ({error}); put "
+                                            f"it back from a copy, or set or delete the key")
+    else:
+        told = error if isinstance(error, LoadError) else f"{type(error).__name__}: {error}"
+        explained = LoadError(f"cannot load the value of {shown(key)} from {path}: {told}. Nothing proves it lost: "
+                              f"open the chest with the load=, the libraries and the classes that wrote it")
+    explained.__cause__ = error
+    return explained
 
 
-def uncommitted(error: OSError, path: str) -> OSError:
-    """``error``, for which the index could not be written, with its path and what is left."""
-    return OSError(error.errno, f"cannot commit the index: {error.strerror}; nothing is lost in memory, and what was "
-                                f"committed before is untouched", path)
+def shown(key: object) -> str:
+    """The text of ``key`` for a message, whatever it is: short, printable, and never an error.
+
+    >>> shown('x'), shown(10 ** 5000)
+    ("'x'", '<int>')
+    """
+    try:
+        text = repr(key)
+    except Exception:  # a `repr` of the user's, or an integer of more digits than Python shows
+        return f"<{type(key).__name__}>"
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= 200 else text[:200] + "..."

@@ -3,7 +3,21 @@ from __future__ import annotations
 
 import sys
 
-__all__ = ["log"]
+from chest.errors import shown
+
+__all__ = ["Key", "log"]
+
+
+class Key:
+    """A key in a message: its text is made when somebody reads it."""
+
+    __slots__ = ("key",)
+
+    def __init__(self, key: object):
+        self.key = key
+
+    def __str__(self) -> str:
+        return shown(self.key)
 
 
 def log(level: str, message: str, *details: object) -> None:

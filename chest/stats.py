@@ -1,7 +1,7 @@
 """What a chest did so far: counted on the way, read as one snapshot."""
 from __future__ import annotations
 
-import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 __all__ = ["Counts", "Stats"]
@@ -10,9 +10,9 @@ __all__ = ["Counts", "Stats"]
 class Stats(NamedTuple):
     """Counts since this handle was made.
 
-    ``hits`` are values found in memory (or still held by the user after they left it), ``misses`` values loaded from
-    disk, ``spills`` values that left memory to make room; ``bytes_read`` and ``bytes_written`` are those of value
-    files.
+    ``hits`` are values found in memory (or still held by the program after they left it), ``misses`` values loaded from
+    disk, ``spills`` values that left memory to make room; ``bytes_read`` and ``bytes_written`` are those of values on
+    disk.
 
     >>> stats = Stats(hits=3, misses=1)
     >>> stats.hits, stats['misses'], stats.hit_rate
@@ -35,19 +35,12 @@ class Stats(NamedTuple):
 
 
 class Counts:
-    """The running counts.  All but `hit` are called with the chest's lock."""
+    """The running counts; ``hits()`` tells the hits, which are counted where they happen.  Called with the lock."""
 
-    def __init__(self) -> None:
-        hits = itertools.count()
-        self.hit = hits.__next__  # one step of a C counter: exact in any thread, without a lock
-        self._looks = 0
+    def __init__(self, hits: Callable[[], int]):
+        self._hits = hits
         self.misses = self.spills = self.bytes_read = self.bytes_written = 0
 
-    def missed(self, nbytes: int) -> None:
-        self.misses += 1
-        self.bytes_read += nbytes
-
     def snapshot(self) -> Stats:
-        hits = self.hit() - self._looks  # to look at the counter is to step it
-        self._looks += 1
-        return Stats(hits, self.misses, self.spills, self.bytes_read, self.bytes_written)
+        """All of them at this moment."""
+        return Stats(self._hits(), self.misses, self.spills, self.bytes_read, self.bytes_written)

@@ -1,79 +1,96 @@
-"""Iteration over a chest: its keys as they stand at the start, their values streamed."""
+"""The views of a chest, which answer what those of a dict do; values are loaded one after another, when asked for."""
 from __future__ import annotations
 
 import collections.abc
 from collections.abc import Iterator, Mapping
-from typing import Any, Callable, TypeVar
+from typing import Any, TypeVar
 
-from chest.errors import changed_size
-from chest.names import Name, shown
+from chest.memory.cache import ABSENT
 
-__all__ = ["ItemsView", "NamesView", "ValuesView", "iterate"]
+__all__ = ["ItemsView", "KeysView", "RefsView", "ValuesView", "changed_size"]
 
 K = TypeVar("K")
 V = TypeVar("V")
 
 
-def iterate(chest: Any, through: Callable[[list[Any]], Iterator[Any]] = iter) -> Iterator[Any]:
-    """``through`` the keys that there are now, in order.
-
-    As with a dict, keys that come or go through this very handle while one iterates are a `RuntimeError`; what other
-    processes commit meanwhile is not.
-    """
-    life = chest._alive()
-    with life.lock:
-        keys, turns = life.keys(), life.index.turns
-    return _walk(through(keys), chest, turns)
+def changed_size() -> RuntimeError:
+    """What a dict says when keys come or go while one iterates."""
+    return RuntimeError("chest changed size during iteration")
 
 
-def _walk(steps: Iterator[Any], chest: Any, turns: int) -> Iterator[Any]:
-    """The steps; who iterates over a temporary chest keeps it, as nobody else may."""
-    for step in steps:
-        yield step
-        if chest._life.index.turns != turns:
-            raise changed_size()
+class _Reversed:
+    """What the three views share: they can be reversed, and tell which mapping they show."""
+
+    _mapping: Any
+    __slots__ = ()
+
+    @property
+    def mapping(self) -> Any:
+        """The chest, read-only."""
+        from types import MappingProxyType
+
+        return MappingProxyType(self._mapping)
 
 
-class ValuesView(collections.abc.ValuesView[V]):
+class KeysView(_Reversed, collections.abc.KeysView[K]):
+    """The keys, in the order of insertion."""
+
+    def __reversed__(self) -> Iterator[K]:
+        steps: Iterator[K] = reversed(self._mapping)
+        return steps
+
+
+class ValuesView(_Reversed, collections.abc.ValuesView[V]):
     """The values, loaded as they are asked for, so that memory stays within the budget."""
 
-    _mapping: Any
-
     def __iter__(self) -> Iterator[V]:
-        return _streamed(self._mapping, pairs=False)
+        return (value for _, value in self._mapping._pairs())
+
+    def __reversed__(self) -> Iterator[V]:
+        return (self._mapping[key] for key in reversed(self._mapping))
 
 
-class ItemsView(collections.abc.ItemsView[K, V]):
+class ItemsView(_Reversed, collections.abc.ItemsView[K, V]):
     """The pairs of key and value, loaded as they are asked for, so that memory stays within the budget."""
 
-    _mapping: Any
-
     def __iter__(self) -> Iterator[tuple[K, V]]:
-        return _streamed(self._mapping, pairs=True)
+        pairs: Iterator[tuple[K, V]] = self._mapping._pairs()
+        return pairs
+
+    def __reversed__(self) -> Iterator[tuple[K, V]]:
+        return ((key, self._mapping[key]) for key in reversed(self._mapping))
+
+    def __contains__(self, item: object) -> bool:
+        if not (isinstance(item, tuple) and len(item) == 2):
+            return False
+        value = self._mapping.get(item[0], ABSENT)
+        return value is item[1] or (value is not ABSENT and bool(value == item[1]))
 
 
-def _streamed(chest: Any, pairs: bool) -> Iterator[Any]:
-    life = chest._alive()
-    with life.lock:
-        stream: Iterator[Any] = life.stream(life.keys(), life.index.turns, chest, pairs)
-    return stream
+class RefsView(collections.abc.Mapping[K, "str | None"]):
+    """Where the value of each key lies, as people see it; `None` while it is in memory only."""
 
-
-class NamesView(collections.abc.Mapping[K, "str | None"]):
-    """The names of an index, as texts."""
-
-    def __init__(self, names: Mapping[K, Name | None]):
-        self._names = names
+    def __init__(self, refs: Mapping[K, Any]):
+        self._refs = refs
 
     def __getitem__(self, key: K) -> str | None:
-        name = self._names[key]
-        return None if name is None else shown(name)
+        ref = self._refs[key]
+        return shown(ref) if isinstance(ref, int) else ref
 
     def __iter__(self) -> Iterator[K]:
-        return iter(self._names)
+        return iter(self._refs)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._refs)
 
     def __repr__(self) -> str:
         return repr(dict(self))
+
+
+def shown(ref: int) -> str:
+    """The place of a record as people see it: its pack and its offset there.
+
+    >>> shown(0xabc << 104 | 4096 << 64)
+    '.packs/0000000abc:4096'
+    """
+    return f".packs/{ref >> 104:010x}:{ref >> 64 & 0xFFFFFFFFFF}"

@@ -1,14 +1,15 @@
 """What comes from outside: a fresh interpreter that runs a script, a forked child that dies as it likes, Ctrl-C."""
 from __future__ import annotations
 
+import dis
+import functools
+import linecache
 import os
 import subprocess
 import sys
-import threading
 import traceback
 
 import chest
-from chest import sweeper
 
 HOME = os.path.dirname(os.path.dirname(os.path.abspath(chest.__file__)))  # so that a child imports the same chest
 
@@ -44,6 +45,19 @@ def forked(action, ends=os._exit):
     return os.waitpid(pid, 0)[1]
 
 
+@functools.cache
+def without_signals(code):
+    """Where lines begin at which no signal is handled: those with nothing but ``try:``, and, as the interpreter is about
+    to leave a ``with``, its first statement again."""
+    begun, found = {}, set()
+    for at, line in dis.findlinestarts(code):
+        text = linecache.getline(code.co_filename, line).strip()
+        if text == "try:" or (text.startswith("with ") and line in begun):
+            found.add(at)
+        begun[line] = at
+    return found
+
+
 class Interruption:
     """Ctrl-C as the ``n``-th line of chest's own code is about to run, or of some functions': a trace function is more
     exact than a signal."""
@@ -55,39 +69,21 @@ class Interruption:
     def __call__(self, frame, event, argument):
         code = frame.f_code
         if code not in self.codes if self.codes else (
-                os.path.dirname(code.co_filename) != os.path.dirname(chest.__file__)):
+                not code.co_filename.startswith(os.path.dirname(chest.__file__))):
             return None
-        if event == "line":
+        if event == "line" and frame.f_lasti not in without_signals(code):
             self.left -= 1
             if not self.left:
                 raise KeyboardInterrupt
         return self
 
     def during(self, action):
-        """Returns whether the interrupt came before ``action()`` was through."""
+        """Returns whether the interrupt came before ``action()`` was through; a finaliser may have swallowed it."""
         sys.settrace(self)
         try:
             action()
         except KeyboardInterrupt:
-            return True
+            pass
         finally:
             sys.settrace(None)
-        return False
-
-
-def assert_the_books_agree(memory):
-    """But for those that the order learns from, where a use more or less does not matter."""
-    assert memory.values.keys() == memory._sizes.keys()
-    assert memory.usage == sum(memory._sizes.values())
-    assert memory.watch.watched.keys() <= memory.values.keys()
-    assert all(key in memory._order for key in memory.values)
-    assert len(memory._order) == len(memory.values)
-    assert not memory.stuck
-    assert not memory.tickets._out
-
-
-def wait_for_the_sweeper():
-    """It ends by itself when there is nothing left to do."""
-    for thread in threading.enumerate():
-        if thread.name == sweeper.NAME:
-            thread.join(60)
+        return self.left <= 0

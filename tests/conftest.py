@@ -4,10 +4,7 @@ import os
 import threading
 
 import pytest
-from children import wait_for_the_sweeper
 from hypothesis import HealthCheck, settings
-
-from chest.locks import later
 
 settings.register_profile("default", deadline=None, suppress_health_check=list(HealthCheck))
 settings.register_profile("quick", deadline=None, suppress_health_check=list(HealthCheck), max_examples=20)
@@ -18,15 +15,6 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 def in_a_fresh_directory(tmp_path, monkeypatch):
     """No test writes into the checkout."""
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(autouse=True)
-def ends_every_block():
-    """Whatever interrupts a commit, afterwards finalisers of this thread must save at once again."""
-    yield
-    done = []
-    later(lambda: done.append("now"))
-    assert done == ["now"]
 
 
 @pytest.fixture
@@ -53,7 +41,6 @@ def leaks_nothing():
     threads, files = set(threading.enumerate()), open_files()
     yield
     gc.collect()
-    wait_for_the_sweeper()
     left = set(threading.enumerate()) - threads
     assert not [thread for thread in left if thread.is_alive()]
     assert {fd: name for fd, name in open_files().items() if fd not in files} == {}

@@ -381,6 +381,7 @@ def test_the_order_of_the_arguments_is_that_of_0_2_3(path):
     log = []
     c = Chest({"x": "x" * 100}, path, 10, pickle.dump, pickle.load, lambda key: f"file-{key}".replace("-", "_"),
               lambda key: log.append(("miss", key)), lambda key: log.append(("overflow", key)), open, None, "b")
+    c.shrink()
     assert c["x"] == "x" * 100
     assert ("miss", "x") in log
     assert ("overflow", "x") in log

@@ -441,6 +441,7 @@ def test_26_callbacks_may_use_the_chest(path, which):
     def work():
         c["other"] = "there"
         c["x"] = VALUE
+        c.shrink()
         seen.append(c["x"])
 
     thread = threading.Thread(target=work, daemon=True)

@@ -1,5 +1,6 @@
 """What the pages say is so: their examples run, the file format is as described, and the pages build."""
 import doctest
+import json
 import os
 import re
 import subprocess
@@ -11,25 +12,36 @@ import independent_reader
 import pytest
 
 import chest
-from chest import Chest, cli
+from chest import Chest
+from chest.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.rst", *sorted((ROOT / "docs").glob("*.rst"))]
-NEEDED = {"numpy": ">>> import numpy", "pandas": ">>> import pandas", "fsspec": '="memory://',
-          "dask": ">>> import dask"}
-SPOKEN_OF = r"<([\w./-]+\.(?:rst|txt))>|image:: (\S+)|literalinclude:: (\S+)"
+NEEDED = {"numpy": ">>> import numpy", "pandas": ">>> import pandas", "fsspec": '="memory://'}
+SPOKEN_OF = r"<([\w./-]+\.(?:rst|txt|md))>|image:: (\S+)|literalinclude:: (\S+)"
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+
+class Runner(doctest.DocTestRunner):
+    """Lets a page skip what follows, for want of a library, as pytest's own runner does."""
+
+    def report_unexpected_exception(self, out, test, example, exc_info):
+        if isinstance(exc_info[1], pytest.skip.Exception):
+            raise exc_info[1]
+        super().report_unexpected_exception(out, test, example, exc_info)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_example_of_the_page_is_true(page):
+    text = page.read_text(encoding="utf-8")
     for library, sign in NEEDED.items():
-        if sign in page.read_text(encoding="utf-8"):
+        if sign in text:
             pytest.importorskip(library)
+    runner = Runner(optionflags=FLAGS)
 
-    failures, _ = doctest.testfile(str(page), module_relative=False, optionflags=FLAGS, encoding="utf-8")
+    runner.run(doctest.DocTestParser().get_doctest(text, {"__name__": "__main__"}, page.name, str(page), 0))
 
-    assert failures == 0
+    assert runner.failures == 0
 
 
 def test_the_readme_has_examples_and_stays_a_front_page():
@@ -39,11 +51,23 @@ def test_the_readme_has_examples_and_stays_a_front_page():
     assert len(text.splitlines()) < 300
 
 
-def test_the_pool_of_the_page_on_processes_works(tmp_path):
-    found = subprocess.run([sys.executable, ROOT / "docs" / "pool.py"], capture_output=True, text=True, timeout=120,
-                           check=True, cwd=tmp_path)
+def test_the_readme_has_the_words_that_people_search_for():
+    text = (ROOT / "README.rst").read_text(encoding="utf-8").lower()
 
-    assert found.stdout == "40\n"
+    for word in ("evict", "lru", "persist", "atomic", "thread-safe", "memory-map", "larger than memory", "pip install chest"):
+        assert word in text, word
+
+
+@pytest.mark.parametrize("script, printed", [("pool.py", "40\n"), ("terminated.py", "3 of 3 values saved\n")])
+def test_the_scripts_of_the_pages_work(script, printed, tmp_path):
+    if script == "terminated.py" and os.name == "nt":
+        pytest.skip("SIGTERM cannot be handled on Windows")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+    found = subprocess.run([sys.executable, ROOT / "docs" / script], capture_output=True, text=True, timeout=120,
+                           check=True, cwd=tmp_path, env=environment)
+
+    assert found.stdout == printed
 
 
 def test_files_that_the_pages_speak_of_are_there():
@@ -57,8 +81,18 @@ def test_files_that_the_pages_speak_of_are_there():
 def test_what_is_exported_is_on_the_api_page():
     text = (ROOT / "docs" / "api.rst").read_text(encoding="utf-8")
 
-    for name in (*chest.__all__, *chest.core.__all__, *chest.errors.__all__[:3]):
+    for name in (*chest.__all__, *chest.core.__all__, *chest.errors.__all__[:4]):
         assert name in text
+
+
+def test_every_keyword_and_method_of_a_chest_is_on_a_page():
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    api = (ROOT / "docs" / "api.rst").read_text(encoding="utf-8")
+
+    for name in Chest.__init__.__annotations__.keys() - {"data", "path", "return"}:
+        assert name in text, name
+    for name in vars(Chest):
+        assert name.startswith("_") or re.search(rf"\b{name}\b", api), name
 
 
 def test_the_pages_build_without_a_warning(tmp_path):
@@ -74,12 +108,13 @@ def test_the_pages_build_without_a_warning(tmp_path):
 def test_breaking_a_commit_as_the_page_for_contributors_says_leaves_the_last_one(tmp_path):
     page = (ROOT / "CONTRIBUTING.rst").read_text(encoding="utf-8")
     script = textwrap.dedent(re.search(r"python - <<'END'\n(.*?)    END", page, re.DOTALL)[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
-    broken = subprocess.run([sys.executable, "-c", script], timeout=60, check=False, cwd=tmp_path)
+    broken = subprocess.run([sys.executable, "-c", script], timeout=60, check=False, cwd=tmp_path, env=environment)
 
     assert broken.returncode == 9
-    assert dict(Chest(path="broken")) == {"x": 1}
-    assert cli.main(["check", "broken", "--repair", "--leftovers", "--yes"]) == 0
+    assert dict(Chest(path="broken", flag="r")) == {"x": 1}
+    assert main(["check", "broken", "--repair", "--leftovers", "--yes"]) == 0
     assert sorted(os.listdir("broken")) == [".keys", "x"]
 
 
@@ -96,23 +131,23 @@ def test_an_independent_reader_reads_an_index_with_records(path):
     writer["last"] = None
     writer.sync()
     with open(os.path.join(path, ".keys"), "ab") as file:
-        file.write(b"+chs\x99\0\0")
+        file.write(b"+chs\x99\0\0")  # torn
 
-    names = independent_reader.read_index(path)
-    values = {key: independent_reader.read_value(path, name) for key, name in names.items()}
+    refs = independent_reader.read_index(path)
+    values = {key: independent_reader.read_value(path, ref) for key, ref in refs.items()}
 
     assert list(values.items()) == [("a", "new"), (("b", 2), 2), (3, 3), ("last", None)]
 
 
-def test_an_independent_reader_reads_small_values(path):
+def test_an_independent_reader_reads_packs(path):
     with Chest(path=path, min_file_size=4096) as writer:
         writer.update({"small": [1, 2], "large": bytes(5000)})
 
-    names = independent_reader.read_index(path)
+    refs = independent_reader.read_index(path)
 
-    assert isinstance(names["small"], int)
-    assert independent_reader.read_value(path, names["small"]) == [1, 2]
-    assert independent_reader.read_value(path, names["large"]) == bytes(5000)
+    assert isinstance(refs["small"], int)
+    assert independent_reader.read_value(path, refs["small"]) == [1, 2]
+    assert independent_reader.read_value(path, refs["large"]) == bytes(5000)
 
 
 def test_an_independent_reader_finds_the_bytes_of_arrays(path):
@@ -120,21 +155,54 @@ def test_an_independent_reader_finds_the_bytes_of_arrays(path):
     arrays = [numpy.arange(n, dtype="f8") for n in (10_000, 8192, 70_001, 12_345)]
     arrays[2].flags.writeable = False
     for pad in range(70):  # so that all gaps come up
-        with Chest(path=path) as writer:
+        with Chest(path=path, durable=pad % 2 == 0) as writer:
             writer["x"] = ["p" * pad, *arrays, numpy.arange(10)]
-        name = independent_reader.read_index(path)["x"]
-        data = Path(path, name).read_bytes()
+        data = Path(path, independent_reader.read_index(path)["x"]).read_bytes()
 
-        places = independent_reader.array_places(data)
+        _, places = independent_reader.read_note(data)
 
         assert [size for _, size in places] == [array.nbytes for array in arrays]
         for (begin, size), array in zip(places, arrays):
-            assert begin % 64 == 0
             assert data[begin : begin + size] == array.tobytes()
 
 
+def test_an_independent_reader_reads_a_plain_array(path):
+    numpy = pytest.importorskip("numpy")
+    with Chest(path=path) as writer:
+        writer["x"] = numpy.arange(100_000.0).reshape(100, 1000)
+
+    found = independent_reader.read_value(path, independent_reader.read_index(path)["x"])
+
+    assert (found == numpy.arange(100_000.0).reshape(100, 1000)).all()
+
+
+def test_an_independent_reader_notices_every_flipped_bit(path):
+    with Chest(path=path, min_file_size=30) as writer:
+        writer.update({"a": 1, "b": "x" * 30})
+    with Chest(path=path, min_file_size=30) as writer:
+        writer["c"] = 2
+        writer.sync()
+        for name in [".keys", "b", *(os.path.join(".packs", name) for name in os.listdir(os.path.join(path, ".packs")))]:
+            file = Path(path, name)
+            right = file.read_bytes()
+            for bit in range(len(right) * 8):
+                file.write_bytes(flipped(right, bit))
+                try:
+                    found = {key: independent_reader.read_value(path, ref)
+                             for key, ref in independent_reader.read_index(path).items()}
+                except independent_reader.Damaged:
+                    continue
+                assert found == {"a": 1, "b": "x" * 30, "c": 2}, (name, bit)  # behind the last value of a pack, e.g.
+            file.write_bytes(right)
+
+
+def flipped(data, bit):
+    changed = bytearray(data)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
 def test_a_chest_of_json_names_its_files_in_json(path):
-    json = pytest.importorskip("json")
     with Chest(path=path, dump=json.dump, load=json.load) as writer:
         writer.update({"a": 1, ("b", 2): [2]})
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from chest import Chest
-from chest.keysfile import KEYS
+from chest.index import KEYS
 
 
 @pytest.fixture
@@ -34,6 +34,7 @@ def test_a_spill_is_a_line(told, path):
     chest["x"] = bytes(1000)
 
     chest["y"] = bytes(1000)
+    chest["z"] = bytes(1000)
 
     assert any(level == "DEBUG" and "spill" in text for level, text in told())
 

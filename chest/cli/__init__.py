@@ -1,0 +1,1 @@
+"""The command line, and what a notebook shows of a chest."""

@@ -1,0 +1,226 @@
+"""The kind of value that bytes hold, without loading it: from magic bytes, or from the opcodes of a pickle.
+
+Unpickling runs what the pickle says.  Here its opcodes are only read, on a stack of notes about values: nothing is
+imported, called, hashed or built, and nothing is recursive.
+"""
+from __future__ import annotations
+
+import bz2
+import io
+import json
+import lzma
+import pickletools
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import IO, Any
+
+from chest.cli.text import printable
+
+__all__ = ["HEAD", "UNKNOWN", "kind", "unpacked"]
+
+UNKNOWN = "unknown"
+MOST = 3000  # opcodes that are followed; of what has more the length is a lower bound
+NEAR = 4096  # bytes: of a longer argument only the length is read
+HEAD = 65536  # bytes of other formats that are looked at
+
+_MAGIC = {
+    b"PAR1": "parquet", b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow stream", b"FEA1": "feather", b"ORC": "orc",
+    b"Obj\x01": "avro", b"\x89HDF\r\n\x1a\n": "hdf5", b"SQLite format 3\0": "sqlite", b"\x93NUMPY": "npy",
+    b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4", b"\x89PNG\r\n": "png",
+    b"\xff\xd8\xff": "jpeg", b"%PDF-": "pdf",
+}
+_inflate = partial(zlib.decompressobj, 47)
+_COMPRESSED: dict[bytes, tuple[str, Callable[[], Any]]] = {
+    b"\x1f\x8b": ("gzip", _inflate), b"BZh": ("bz2", bz2.BZ2Decompressor),
+    b"\xfd7zXZ\0": ("xz", partial(lzma.LZMADecompressor, memlimit=1 << 26)),
+    **{b"\x78" + level: ("zlib", _inflate) for level in (b"\x01", b"\x5e", b"\x9c", b"\xda")},
+}
+
+
+def unpacked(head: bytes) -> tuple[str, bytes]:
+    """How a file that begins with ``head`` is compressed ('' if it is not), and the beginning of what is in it.
+
+    `ValueError` where it cannot be unpacked.  Cost: at most `HEAD` bytes are made, in 64 MB of memory.
+    """
+    for magic, (name, decompressor) in _COMPRESSED.items():
+        if head.startswith(magic):
+            try:
+                return name, decompressor().decompress(head, HEAD)
+            except (zlib.error, lzma.LZMAError, OSError, EOFError) as error:
+                raise ValueError(f"{name} that cannot be unpacked: {error}") from None
+    return "", head
+
+
+def kind(file: IO[bytes], size: int = -1) -> str:
+    """The kind of value that ``file`` holds, open in binary and at its start, or `UNKNOWN`: one line, printable.
+
+    ``size``: where the value ends, in bytes; -1 where only its beginning is at hand.  Cost: at most 10 ms.
+
+    >>> import pickle
+    >>> [kind(io.BytesIO(pickle.dumps(value))) for value in ([1, 2, 3], 'abc', None)]
+    ['list 3', 'str 3', 'None']
+    """
+    head = file.read(HEAD)
+    try:
+        packed, inside = unpacked(head)
+    except ValueError:
+        return UNKNOWN
+    if packed:
+        whole = 0 <= size <= HEAD and len(inside) < HEAD
+        file, head, size = io.BytesIO(inside), inside, len(inside) if whole else -1
+    found = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), "")
+    found = found or _pickle(file, head, size) or _json(head, size) or UNKNOWN
+    return printable(f"{found} ({packed})" if packed and (packed, found) != ("zlib", UNKNOWN) else found, most=60)
+
+
+def _json(head: bytes, size: int) -> str:
+    if not 0 <= size <= HEAD:
+        begins = re.match(rb'\s*(?:\[\s*["\[{\d-]|\{\s*")', head)
+        return f"json {'list' if head.lstrip().startswith(b'[') else 'dict'}" if begins else ""
+    try:
+        value = json.loads(head)
+    except (ValueError, RecursionError):
+        return ""
+    name = "None" if value is None else type(value).__name__
+    return f"json {name} {len(value)}" if isinstance(value, (list, dict, str)) else f"json {name}"
+
+
+# Pickles.
+
+_WORDS = {"bytes_or_str": "str", "long": "int", "int_or_bool": "int", "encode": "bytes", "xrange": "range",
+          "_mareconstruct": "MaskedArray"}
+_SIZED = ("list", "dict", "set", "frozenset", "tuple", "str", "bytes", "bytearray")
+_ARRAYS = {"ndarray": (0, 1), "_frombuffer": (2, 1), "_reconstruct": (1, 2)}  # where shape and dtype stand
+_DTYPES = {"i": "int", "u": "uint", "f": "float", "c": "complex", "b": "bool", "O": "object", "M": "datetime64",
+           "m": "timedelta64"}
+_ODD = (ValueError, LookupError, TypeError, OverflowError, AttributeError)  # what bytes that are no pickle give rise to
+_LENGTHS = {pickletools.TAKEN_FROM_ARGUMENT1: 1, pickletools.TAKEN_FROM_ARGUMENT4: 4,
+            pickletools.TAKEN_FROM_ARGUMENT4U: 4, pickletools.TAKEN_FROM_ARGUMENT8U: 8}  # bytes of the length
+
+
+class Note:
+    """A value that is not built: its type, its length, and what it is made of."""
+
+    def __init__(self, opcode: pickletools.OpcodeInfo, argument: Any, length: int, parts: list[Any]):
+        word = opcode.stack_after[0].name
+        self.type = _WORDS.get(word, word)
+        self.argument, self.parts, self.state = argument, parts, list[Any]()
+        self.length = len(argument) if isinstance(argument, (str, bytes, bytearray)) else length or len(parts)
+        self.maker = ""  # the dotted name of a class or function, or of the one that is called to make this value
+        if opcode.name == "GLOBAL":
+            self.maker = argument.replace(" ", ".")
+        elif opcode.name == "STACK_GLOBAL":
+            self.maker = f"{parts[0].argument}.{parts[1].argument}"
+        elif parts and self.type == "any":
+            self.maker = parts[0].maker
+
+    def __str__(self) -> str:
+        if self.type in _SIZED:
+            size = self.length // 2 if self.type == "dict" else self.length
+            return f"str of {size} bytes" if self.type == "str" and self.argument is None else f"{self.type} {size}"
+        if self.type != "any":
+            return self.type
+        module, _, name = self.maker.rpartition(".")
+        if module.partition(".")[0] == "numpy" and name in _ARRAYS:
+            shape, dtype = ((self.state or self.parts[1].parts)[place] for place in _ARRAYS[name])
+            return _array(tuple(part.argument for part in shape.parts), str(dtype.parts[1].parts[0].argument))
+        return _WORDS.get(name) or (f"{name}()" if name.startswith("_") else name)
+
+
+def _array(shape: tuple[Any, ...], code: str) -> str:
+    """``f8`` is ``float64``; what has no word in `_DTYPES` stays as it is.  `ValueError` for what no array has."""
+    match = re.fullmatch(r"[<>=|]?([a-zA-Z])(\d{0,4})", code)
+    if match is None or len(shape) > 64 or not all(0 <= length < 1 << 63 for length in shape):
+        raise ValueError("not of an array")
+    word, size = _DTYPES.get(match[1], match[0]), match[2]
+    return f"ndarray {word}{8 * int(size) if match[1] in 'iufc' else ''} {shape}"
+
+
+def _pickle(file: IO[bytes], head: bytes, size: int) -> str:
+    """What a pickle makes, also where its end is not reached: ``list 1000+``; '' if it is none, or nobody can tell."""
+    stack: list[Any] = []
+    memo: dict[Any, Any] = {}
+    file.seek(0)
+    try:
+        for count, (opcode, argument, length) in enumerate(_opcodes(file)):
+            if opcode.name == "STOP":
+                return str(stack[0]) if len(stack) == 1 and stack[0] else ""
+            if count == MOST:
+                break
+            _apply(opcode, argument, length, stack, memo)
+            if opcode.name == "BUILD" and stack[-1].maker.startswith("joblib."):
+                return "joblib"  # the bytes of an array follow, which are no opcodes
+    except _ODD:
+        pass
+    try:
+        return _begun(stack, file, size) if head[:1] == b"\x80" and head[1:2] < b"\x06" else ""
+    except _ODD:
+        return ""
+
+
+def _begun(stack: list[Any], file: IO[bytes], size: int) -> str:
+    """What a pickle makes of which this is left on the stack.
+
+    It is the lowest value if the last opcode is one that adds to a value.  A tuple only begins with that one.
+    """
+    value = stack[0]
+    if value.maker == "numpy.ndarray":  # as chest writes an array
+        value.state = [note for note in stack[1:] if note]
+        return str(value)
+    file.seek(max(size - 2, 0))
+    last = file.read(2) if size >= 0 else b""
+    if last[1:] != b"." or last[0] not in b"aeusb\x90":
+        return ""
+    return f"{value}+".replace(" 0+", "") if value.type in _SIZED else str(value)
+
+
+def _opcodes(file: IO[bytes]) -> Iterator[tuple[pickletools.OpcodeInfo, Any, int]]:
+    """Each opcode, its argument, and that one's length.  A long argument is passed over, and `None` in its place."""
+    while True:
+        opcode = pickletools.code2op[file.read(1).decode("latin-1")]  # type: ignore[attr-defined]  # LookupError at the end
+        argument, length = None, 0
+        if opcode.arg is not None and opcode.arg.n in _LENGTHS:
+            prefix = file.read(_LENGTHS[opcode.arg.n])
+            length = int.from_bytes(prefix, "little")
+            if length > NEAR:
+                file.seek(length, io.SEEK_CUR)
+            else:
+                argument = opcode.arg.reader(io.BytesIO(prefix + file.read(length)))
+        elif opcode.arg is not None and opcode.arg.n == pickletools.UP_TO_NEWLINE:
+            lines = file.readline(NEAR) + (file.readline(NEAR) if "pair" in opcode.arg.name else b"")
+            argument = opcode.arg.reader(io.BytesIO(lines))
+        elif opcode.arg is not None:
+            argument = opcode.arg.reader(file)
+        yield opcode, argument, length
+
+
+def _apply(opcode: pickletools.OpcodeInfo, argument: Any, length: int, stack: list[Any], memo: dict[Any, Any]) -> None:
+    """Do with notes on ``stack`` what the opcode does with values, as `pickletools` describes it.  A mark is `None`."""
+    name, before, after = opcode.name, opcode.stack_before, opcode.stack_after
+    if name == "MEMOIZE" or name.endswith("PUT"):
+        memo[len(memo) if argument is None else argument] = stack[-1]
+        return
+    if name.endswith("GET"):
+        stack.append(memo[argument])
+        return
+    place = len(stack) - len(before)
+    if pickletools.markobject in before:
+        place = len(stack) - 1 - stack[::-1].index(None) - before.index(pickletools.markobject)
+    if place < 0:
+        raise IndexError("the stack is too short")
+    parts = [note for note in stack[place:] if note]
+    del stack[place:]
+    if name == "MARK":
+        stack.append(None)
+    elif name == "DUP":
+        stack += parts * 2
+    elif name == "BUILD":
+        parts[0].state = parts[1].parts
+        stack.append(parts[0])
+    elif len(before) > 1 and after == before[:1] and after != [pickletools.anyobject]:  # APPENDS and its like
+        parts[0].length += len(parts) - 1
+        stack.append(parts[0])
+    elif after:
+        stack.append(Note(opcode, argument, length, parts))

@@ -1,0 +1,288 @@
+"""Save: write what is not on disk as it is now, commit the index, remove what nothing names any more; or roll back.
+
+How a commit goes:
+
+1.  Under the lock: what is dirty, or may have been changed in place, is taken out of ``given``, as for a spill.
+2.  Without it: values are compared and written.  If the system refuses one of them, nothing is committed.
+3.  Under the lock, and that of the directory: what others committed is taken over, and ``.keys`` appended to or
+    replaced.  A key or a value that cannot be dumped is left out, alone, and named by the error at the end.
+4.  What the commit superseded is removed.
+"""
+from __future__ import annotations
+
+import _thread
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
+
+from chest.engine.spiller import Item, Spiller
+from chest.engine.state import Flight, State, nothing
+from chest.errors import ChestError, explain_dump, explain_os
+from chest.index import KEYS, Committed
+from chest.log import log
+from chest.memory.cache import Saved
+from chest.memory.changes import owned
+from chest.storage.base import Ref
+
+__all__ = ["Committer", "silent"]
+
+K = TypeVar("K", bound=Hashable)
+
+AT_ONCE = 1 << 20  # bytes of small values that are written together
+Progress = Callable[..., Iterable[Any]]
+Errors = list[tuple[Any, Exception]]
+
+
+def silent(items: Iterable[Any], total: int) -> Iterable[Any]:
+    """The default of ``progress=``: a wrapper of an iterable that shows nothing."""
+    return items
+
+
+class Committer(Generic[K]):
+    """The commits of one handle, one at a time."""
+
+    def __init__(self, state: State[K], spiller: Spiller[K]):
+        self.state = state
+        self.spiller = spiller
+        self.in_transaction = False
+        self._saves: Flight | None = None  # the save that is under way
+
+    def save(self, plain: bool, empty: bool, progress: Progress = silent, strict: bool = False) -> None:
+        """Write what is not on disk as it is now, and commit; with ``empty`` let all that is saved leave memory.
+
+        With ``plain`` the index is left as one list, and space is reclaimed.  `OSError`: nothing was committed.
+        `DumpError`: all was, but for the keys that it names; with ``strict`` nothing.
+        """
+        state = self.state
+        with state.lock:
+            if self.in_transaction:
+                raise ChestError("a transaction is open: it saves at its end, and nothing before")
+            before = self._wait_for_others()
+            mine = self._saves = Flight(False)
+        try:
+            errors = self._save(plain, empty, progress, strict)
+        finally:
+            with state.lock:
+                self._saves = before
+                state.landed.notify_all()
+        del mine
+        if errors:
+            key, error = errors[0]
+            more = f" (and {len(errors) - 1} more)" if errors[1:] else ""
+            raise explain_dump(error, key, state.storage.path, more)
+
+    def _wait_for_others(self) -> Flight | None:
+        """Wait until no other thread saves; the save of this very thread that this one is nested in, if it is."""
+        while self._saves is not None and self._saves.thread != _thread.get_ident():
+            other = self._saves
+            self.state.wait_for(lambda: self._saves is not other, other)  # noqa: B023 - called at once
+            if self._saves is other:
+                self._saves = None  # Ctrl-C ended it before it could say so
+        return self._saves
+
+    def _save(self, plain: bool, empty: bool, progress: Progress, strict: bool) -> Errors:
+        state, flight = self.state, Flight(False)
+        saved: dict[K, Saved] = {}
+        try:
+            with state.lock:
+                state.mend()
+                torn, state.torn = state.torn, True
+                self._unstick()
+                items = self._unsaved()
+                clean: dict[K, Saved] = self._leave_together(items) if empty else {}
+                keys = [*[item[0] for item in items], *clean]
+                for key in keys:
+                    state.cache.given.pop(key, None)
+                # Now, and not behind the comparison: thread B may have a value, change it then, and let go of it.
+                alone = set() if empty or state.is_exposed else {item[0] for item in items if owned((item[1],), 2)}
+                state.take_off(flight, keys)
+                state.torn = torn
+            try:
+                errors = self._write(items, saved, flight, progress)
+                if not (strict and errors):
+                    errors += self.commit(plain, flight)
+            finally:
+                self._land(items, clean, saved, alone, flight)
+            if empty:
+                self._empty({**clean, **saved}, flight)
+        except BaseException:
+            state.check_landed(flight)
+            raise
+        return errors
+
+    def _leave_together(self, items: list[Item]) -> dict[K, Saved]:
+        """The other values in memory, which are known to be as their bytes are, and may leave with ``items``."""
+        cache = self.state.cache
+        cache.access.release()
+        unsaved = {item[0] for item in items}
+        return {key: saved for key, saved in cache.saved.items() if key not in unsaved}
+
+    def _unstick(self) -> None:
+        """What could not be dumped may be by now, but for what is the parent's to save."""
+        cache = self.state.cache
+        for key in cache.stuck - self.state.index.inherited:
+            cache.stuck.discard(key)
+            cache.policy.put(key, cache.sizes[key], key not in cache.saved)
+
+    def _unsaved(self) -> list[Item]:
+        """What is dirty, or may have been changed in place."""
+        cache, refs = self.state.cache, self.state.index.refs
+        cache.take_hits()
+        keys = [key for key in self.state.index.own() if refs.get(key, "") is None and key in cache.values]
+        keys += cache.watch
+        items: list[Item] = [(key, cache.values[key], refs.get(key), cache.saved.get(key)) for key in keys]
+        items += [(key, value, refs[key], saved) for key, value, saved in cache.departed() if key in refs]
+        return items
+
+    def _write(self, items: list[Item], saved: dict[K, Saved], flight: Flight, progress: Progress) -> Errors:
+        """Write what is not on disk as it is now.  Returns what cannot be dumped; `OSError` if the system refuses."""
+        state, errors = self.state, []
+        orphans: list[Ref] = []
+        try:
+            for some in self._crowds(progress(items, total=len(items))):
+                new = self.spiller.divide(some, saved)
+                if not new:
+                    continue
+                written = self.spiller.write(new)
+                with state.lock:
+                    torn, state.torn = state.torn, True
+                    orphans += self.spiller.record(written, saved, flight)
+                    for item, one in written:
+                        if item[0] in saved:
+                            state.cache.wrote(item[0], saved[item[0]], one.nbytes, item[2] is not None)
+                    state.torn = torn
+                for item, one in written:
+                    if isinstance(one.error, OSError):
+                        raise explain_dump(one.error, item[0], state.storage.path)
+                    if one.error is not None:
+                        errors.append((item[0], one.error))
+        finally:
+            if orphans:
+                state.storage.remove(orphans)
+        return errors
+
+    def _crowds(self, items: Iterable[Item]) -> Iterator[list[Item]]:
+        """``items`` in lists of about `AT_ONCE` bytes, if small values share packs; each alone, if not."""
+        some: list[Item] = []
+        sizes, total = self.state.cache.sizes if self.spiller.threshold() else {}, 0
+        for item in items:
+            some.append(item)
+            total += sizes.get(item[0], AT_ONCE)
+            if total >= AT_ONCE:
+                yield some
+                some, total = [], 0
+        if some:
+            yield some
+
+    def _land(self, items: list[Item], clean: Iterable[K], saved: dict[K, Saved], alone: set[K],
+              flight: Flight) -> None:
+        """Note which values are known to be as their bytes are: those saved that nobody but the chest can reach."""
+        state, cache = self.state, self.state.cache
+        with state.lock:
+            torn, state.torn = state.torn, True
+            cache.take_hits()
+            for key, *_ in items:
+                if key in cache.values:
+                    if key in alone and key in saved and key not in flight.given and state.flights.get(key) is flight:
+                        cache.watch.pop(key, None)
+                    else:
+                        cache.look_at(key)
+            gone = cache.let_go([key for key in saved if key in cache.left], 2)
+            state.land(flight, [*[item[0] for item in items], *clean])
+            state.torn = torn
+        del gone
+
+    def _empty(self, saved: dict[K, Saved], flight: Flight) -> None:
+        """Let values leave memory that were just saved, but for those that somebody was given since."""
+        state, cache = self.state, self.state.cache
+        if self.spiller.on_overflow is not nothing:
+            for key in list(saved):
+                if key in cache.values:
+                    self.spiller.on_overflow(key)
+            self.spiller.leave([key for key in saved if state.index.refs.get(key) is not None], announced=True)
+            return
+        with state.lock:
+            torn, state.torn = state.torn, True
+            cache.take_hits()
+            stay = flight.given | cache.access.pinned()
+            refs = state.index.refs
+            leaving = [key for key in cache.values if key in saved and key not in stay and key not in cache.given
+                       and refs.get(key) is not None]
+            gone = self.spiller.evict(leaving, saved, 2)
+            state.torn = torn
+        del gone
+
+    # The index.
+
+    def commit(self, plain: bool, mine: Flight | None = None) -> Errors:
+        """Commit the index as it stands, for the save ``mine``.  Returns the keys that cannot be pickled, left out."""
+        state = self.state
+        moved = self._compacted() if plain else {}
+        try:
+            done, unnamed = self._commit(plain, moved, mine)
+        except (OSError, ChestError):
+            raise
+        except BaseException:
+            state.torn = True  # lest the directory's lock is held on, if Ctrl-C came as it was released
+            raise
+        state.storage.remove([*done.orphans, *unnamed])
+        log("debug", "committed %s", state.storage.path)
+        return list(done.refused)
+
+    def _commit(self, plain: bool, moved: dict[int, int], mine: Flight | None) -> tuple[Committed, list[Ref]]:
+        """Returns what the commit left, and refs of interrupted operations that may go now."""
+        state = self.state
+        with state.lock, state.index.lock:
+            while state.refresh():
+                pass  # a value that is dropped may run code of the user's, and that may commit by another handle
+            try:
+                done = state.index.commit(plain, moved)
+                # Another thread's write may have returned, and wait for the lock to say where its values lie.
+                others = any(flight is not mine and not flight.loads for flight in state.flights.values())
+                state.storage.committed(plain, pending=others or bool(state.index.fresh))
+            except OSError as error:
+                state.refresh()
+                raise explain_os(error, "commit the index", state.storage.file(KEYS),
+                                 "; nothing is lost in memory, and what was committed before is untouched") from error
+            if plain:
+                state.storage.reclaim(state.index.committed_refs())
+            unnamed, state.unnamed = state.unnamed, []
+        return done, unnamed
+
+    def _compacted(self) -> dict[int, int]:
+        """Live records of packs that hold mostly dead ones, copied to this handle's own: old ref to new."""
+        state = self.state
+        with state.lock:
+            refs = dict(state.index.refs)
+        return state.storage.compact(refs)
+
+    def rollback(self) -> None:
+        """Forget what was not committed: values in memory, pending changes, new bytes on disk."""
+        state = self.state
+        with state.lock:
+            state.mend()
+            state.refresh()
+            torn, state.torn = state.torn, True
+            state.flights.clear()
+            gone = state.cache.clear()  # first: what the index has of a value that is nowhere is not taken for one
+            unnamed = state.index.rollback()
+            state.count_change()
+            state.landed.notify_all()
+            state.torn = torn
+        del gone
+        state.storage.remove(unnamed)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """What was pending before is saved now; what the block does is saved at its end, all of it or nothing."""
+        self.save(False, False)
+        try:
+            with self.state.lock:
+                self.in_transaction = True
+            yield
+            self.in_transaction = False
+            self.save(False, False, strict=True)
+        except BaseException:
+            self.in_transaction = False
+            self.rollback()
+            raise

@@ -1,0 +1,341 @@
+"""One handle: its parts, and what is done to a key.  Everything that takes several steps is in the rooms beside."""
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
+
+from chest.engine import lifecycle
+from chest.engine.committer import Committer, Progress, silent
+from chest.engine.loader import Loader
+from chest.engine.opening import Settings, open_parts
+from chest.engine.spiller import Spiller
+from chest.engine.state import State
+from chest.errors import ChestError, explain_os
+from chest.log import log
+from chest.memory.cache import ABSENT
+from chest.memory.sizeof import nbytes
+from chest.storage.base import Ref, Written
+
+__all__ = ["Engine"]
+
+K = TypeVar("K", bound=Hashable)
+
+
+class Engine(Generic[K]):
+    """All values of a chest, wherever they are.
+
+    Thread safety: every method may be called by any thread.  Values are read and written without the lock.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, settings: Settings, available: float):
+        self.temporary = path is None
+        self.settings = settings
+        self.owner = os.getpid()
+        self.closed = False
+        self.state: State[K] = open_parts(path, settings, available)
+        self.path, self.remote = self.state.storage.path, self.state.storage.remote
+        # What another handle opens: of a URL the user's own text, as `path` has no secrets in it.
+        self.address = os.fspath(path) if self.remote and path is not None else self.path
+        self.spiller = Spiller(self.state, settings.min_file_size, settings.on_overflow)
+        self.loader = Loader(self.state, self.spiller, settings.on_miss)
+        self.committer = Committer(self.state, self.spiller)
+        self.get = self.loader.get
+        lifecycle.begin(self)
+
+    @property
+    def lock(self) -> Any:
+        return self.state.lock
+
+    def alive(self) -> Engine[K]:
+        """This engine, if it can be used; `ValueError` for a temporary chest that is closed."""
+        if lifecycle.waiting:
+            lifecycle.drain()
+        if self.closed:
+            raise ValueError(f"<chest at {self.path}> was temporary and is closed; give a path= to keep one")
+        return self
+
+    def writable(self) -> Engine[K]:
+        """This engine, if it can be changed; `ChestError` for a chest opened with ``flag='r'``."""
+        if self.settings.flag == "r":
+            raise ChestError(f"<chest at {self.path}> was opened to be read only (flag='r')")
+        return self.alive()
+
+    # Keys.
+
+    def set(self, key: K, value: Any, new: bool = False) -> None:
+        """``key`` has this value now; with ``new`` only if there is no such key yet."""
+        if lifecycle.waiting or self.closed or self.settings.flag == "r":
+            self.writable()
+        size = nbytes(value)
+        state, orphan = self.state, None
+        cache = state.cache
+        with state.lock:
+            if state.torn:
+                state.mend()
+            if new and state.known(key):
+                return
+            refs = state.index.refs
+            torn, state.torn = state.torn, True
+            if state.flights:
+                state.flights.pop(key, None)
+            if cache.access.log:
+                cache.take_hits()
+            cache.access.asked(key)
+            old = cache.values.get(key)  # its finaliser, which may use the chest, comes behind all this
+            if size > state.available:
+                state.large.add(key)
+            cache.put(key, value, size, None)
+            if refs.get(key, ABSENT) is not None or state.index.inherited:
+                if key not in refs:
+                    state.count_change()
+                orphan = state.index.set(key)
+            state.torn = torn
+        del old
+        if orphan is not None:
+            state.storage.remove((orphan,))
+        if cache.usage > state.available:
+            self.spiller.make_room()
+
+    def delete(self, key: K) -> bool:
+        """Remove ``key``; `False` if there is none."""
+        self.writable()
+        state = self.state
+        with state.lock:
+            state.mend()
+            if not state.known(key):
+                return False
+            torn, state.torn = state.torn, True
+            orphan = state.index.delete(key)
+            gone = state.drop(key)
+            state.cache.policy.forget(key)
+            state.count_change()
+            state.torn = torn
+        del gone
+        state.discard(orphan)
+        return True
+
+    def take(self, key: K) -> Any:
+        """Remove ``key`` and return the value that it had then, whatever others do; `ABSENT` if there is none."""
+        self.writable()
+        state = self.state
+        while self.get(key) is not ABSENT:  # loads the value, if need be, without the lock
+            with state.lock:
+                value = state.cache.values.get(key, ABSENT)
+                if value is ABSENT:
+                    value = state.cache.find(key)[0]
+                if value is not ABSENT:
+                    self.delete(key)
+                    return value
+        return ABSENT
+
+    def last(self) -> K:
+        """The key that was inserted last; `KeyError` if there is none."""
+        state = self.alive().state
+        with state.lock:
+            state.refresh()
+            for key in reversed(state.index.refs):
+                return key
+        raise KeyError("popitem(): chest is empty")
+
+    def clear(self) -> None:
+        """Remove all keys.  What is saved stays on disk until the next commit."""
+        for key in self.writable().state.keys():
+            self.delete(key)
+
+    def stream(self) -> Iterator[tuple[K, Any]]:
+        """The pairs of all keys that there are now, loaded as they are asked for."""
+        return self.loader.stream(self.state.keys())
+
+    def shrink(self) -> None:
+        """Spill until memory is within the budget; this thread is through with the value that it was given last."""
+        with self.state.lock:
+            self.state.cache.take_hits()
+            self.state.cache.access.release()
+        self.spiller.make_room()
+
+    def name(self, key: K) -> str:
+        """The full path of the file where the value of ``key`` is, or would be, kept."""
+        state = self.alive().state
+        with state.lock:
+            state.known(key)
+            ref = state.index.refs.get(key)
+            return state.storage.file(state.storage.reserve(key) if ref is None else ref)
+
+    def adopt(self, key: K, ref: Ref, version: int) -> None:
+        """The value of ``key`` is what the new bytes at ``ref`` hold."""
+        state = self.state
+        with state.lock:
+            state.mend()
+            torn, state.torn = state.torn, True
+            if key not in state.index.refs:
+                state.count_change()
+            orphan = state.index.set(key, ref, version)
+            gone = state.drop(key)
+            state.torn = torn
+        del gone
+        state.discard(orphan)
+
+    def set_many(self, pairs: Mapping[K, Any]) -> None:
+        """As `set` for each.  Small values that do not fit into memory go straight to a pack, in one batch."""
+        self.writable()
+        state, small = self.state, self.spiller.threshold()
+        some = [nbytes(value) for _, value in zip(range(4), pairs.values())]
+        if not small or max(some, default=small) >= small or (
+                state.cache.usage + len(pairs) * max(some) <= state.available):
+            for key, value in pairs.items():
+                self.set(key, value)
+            return
+        items = list(pairs.items())
+        with state.protected():
+            others = self._take_in(items, state.storage.write(items, small))
+        for key, value in others:  # the errors are those of a spill
+            self.set(key, value)
+        self.spiller.sweep()
+
+    def _take_in(self, items: list[tuple[K, Any]], done: list[Written]) -> list[tuple[K, Any]]:
+        """Note where new values lie.  Returns those that could not be written."""
+        state = self.state
+        written = [(item[0], item[1], one) for item, one in zip(items, done) if one.ref is not None]
+        with state.lock:
+            state.mend()
+            torn, state.torn = state.torn, True
+            cache, refs = state.cache, state.index.refs
+            gone = [state.drop(key) for key, _, _ in written if key in refs]
+            orphans = [orphan for key, _, one in written
+                       if (orphan := state.index.set(key, one.ref, one.version)) is not None]
+            for key, value, one in written:
+                cache.leave(key, value, (one.stamp, one.version))
+                state.counts.bytes_written += one.nbytes
+            state.count_change()
+            state.torn = torn
+        del gone
+        state.storage.remove(orphans)
+        return [item for item, one in zip(items, done) if one.ref is None]
+
+    # Saving and ending.
+
+    def save(self, plain: bool, empty: bool, progress: Progress = silent) -> None:
+        """Write what is not on disk, and commit; see `Committer.save`."""
+        self.writable()
+        self._here()
+        self.committer.save(plain, empty, progress)
+
+    def _here(self) -> None:
+        """Make the directory if it is not there; an error if it was there and was renamed or removed under us."""
+        storage, index = self.state.storage, self.state.index
+        if not storage.exists():
+            if index.refs and any(ref is not None for ref in index.refs.values()):
+                raise FileNotFoundError(2, "the chest's directory is gone: it was renamed or removed while the chest "
+                                           "was open, and what it held is not in memory; put it back, or open the "
+                                           "chest anew", self.path)
+            storage.make()
+
+    def unsaved(self) -> int:
+        """The number of keys that this handle changed and did not commit."""
+        return len(self.state.index.own()) if not self.temporary else 0
+
+    def close(self, progress: Progress = silent) -> None:
+        """Save everything and free memory; a temporary chest removes its directory instead.
+
+        A chest that was only read touches nothing on disk.
+        """
+        state = self.state
+        if self.temporary:
+            if not self.closed:
+                self.closed = True
+                self._forget()
+                if self.owner == os.getpid():
+                    state.storage.clear_away()
+        elif self.settings.flag == "r":
+            self._forget()
+        elif not self._is_gone():
+            if not self._forget_values():
+                self.committer.save(False, True, progress)
+            if state.index.appended:
+                self.committer.commit(True)  # what others read is one plain list again
+        state.index.close()
+        state.storage.close()
+
+    def _is_gone(self) -> bool:
+        """Has the directory vanished?  Then nothing can be saved there, which is a warning if there is anything."""
+        storage = self.state.storage
+        try:
+            if storage.exists():
+                return False
+        except OSError as error:
+            raise explain_os(error, "save the chest", self.path, "; nothing is lost in memory") from error
+        lost = self.unsaved()
+        if lost:
+            warnings.warn(f"the directory of <chest at {self.path}> is gone, and with it {lost} unsaved "
+                          f"value{'s' * (lost > 1)}", RuntimeWarning, stacklevel=4)
+        self._forget()
+        return True
+
+    def _forget_values(self) -> bool:
+        """Empty memory if all in it is saved, and none of it may have been changed.  Returns whether it was."""
+        state = self.state
+        with state.lock:
+            state.mend()
+            if self.unsaved() or state.cache.watch or state.cache.left or state.index.inherited:
+                return False
+            torn, state.torn = state.torn, True
+            gone = state.cache.clear()
+            state.torn = torn
+        del gone
+        return True
+
+    def _forget(self) -> list[Ref]:
+        """Forget values and index; returns the refs that there were."""
+        state = self.state
+        with state.lock:
+            state.torn = True
+            state.flights.clear()
+            gone = state.cache.clear()
+            refs = state.index.forget()
+            state.torn = False
+        del gone
+        return refs
+
+    def drop(self) -> None:
+        """Remove the chest's files, and its directory if nothing of anyone else's is in it: all of it or nothing."""
+        self.writable() if not self.temporary else None
+        state = self.state
+        if self.temporary:
+            self.close()
+            return
+        with state.lock:
+            state.mend()
+            if self.owner == os.getpid() and state.storage.exists():
+                with state.index.lock:
+                    state.refresh()
+                    state.index.erase()  # from now on the chest is empty, whatever becomes of its files
+                    state.storage.drop(self._forget())
+            else:
+                self._forget()
+        state.index.close()
+        state.storage.close()
+        log("warning", "dropped %s", self.path)
+
+    def end(self) -> None:
+        """Nobody will ask this handle again, or the process ends."""
+        if self.owner == os.getpid():
+            self.committer.in_transaction = False
+            self.close()
+
+    def after_fork(self) -> None:
+        self.state.after_fork()
+
+    def _check(self) -> None:
+        """Verify every invariant, and print the state where one does not hold; for tests, with no thread at work."""
+        with self.state.lock:
+            self.state.mend()
+            self.state.cache.take_hits()
+            self.state.cache._check()
+            refs = self.state.index.refs
+            assert not self.state.flights, f"in flight: {self.state.flights}"
+            assert self.state.cache.values.keys() <= refs.keys(), "a value in memory without a key"
+            for key, ref in refs.items():
+                assert ref is not None or key in self.state.cache.values, f"{key!r} has no value anywhere"
+                assert key not in self.state.cache.values or (ref is None) == (key not in self.state.cache.saved), key

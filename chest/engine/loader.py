@@ -1,0 +1,294 @@
+"""A miss: a value is loaded once, however many threads ask for it; several at a time where that helps.
+
+How a value is loaded:
+
+1.  Under the lock: where does it lie?  If another thread loads it already, wait for that one.
+2.  Without it: the user's ``on_miss``, then the load.
+3.  Under the lock: is the key still what it was, and is the index the one in which it was looked up?  Then the value
+    enters memory; else the key is looked up anew.
+
+The last question is asked when the bytes were read, as a name may be freed and taken again by other processes.
+"""
+from __future__ import annotations
+
+import _thread
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import Any, Generic, TypeVar
+
+from chest.engine.spiller import STRAYS, Spiller
+from chest.engine.state import Flight, State, nothing
+from chest.errors import explain_load, raised_by_signal
+from chest.memory.cache import ABSENT, memory_of
+from chest.memory.changes import referenced
+from chest.memory.sizeof import nbytes
+from chest.serialize.compare import can_change
+from chest.storage.base import Loaded, Ref
+
+__all__ = ["Loader", "crowds"]
+
+K = TypeVar("K", bound=Hashable)
+
+TOGETHER = 1000  # keys of an iteration or a prefetch that are looked at together
+Progress = Callable[..., Iterable[Any]]
+
+
+class Loader(Generic[K]):
+    """The way into memory."""
+
+    def __init__(self, state: State[K], spiller: Spiller[K], on_miss: Callable[[K], Any]):
+        self.state = state
+        self.spiller = spiller
+        self.on_miss = on_miss
+
+    def get(self, key: K, announced: bool = False) -> Any:
+        """The value of ``key``, loaded if need be; `ABSENT` if there is none, `KeyError` if its file is gone.
+
+        ``announced``: without a call of ``on_miss``.
+        """
+        state = self.state
+        announced = announced or self.on_miss is nothing
+        flight: Flight | None = None
+        try:
+            while True:
+                with state.lock:
+                    if state.torn:
+                        state.mend()
+                    value = self._at_hand(key)
+                    if value is not ABSENT:
+                        break
+                    ref = state.index.refs[key] if state.known(key) else None
+                    if ref is None:
+                        return ABSENT
+                    other = state.flights.get(key)
+                    if other is not None and other.loads and other.thread != _thread.get_ident():
+                        state.wait_for(lambda: state.flights.get(key) is not other, other)  # noqa: B023 - called at once
+                        continue
+                    if announced:
+                        flight = state.flights[key] = Flight(True)
+                        newest = state.newest_check()
+                if flight is None:
+                    announced = True
+                    self.on_miss(key)
+                    continue
+                value = self._load(key, ref, flight, newest)
+                if value is not ABSENT:
+                    break
+        except BaseException:
+            if flight is not None and state.flights.get(key) is flight:
+                del state.flights[key]
+            raise
+        if state.cache.usage > state.available:
+            self.spiller.make_room_quietly()
+        return value
+
+    def _at_hand(self, key: K) -> Any:
+        """The value of ``key`` if it need not be loaded: in memory, or let go of by us but not by the program."""
+        state, cache = self.state, self.state.cache
+        here = key in cache.values  # first, as a key that cannot be hashed raises here
+        torn, state.torn = state.torn, True
+        cache.take_hits()
+        cache.access.asked(key)
+        if here:
+            value = cache.give(key)
+            cache.policy.used((key,))
+            if key in state.flights:
+                state.flights[key].given.add(key)
+        else:
+            value, saved = cache.find(key)
+            if value is not ABSENT:
+                cache.put(key, value, nbytes(value), saved)
+        state.torn = torn
+        if value is not ABSENT:
+            next(cache.access.hits)
+        return value
+
+    def _load(self, key: K, ref: Ref, flight: Flight, newest: Callable[[], bool]) -> Any:
+        """Load and take in a value; `ABSENT` if the key has to be looked up anew."""
+        state = self.state
+        loaded: Loaded | None = None
+        error: Exception | None = None
+        try:
+            loaded = state.storage.load(ref)
+        except Exception as found:
+            if raised_by_signal(found):
+                raise
+            error = found
+        size = memory_of(loaded.value, loaded.nbytes) if loaded is not None else 0
+        with state.lock:
+            ours = state.flights.get(key) is flight
+            if loaded is not None and ours and newest() and self._is_inherited(ref, loaded.version):
+                torn, state.torn = state.torn, True
+                self._arrive(key, loaded, size)
+                state.land(flight, (key,))
+                state.torn = torn
+                return loaded.value
+            state.land(flight, (key,))
+            state.refresh()
+            if not ours or state.index.refs.get(key) != ref or not newest():
+                return ABSENT
+            gone = loaded is not None or isinstance(error, FileNotFoundError)
+        if gone:
+            raise KeyError(f"{key!r}: its file {state.storage.file(ref)} is gone; set or delete the key to heal it")
+        assert error is not None
+        if isinstance(error, MemoryError):
+            raise error
+        raise explain_load(error, key, state.storage.file(ref)) from error
+
+    def _is_inherited(self, ref: Ref, version: int) -> bool:
+        """Is a file that only the parent of a fork knew of still the one that it was then?"""
+        lent = self.state.index.lent
+        return not lent or lent.get(ref, version) == version
+
+    def _arrive(self, key: K, loaded: Loaded, size: int) -> None:
+        counts = self.state.counts
+        counts.misses += 1
+        counts.bytes_read += loaded.nbytes
+        if size > self.state.available:
+            self.state.large.add(key)
+        self.state.cache.put(key, loaded.value, size, (loaded.stamp, loaded.version))
+
+    # Many at once.
+
+    def prefetch(self, keys: list[K], progress: Progress) -> None:
+        """Load what is not in memory, several values at a time, until the budget is full."""
+        state = self.state
+        with state.lock:
+            state.mend()
+            for key in keys:
+                if not state.known(key):
+                    raise KeyError(key)
+            wanted = [key for key in dict.fromkeys(keys) if self._is_away(key)]
+        failed: list[K] = []
+        for some in crowds(progress(wanted, total=len(wanted)), TOGETHER):
+            if not self._bring(some, failed):
+                break
+        for key in failed:
+            self.get(key, True)  # says what is wrong with it, if anything still is
+
+    def _is_away(self, key: K) -> bool:
+        return key not in self.state.cache.values and self.state.cache.find(key)[0] is ABSENT
+
+    def _bring(self, keys: list[K], failed: list[K]) -> bool:
+        """Load values as long as there is room.  Returns whether there was room for all but those that ``failed``."""
+        state, flight = self.state, Flight(True)
+        try:
+            with state.lock:
+                state.refresh()
+                refs = {key: ref for key in keys if self._is_away(key) and key not in state.flights
+                        and (ref := state.index.refs.get(key)) is not None}
+                state.take_off(flight, refs)
+            try:
+                return self._bring_all(refs, flight, failed)
+            finally:
+                with state.lock:
+                    state.land(flight, refs)
+        except BaseException:
+            state.check_landed(flight)
+            raise
+
+    def _bring_all(self, refs: dict[K, Ref], flight: Flight, failed: list[K]) -> bool:
+        state, cache, newest = self.state, self.state.cache, self.state.newest_check()
+        for key, loaded in zip(refs, state.storage.load_many(list(refs.values()))):
+            if isinstance(loaded, Exception):
+                if isinstance(loaded, MemoryError) or raised_by_signal(loaded):
+                    raise loaded
+                failed.append(key)
+                continue
+            size = memory_of(loaded.value, loaded.nbytes)
+            with state.lock:
+                if cache.usage + size > state.available:
+                    return False
+                if not newest():  # it is still the key's value, unless its name is another file's by now
+                    state.refresh()
+                    newest = state.newest_check()
+                    if state.storage.version(refs[key]) != loaded.version:
+                        continue
+                if state.flights.get(key) is flight and self._is_inherited(refs[key], loaded.version):
+                    torn, state.torn = state.torn, True
+                    self._arrive(key, loaded, size)
+                    cache.given.pop(key)  # nobody was given it yet
+                    cache.watch.pop(key, None)
+                    state.torn = torn
+        return True
+
+    def stream(self, keys: list[K]) -> Iterator[tuple[K, Any]]:
+        """The pairs of ``keys``, those that are gone by their turn left out.
+
+        Records of packs are read ahead.  What is read so, and does not fit into memory, passes by: it pushes nothing
+        out, and is compared when the loop has got the next one.
+        """
+        trail: list[tuple[K, Loaded]] = []  # what passed by last: the loop may have it in hand still
+        for some in crowds(keys, TOGETHER):
+            ahead = self._ahead(some)
+            if not ahead and self.state.storage.remote:
+                self._bring(some, [])  # all of them at once, as each by itself is a round trip
+            loads = self.state.storage.load_many(list(ahead.values()))
+            for key in some:
+                loaded = next(loads) if key in ahead else None
+                if loaded is not None and self._passes(key, ahead[key], loaded):
+                    trail.append((key, loaded))  # type: ignore[arg-type]
+                    yield key, loaded.value  # type: ignore[union-attr]
+                    if len(trail) > 1:
+                        self._passed(trail)
+                        if len(self.state.cache.kept) > STRAYS:
+                            self.spiller.sweep()
+                    continue
+                value = self.get(key)
+                if value is not ABSENT:
+                    yield key, value
+                    del value
+
+    def _ahead(self, keys: list[K]) -> dict[K, Ref]:
+        """Those of ``keys`` that lie in packs, and are not in memory, if there is no room for them there."""
+        state, cache, remote = self.state, self.state.cache, self.state.storage.remote
+        with state.lock:
+            state.mend()
+            refs = {key: ref for key in keys if (type(ref := state.index.refs.get(key)) is int or (remote and ref))
+                    and key not in cache.values and key not in cache.left}
+            least = sum((ref >> 32) & 0xFFFFFFFF if isinstance(ref, int) else 1 << 16 for ref in refs.values())
+            return refs if cache.usage + 4 * least > state.available else {}
+
+    def _passes(self, key: K, ref: Ref, loaded: Loaded | Exception) -> bool:
+        """Is a value that was read ahead still that of its key, and does nobody else have it?  Then it is given now."""
+        state, cache = self.state, self.state.cache
+        if isinstance(loaded, Exception):
+            return False
+        with state.lock:
+            if state.index.refs.get(key) != ref or key in cache.values or key in cache.left or key in state.flights:
+                return False
+            cache.take_hits()
+            cache.access.asked(key)
+            cache.keep(key, loaded.value, (loaded.stamp, loaded.version))  # so that others get the same object
+            state.counts.misses += 1
+            state.counts.bytes_read += loaded.nbytes
+        return True
+
+    def _passed(self, trail: list[tuple[K, Loaded]]) -> None:
+        """The loop is through with the older of two values: if it was changed, it enters memory to be saved."""
+        cache = self.state.cache
+        key, loaded = trail.pop(0)
+        value = loaded.value
+        with self.state.lock:
+            found = cache.left.get(key)
+            if found is None or found[0] is not value:
+                return  # somebody asked for it, and brought it into memory, or set another
+            if referenced([value], 3)[0]:  # besides the list: by its load, by a name here, and by `left`
+                del cache.left[key]
+                cache.leave(key, value, found[1])
+            elif not can_change(value) or self.state.codec.unchanged(value, loaded.stamp):
+                del cache.left[key]
+            else:
+                cache.put(key, value, nbytes(value), found[1])
+                del cache.given[key]
+
+
+def crowds(items: Iterable[Any], most: int) -> Iterator[list[Any]]:
+    """``items`` in lists of up to so many."""
+    some = []
+    for item in items:
+        some.append(item)
+        if len(some) == most:
+            yield some
+            some = []
+    if some:
+        yield some

@@ -1,0 +1,124 @@
+"""From what the user asks for to the parts of a handle: where values lie, and what keeps them."""
+from __future__ import annotations
+
+import os
+import stat
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from chest.engine.state import State
+from chest.index import KEYS, Index, KeysFile, Names
+from chest.memory.cache import Cache
+from chest.memory.hit_density import HitDensity
+from chest.serialize import Codec
+from chest.storage import system
+from chest.storage.descriptors import descriptors
+from chest.storage.directory import Directory
+from chest.storage.locks import directory_lock
+
+__all__ = ["Settings", "open_parts"]
+
+
+class Settings(NamedTuple):
+    """The keywords of `Chest` that say how values are kept; a pickled handle carries them."""
+
+    dump: Callable[[Any, Any], Any]
+    load: Callable[[Any], Any]
+    key_to_filename: Callable[[Any], str]
+    on_miss: Callable[[Any], Any]
+    on_overflow: Callable[[Any], Any]
+    open: Callable[..., Any]
+    open_many: Callable[..., Any] | None
+    mode: str
+    writeback: bool
+    mmap_mode: str | None
+    min_file_size: int | None
+    durable: bool
+    trusted: bool
+    flag: str
+    storage_options: dict[str, Any] | None
+
+    def checked(self) -> Settings:
+        """These settings, if they are such as there are; `ValueError` if not."""
+        if self.flag not in ("r", "w", "c", "n"):
+            raise ValueError(f"flag is 'r' (read only), 'w' (must exist), 'c' (made if needed) or 'n' (new and empty), "
+                             f"not {self.flag!r}")
+        small = self.min_file_size
+        if small is not None and (not isinstance(small, int) or small < 0):
+            raise ValueError(f"min_file_size is a number of bytes, 0 or more, or None, not {small!r}")
+        return self
+
+
+def is_url(path: str) -> bool:
+    """Is ``path`` for fsspec?  ``s3://bucket/run`` is, and so is ``simplecache::s3://bucket/run``.
+
+    >>> is_url('s3://bucket/run'), is_url('/data/run')
+    (True, False)
+    """
+    return "://" in path
+
+
+def _full_path(path: str | os.PathLike[str] | None) -> str:
+    """``path`` as it stands from now on, wherever the process goes; a new temporary directory for `None`."""
+    if path is None:
+        import tempfile
+
+        return tempfile.mkdtemp(prefix="chest-")
+    if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
+        raise TypeError(f"path is a str or os.PathLike of str, not {path!r}")
+    path = os.fspath(path)
+    return path if is_url(path) else os.path.abspath(path)
+
+
+def _warn_of_others(path: str) -> None:
+    """A warning, once for each path, where others can put pickles that are about to be run."""
+    status = os.stat(path)
+    open_to_all = status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX
+    if path not in _warned and (open_to_all or status.st_uid not in (0, os.getuid())):
+        _warned.add(path)
+        who = "everybody" if open_to_all else f"the user {status.st_uid}"
+        warnings.warn(f"{path} can be written by {who}, who can make this program run code by a pickle: open it with "
+                      f"trusted=False, or change its owner or mode", RuntimeWarning, stacklevel=5)
+
+
+_warned: set[str] = set()
+
+
+def open_parts(asked: str | os.PathLike[str] | None, settings: Settings, available: float) -> State[Any]:
+    """The parts of the chest at the path ``asked`` for, with everything read that was committed there."""
+    settings.checked()
+    codec = Codec(settings.dump, settings.load, settings.open, settings.mode, settings.mmap_mode, settings.trusted,
+                  settings.durable)
+    names: Names[Any] = Names(settings.key_to_filename)
+    if asked is None and settings.flag in "rw":
+        raise ValueError(f"flag={settings.flag!r} says that the chest is there already; give its path=")
+    path = _full_path(asked)
+    storage: Any
+    keys: Any
+    if is_url(path):
+        from chest.storage import remote
+
+        storage, keys = remote.connect(path, settings.storage_options, codec, names)
+    elif settings.storage_options is not None:
+        raise ValueError(f"storage_options are for a path that is a URL, such as s3://bucket/run, not for {path}")
+    else:
+        storage = Directory(path, codec, names, settings.durable, settings.open_many)
+        keys = KeysFile(path, codec, directory_lock(path), system, descriptors)
+    is_there = storage.exists() if storage.remote else os.path.lexists(os.path.join(path, KEYS))
+    if settings.flag in "rw" and not is_there:
+        raise FileNotFoundError(2, f"there is no chest (flag={settings.flag!r} makes none)", path)
+    if settings.flag != "r":
+        storage.make()
+    if is_there and settings.trusted and not storage.remote and hasattr(os, "getuid"):
+        _warn_of_others(path)
+    index: Index[Any] = Index(keys, names)
+    state: State[Any] = State(Cache(HitDensity(), settings.writeback), index, storage, available)
+    if settings.flag == "n" and is_there:
+        with state.lock, index.lock:
+            state.refresh()
+            index.erase()
+            storage.drop(index.forget())
+            storage.make()
+    state.refresh()
+    return state

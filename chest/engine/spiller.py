@@ -1,0 +1,331 @@
+"""Make room: the policy names a batch, what is not on disk as it is now is written, and what is proven saved leaves.
+
+How values leave memory:
+
+1.  Under the lock: the policy names keys; they are taken out of ``given``, so that who asks for one from now on is
+    noticed; those that a thread was given last stay.
+2.  Without it: what no file holds is written; what may have been changed in place is compared, and written if it
+    differs.
+3.  Under the lock: what a write or a comparison returned as saved leaves, unless its key was set, deleted or given to
+    somebody meanwhile.  Everything else stays as it was.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, Generic, Optional, TypeVar
+
+from chest.engine.state import Flight, State, nothing
+from chest.errors import explain_dump, raised_by_signal
+from chest.log import Key, log
+from chest.memory.cache import UNKNOWN, Saved
+from chest.memory.changes import referenced
+from chest.storage.base import Ref, Written
+
+__all__ = ["Item", "Spiller"]
+
+K = TypeVar("K", bound=Hashable)
+
+SMALL = 4096  # bytes: values that take less leave memory many at a time where they share packs
+MANY = 1000  # keys: larger chests pack their small values where min_file_size is not given
+STRAYS = 64  # values that left memory and are kept, that are looked at together
+ROUNDS = 3  # batches that are tried before memory stays over the budget until the next operation
+
+# A key, its value, where its bytes lie, if anywhere, and what tells whether it changed since.
+Item = tuple[Any, Any, Optional[Ref], Optional[Saved]]
+
+
+class Spiller(Generic[K]):
+    """The way out of memory, for `make_room` as for a commit."""
+
+    def __init__(self, state: State[K], min_file_size: int | None, on_overflow: Callable[[K], Any]):
+        self.state = state
+        self._min_file_size = min_file_size
+        self.on_overflow = on_overflow
+
+    def threshold(self) -> int:
+        """Values that serialise to fewer bytes than this go into packs."""
+        if self._min_file_size is None:
+            return SMALL if len(self.state.index.refs) > MANY and self.state.codec.local else 0
+        return self._min_file_size
+
+    def make_room(self) -> None:
+        """Spill until memory is within the budget, or nothing more can leave; `OSError` if the disk refuses."""
+        state = self.state
+        for _ in range(ROUNDS):
+            if state.cache.usage <= state.available:
+                return
+            flight = Flight(False)
+            try:
+                with state.lock:
+                    if state.torn:
+                        state.mend()
+                    torn, state.torn = state.torn, True
+                    keys = self._choose()
+                    items = self.withdraw(keys, flight)
+                    if state.cache.kept:
+                        items += self._strays(flight, 2 * len(keys))
+                    state.torn = torn
+                if items:
+                    self.spill(items, flight)
+                if not keys:
+                    return
+            except BaseException:
+                state.check_landed(flight)
+                raise
+
+    def sweep(self) -> None:
+        """Let go of some values that left memory, and that the program does not refer to any more."""
+        state, flight = self.state, Flight(False)
+        try:
+            with state.lock:
+                items = self._strays(flight, STRAYS)
+            if items:
+                self.spill(items, flight)
+        except BaseException:
+            state.check_landed(flight)
+            raise
+
+    def _strays(self, flight: Flight, most: int) -> list[Item]:
+        state, left = self.state, self.state.cache.left
+        keys = [key for key in state.cache.strays(most) if key not in state.flights and key in state.index.refs]
+        state.take_off(flight, keys)
+        return [(key, left[key][0], state.index.refs[key], left[key][1]) for key in keys]
+
+    def make_room_quietly(self) -> None:
+        """As `make_room` for a value that was loaded: it is the user's, also when no room can be made for it."""
+        try:
+            self.make_room()
+        except OSError as error:
+            log("warning", "over the budget: %s", error)
+
+    def move_out(self, key: K) -> bool:
+        """Let the value of ``key`` leave memory, written first if need be; `False` if there is no such key."""
+        state = self.state
+        with state.lock:
+            state.mend()
+            if not state.known(key):
+                return False
+            while (other := state.flights.get(key)) is not None and other.writes_elsewhere():
+                state.wait_for(lambda: state.flights.get(key) is not other, other)
+        for _, error in self.leave([key]):
+            raise explain_dump(error, key, state.storage.path)
+        return True
+
+    def leave(self, keys: Sequence[K], announced: bool = False) -> list[tuple[K, Exception]]:
+        """Let the values of these keys leave memory, as far as nobody else is given them; see `spill`."""
+        state, flight = self.state, Flight(False)
+        try:
+            with state.lock:
+                state.mend()
+                torn, state.torn = state.torn, True
+                state.cache.take_hits()
+                state.cache.access.release()
+                items = self.withdraw(keys, flight)
+                state.torn = torn
+            return self.spill(items, flight, announced)
+        except BaseException:
+            state.check_landed(flight)
+            raise
+
+    def _choose(self) -> list[K]:
+        """The keys whose values leave, so that the rest fits into the budget; what threads were given last stays.
+
+        A value that is larger than the whole budget and stays for that reason does not count: the budget holds
+        without it.
+        """
+        state, cache = self.state, self.state.cache
+        cache.take_hits()
+        stay = cache.access.pinned()
+        excess = int(cache.usage - state.available) + 1
+        for key in stay:
+            size = cache.sizes.get(key, 0)
+            if size > state.available:
+                excess -= size
+        if excess <= 1:
+            return []
+        if state.flights:
+            stay = stay.union(state.flights)
+        if state.large:
+            large = [key for key in state.large if key in cache.policy and key not in stay]
+            state.large.intersection_update(stay)
+            if large:  # these alone, as without them the others fit
+                return large
+        if excess < SMALL and self.threshold():
+            excess = max(excess, int(state.available / 8))
+        return cache.policy.choose(excess, stay)
+
+    def withdraw(self, keys: Sequence[K], flight: Flight) -> list[Item]:
+        """Let whoever asks for one of ``keys`` be noticed from now on.  Called with the lock."""
+        state, cache = self.state, self.state.cache
+        for key in keys:
+            cache.given.pop(key, None)
+        # Thread B may have had a hit between the choice and the line above, and be about to change what it got.
+        late = cache.access.late()
+        if late and not late.isdisjoint(keys):
+            late = late.intersection(keys)
+            cache.policy.restore(late)
+            keys = [key for key in keys if key not in late]
+        values, refs, saved, flights = cache.values, state.index.refs, cache.saved, state.flights
+        items = []
+        for key in keys:
+            if key in values:
+                items.append((key, values[key], refs.get(key), saved.get(key)))
+                flights[key] = flight
+        return items
+
+    def spill(self, items: list[Item], flight: Flight, announced: bool = False) -> list[tuple[K, Exception]]:
+        """Let values leave memory, written first where need be.  Returns what went wrong; such values stay.
+
+        `OSError` if the system refused one of them.
+        """
+        written: list[tuple[Item, Written]] = []
+        saved: dict[K, Saved] = {}
+        try:
+            if self.on_overflow is not nothing and not announced:
+                self._announce(items, flight)
+            new = self.divide(items, saved)
+            if new:
+                written = self.write(new)
+        finally:
+            self._settle(items, written, saved, flight)
+        errors = []
+        for item, one in written:
+            if one.error is not None:
+                errors.append((item[0], one.error))
+                if isinstance(one.error, OSError):
+                    raise explain_dump(one.error, item[0], self.state.storage.path)
+        return errors
+
+    def _announce(self, items: list[Item], flight: Flight) -> None:
+        """Call ``on_overflow``.  What it reads of these values does not keep them, as they are looked at only then."""
+        state, cache = self.state, self.state.cache
+        with state.lock:
+            cache.take_hits()
+            last = cache.access.last()
+        for item in items:
+            self.on_overflow(item[0])
+        with state.lock:
+            torn, state.torn = state.torn, True
+            cache.take_hits()
+            cache.access.release()
+            for key in last:
+                cache.access.asked(key)
+            late = cache.access.late()
+            for key, *_ in items:
+                if state.flights.get(key) is flight and key not in late:
+                    cache.given.pop(key, None)
+                    flight.given.discard(key)
+            state.torn = torn
+
+    def _settle(self, items: list[Item], written: list[tuple[Item, Written]], saved: dict[K, Saved],
+                flight: Flight) -> None:
+        """Values that were to leave do so if they are saved, and were left alone; else they are back in the order."""
+        state, cache = self.state, self.state.cache
+        orphans: list[Ref] = []
+        with state.lock:
+            torn, state.torn = state.torn, True
+            if cache.access.log:
+                cache.take_hits()
+            if written:
+                orphans = self.record(written, saved, flight)
+            leaving, back = [], []
+            for item in items:
+                key = item[0]
+                if key in saved and key not in flight.given and state.flights.get(key) is flight:
+                    if key in cache.values:
+                        leaving.append(key)
+                    else:
+                        cache.left.pop(key, None)
+                elif key in cache.values and key not in cache.stuck:
+                    back.append(key)
+            if back:
+                cache.policy.restore(back)
+                for key in back:
+                    if key in saved:
+                        cache.wrote(key, saved[key])
+                    cache.look_at(key)
+            gone = self.evict(leaving, saved, 2)  # besides, each is in its item, and in the cache
+            state.land(flight, leaving if len(leaving) == len(items) else [item[0] for item in items])
+            state.torn = torn
+        if leaving:
+            log("debug", "spilled %s and %d more of %s, wrote %d of them, %d bytes", Key(leaving[0]), len(leaving) - 1,
+                state.storage.path, len(written), sum([one.nbytes for _, one in written]))
+        del gone
+        if orphans:
+            state.storage.remove(orphans)
+
+    def evict(self, keys: Sequence[K], saved: Mapping[K, Saved], holders: int) -> list[Any]:
+        """Let saved values leave memory; those to which anybody but so many ``holders`` refers are found again.
+
+        Returns them, so that finalisers of the user's run when the caller is through.
+        """
+        cache, values = self.state.cache, []
+        for key in keys:
+            values.append(cache.values[key])
+        self.state.counts.spills += len(keys)
+        for key, held in zip(keys, referenced(values, holders)):
+            cache.evict(key, saved[key], held)
+        return values
+
+    # What a commit shares.
+
+    def divide(self, items: Iterable[Item], saved: dict[K, Saved]) -> list[Item]:
+        """Those of ``items`` that have to be written; of the others, which are on disk as they are now, ``saved`` says
+        what tells that later."""
+        watch, values = self.state.cache.watch, self.state.cache.values
+        new: list[Item] = []
+        for item in items:
+            if item[2] is None or ((item[0] in watch or item[0] not in values) and not self._is_same(item)):
+                new.append(item)
+            else:
+                saved[item[0]] = item[3] or UNKNOWN
+        return new
+
+    def _is_same(self, item: Item) -> bool:
+        """Is the value as its bytes are?  A comparison that cannot be made says no.
+
+        One that others replaced meanwhile need not be written either: theirs is the key's then.
+        """
+        state = self.state
+        key, value, ref, stamp = item[0], item[1], item[2], item[3][0] if item[3] else None
+        assert ref is not None
+        try:
+            if (stamp is not None and state.codec.unchanged(value, stamp)) or state.storage.same(ref, value):
+                return True
+        except Exception as error:
+            if isinstance(error, (OSError, MemoryError)) or raised_by_signal(error):
+                raise
+            return False  # it can no longer be dumped: the write says why
+        state.refresh()
+        return state.cache.values.get(key) is not value and state.cache.find(key)[0] is not value
+
+    def write(self, items: Sequence[Item]) -> list[tuple[Item, Written]]:
+        """Write values to new bytes, each by itself: what goes wrong with one is noted with it."""
+        storage = self.state.storage
+        done = list(zip(items, storage.write([(item[0], item[1]) for item in items], self.threshold())))
+        for _, one in done:
+            if one.error is not None and raised_by_signal(one.error):
+                storage.remove([each.ref for _, each in done if each.ref is not None])
+                raise one.error
+        return done
+
+    def record(self, written: Iterable[tuple[Item, Written]], saved: dict[K, Saved], flight: Flight) -> list[Ref]:
+        """Note where values lie now, with the lock.  Returns refs that nothing names, of keys set meanwhile."""
+        state, cache = self.state, self.state.cache
+        orphans: list[Ref] = []
+        for item, one in written:
+            key = item[0]
+            ours = state.flights.get(key) is flight
+            if one.ref is None:
+                if ours and not isinstance(one.error, OSError) and key in cache.values:
+                    cache.policy.leave(key)  # it cannot be dumped, and is not to stand in the others' way
+                    cache.stuck.add(key)
+                continue
+            state.counts.bytes_written += one.nbytes
+            orphan: Ref | None = one.ref
+            if ours:
+                orphan = state.index.set(key, one.ref, one.version)
+                saved[key] = one.stamp, one.version
+            if orphan is not None:
+                orphans.append(orphan)
+        return orphans

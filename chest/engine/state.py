@@ -1,0 +1,268 @@
+"""What the parts of the engine share: one lock, the cache, the index, the storage, and what is in flight.
+
+Three rules keep threads out of each other's way.
+
+1.  Values are read and written without the lock.  A `Flight` stands in the table ``flights`` meanwhile, one for each
+    key; what was read or written counts only if it still stands there.
+2.  The handle's lock comes before the directory's, never the other way round.
+3.  Before a section that changes several parts, ``torn`` is set, and behind it taken back.  So whoever finds it set
+    knows that Ctrl-C or an error came in between, and makes everything derived anew from the two dicts that are the
+    truth: ``cache.values`` and ``index.refs``.
+"""
+from __future__ import annotations
+
+import _thread
+import os
+import sys
+import threading
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Generic, TypeVar, cast
+
+from chest.errors import ChestError
+from chest.index import Index
+from chest.log import log
+from chest.memory.cache import ABSENT, Cache
+from chest.stats import Counts
+from chest.storage.base import Ref, Storage
+
+__all__ = ["Flight", "State", "nothing"]
+
+K = TypeVar("K", bound=Hashable)
+
+LOOK_AGAIN = 0.5  # seconds until who waits for another thread sees whether that is at it still
+_HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def nothing(key: Any) -> None:
+    """The default of ``on_miss`` and ``on_overflow``."""
+
+
+class Flight:
+    """A load, or a batch of writes, under way.  ``given`` are its keys whose values somebody was given meanwhile."""
+
+    __slots__ = ("given", "loads", "thread")
+
+    def __init__(self, loads: bool) -> None:
+        self.thread = _thread.get_ident()
+        self.loads = loads
+        self.given: set[Any] = set()
+
+    def writes_elsewhere(self) -> bool:
+        """Is it another thread that writes?"""
+        return not self.loads and self.thread != _thread.get_ident()
+
+    def under_way(self) -> bool:
+        """Is the thread still at it?  Not if Ctrl-C ended it before it could say so."""
+        frame: FrameType | None = sys._current_frames().get(self.thread)
+        while frame is not None:
+            if frame.f_code.co_filename.startswith(_HERE) and any(local is self for local in frame.f_locals.values()):
+                return True
+            frame = frame.f_back
+        return False
+
+
+class State(Generic[K]):
+    """The parts of one handle."""
+
+    def __init__(self, cache: Cache[K], index: Index[K], storage: Storage[K], available: float):
+        self.cache = cache
+        self.index = index
+        self.storage = storage
+        self.codec = storage.codec
+        self.available = available
+        self.counts = Counts(cache.access.counted)
+        self.flights: dict[K, Flight] = {}
+        self.torn = False
+        self.large: set[K] = set()  # keys in memory whose values are larger than the budget: these leave first
+        self.unnamed: list[Ref] = []  # bytes of interrupted operations, to be removed behind the next commit
+        self.is_exposed = False  # if so, no value is known to be in nobody's hands
+        self.changes: dict[int, int] = {}  # by thread, how often it added or removed a key: for its iterators
+        self.new_lock()
+
+    def new_lock(self) -> None:
+        self.lock = threading.RLock()
+        self.landed = threading.Condition(self.lock)
+        self._waiters = 0
+
+    # With the lock.
+
+    def mend(self) -> None:
+        """Where a section was interrupted: make all that is derived anew.  Called with the lock, in front of others.
+
+        A finaliser of the user's may bring a thread here from the middle of its own section: that is no interruption.
+        """
+        if self.torn and not self._in_a_section():
+            log("debug", "an operation was interrupted; what is derived is made anew")
+            mend_lock: Any = getattr(self.index.lock, "mend", None)
+            if mend_lock is not None:
+                mend_lock()
+            self.flights.clear()
+            self.unnamed += self.index.rebuild(self.cache.values)
+            refs, saved = self.index.refs, self.cache.saved
+            for key in [key for key in self.cache.values if refs.get(key) is not None and key not in saved]:
+                self.unnamed += filter(None, [self.index.set(key)])  # it was being set, or written
+            self.cache.rebuild(refs)
+            self.torn = False
+            self.landed.notify_all()
+
+    def _in_a_section(self) -> bool:
+        """Is another operation of this handle further up this thread's stack?"""
+        frame = sys._getframe(2).f_back  # that of the operation that asks is the next one below
+        asking = True
+        while frame is not None:
+            within = frame.f_code.co_filename.startswith(_HERE)
+            if within and not asking and self._is_ours(frame):
+                return True
+            asking = asking and within
+            frame = frame.f_back
+        return False
+
+    def _is_ours(self, frame: FrameType) -> bool:
+        holder = frame.f_locals.get("self")
+        return holder is self or getattr(holder, "state", None) is self
+
+    def known(self, key: K) -> bool:
+        """Is there such a key?  Only one that is not known here costs a look at what others committed."""
+        if key in self.index.refs:
+            return True
+        with self.lock:
+            self.refresh()
+            return key in self.index.refs
+
+    def keys(self) -> list[K]:
+        """The keys there are at this moment, in order."""
+        with self.lock:
+            self.mend()
+            self.refresh()
+            return list(self.index.refs)
+
+    def refresh(self) -> bool:
+        """Take over what others committed, and drop the values that they replaced.  Returns whether there was any."""
+        with self.lock:
+            before, self.torn = self.torn, True
+            try:
+                changes = self.index.refresh()
+            except (OSError, ChestError):  # nothing was taken over
+                self.torn = before
+                raise
+            if changes is None:
+                self.torn = before
+                return False
+            stale = list(changes.stale)
+            if changes.replaced:  # a name may have been free, and taken again, in between
+                stale += self._of_other_files()
+            dropped = [self.drop(key) for key in stale]
+            self.torn = before
+        del dropped
+        return True
+
+    def _of_other_files(self) -> list[K]:
+        """The keys whose values in memory are no longer those of their loose files."""
+        found: list[K] = [key for key, flight in self.flights.items() if flight.loads]
+        pending, refs = self.index.pending, self.index.refs
+        for key, (_, version) in [*self.cache.saved.items(), *((k, e[1]) for k, e in list(self.cache.left.items()))]:
+            ref = refs.get(key)
+            if isinstance(ref, str) and key not in pending and self.storage.version(ref) != version:
+                found.append(key)
+        return found
+
+    def drop(self, key: K) -> object:
+        """The value of ``key`` is another one now: what is in memory, or under way, is no longer it."""
+        self.flights.pop(key, None)
+        return self.cache.remove(key)
+
+    def newest_check(self) -> Callable[[], bool]:
+        """As the index's, for a load: in a store no name comes again, so that there it needs no round trip."""
+        return self.index.newest_check() if not self.storage.remote else lambda: True
+
+    def count_change(self) -> None:
+        """A key came or went through this thread: its iterators have to notice."""
+        ident = _thread.get_ident()
+        self.changes[ident] = self.changes.get(ident, 0) + 1
+
+    def unchanged(self) -> Callable[[], bool]:
+        """A question for later: has this thread added or removed no key since?"""
+        ident = _thread.get_ident()
+        changes, before = self.changes, self.changes.get(ident)
+        return lambda: changes.get(ident) == before
+
+    def exposed(self) -> dict[K, Any]:
+        """The values in memory, for somebody who may take from them, and change, what he likes, now and later."""
+        with self.lock:
+            self.mend()
+            self.is_exposed = True
+            for key in self.cache.values:
+                self.cache.give(key)
+            return self.cache.values
+
+    def take_off(self, flight: Flight, keys: Iterable[K]) -> None:
+        """``flight`` is that of ``keys``; one that another thread has under way for them is void from now on."""
+        self.flights.update(dict.fromkeys(keys, flight))
+
+    def land(self, flight: Flight, keys: Iterable[K]) -> None:
+        """The end of a flight, whatever became of it."""
+        flights = self.flights
+        for key in keys:
+            if flights.get(key) is flight:
+                del flights[key]
+        if self._waiters:
+            self.landed.notify_all()
+
+    @contextmanager
+    def protected(self) -> Iterator[None]:
+        """In this block bytes are written that no key names yet: a commit knows by a flight."""
+        flight = Flight(False)
+        itself = cast(K, flight)  # it stands for no key
+        try:
+            with self.lock:
+                self.take_off(flight, (itself,))
+            try:
+                yield
+            finally:
+                with self.lock:
+                    self.land(flight, (itself,))
+        except BaseException:
+            self.check_landed(flight)
+            raise
+
+    def check_landed(self, flight: Flight) -> None:
+        """An error comes through: was what had to be done behind the flight done?"""
+        if any(other is flight for other in list(self.flights.values())):
+            self.torn = True
+
+    def wait_for(self, done: Callable[[], bool], flight: Flight) -> None:
+        """Wait until another thread is through.  This lets go of the lock, even where the caller has it too."""
+        self._waiters += 1
+        try:
+            while not done():
+                if not self.landed.wait(LOOK_AGAIN) and not flight.under_way():
+                    for key in [key for key, other in self.flights.items() if other is flight]:
+                        del self.flights[key]
+                    return
+        finally:
+            self._waiters -= 1
+
+    # Without the lock.
+
+    def over(self) -> bool:
+        return self.cache.usage > self.available
+
+    def discard(self, orphan: Ref | None) -> None:
+        """Remove bytes that nothing names any more, if there are any.  Not within the lock: it takes a while."""
+        if orphan is not None:
+            self.storage.remove([orphan])
+
+    def after_fork(self) -> None:
+        """In a fork's child: new locks; nobody else loads or writes; what is pending is the parent's to save."""
+        self.new_lock()
+        self.flights.clear()
+        self.changes.clear()
+        self.cache.access.after_fork()
+        self.storage.after_fork()
+        self.index.after_fork()
+        for key in self.index.inherited:
+            if self.index.refs.get(key, "") is None and self.cache.values.get(key, ABSENT) is not ABSENT:
+                self.cache.policy.leave(key)
+                self.cache.stuck.add(key)

@@ -1,0 +1,90 @@
+"""What `Chest.update` takes in: another chest's bytes by hard link, and anything else value by value."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from chest.engine.committer import Progress
+from chest.engine.engine import Engine
+from chest.engine.loader import crowds
+from chest.errors import ChestError
+from chest.memory.cache import ABSENT
+
+__all__ = ["receive", "receive_chest"]
+
+TOGETHER = 1000  # pairs that are taken in at once; of values that are not in memory anyway, one
+
+
+def receive(engine: Engine[Any], other: Any, overwrite: bool, progress: Progress) -> None:
+    """Take every key of ``other``, a mapping or pairs, into ``engine``."""
+    for part in _parts(other, progress):
+        if not overwrite:
+            part = {key: value for key, value in part.items() if not engine.state.known(key)}
+        if len(part) > 1:
+            engine.set_many(part)
+        else:
+            for key, value in part.items():
+                engine.set(key, value)
+
+
+def _parts(other: Any, progress: Progress) -> Iterator[dict[Any, Any]]:
+    """The pairs in dicts.  What a dict or list holds is in memory anyway, and goes many at a time; of another mapping,
+    or of an iterator, each value may be large and come from afar."""
+    if isinstance(other, dict):
+        other = dict(other)  # as it is now, whatever other threads do to it
+    if isinstance(other, Mapping) or hasattr(other, "keys"):
+        keys = list(other.keys())
+        for some in crowds(progress(keys, total=len(keys)), TOGETHER if isinstance(other, dict) else 1):
+            yield {key: other[key] for key in some}
+        return
+    total = len(other) if hasattr(other, "__len__") else None
+    pairs: Iterable[Any] = progress(other, total=total)
+    for some in crowds(pairs, TOGETHER if total is not None else 1):
+        yield {key: value for key, value in some}  # noqa: C416 - an error for what is no pair
+
+
+def receive_chest(engine: Engine[Any], other: Engine[Any], overwrite: bool, progress: Progress) -> None:
+    """Take every key of another chest: by hard links where the format is the same and the system can, else by value.
+
+    The other one is saved first, so that its newest values have bytes; what cannot be saved is taken from its memory.
+    """
+    if other is engine:
+        return
+    try:
+        if other.settings.flag != "r":
+            other.save(False, False)
+    except (ChestError, OSError):
+        pass
+    linked = engine.state.codec.same_format(other.state.codec)
+    keys = other.alive().state.keys()
+    for key in progress(keys, total=len(keys)):
+        if overwrite or not engine.state.known(key):
+            if not (linked and _link(engine, other, key)):
+                value = other.get(key)
+                if value is not ABSENT:  # one that somebody deleted meanwhile is no loss
+                    engine.set(key, value)
+
+
+def _link(engine: Engine[Any], other: Engine[Any], key: Any) -> bool:
+    """Give ``key`` the bytes of the other chest's value; `False` where that cannot be and a copy has to do."""
+    theirs, mine = other.state, engine.state
+    while True:
+        with theirs.lock:
+            theirs.refresh()
+            ref, newest = theirs.index.refs.get(key), theirs.index.newest_check()
+        if ref is None or key in theirs.cache.watch:
+            return False
+        try:
+            with mine.protected():
+                made = mine.storage.link(key, theirs.storage, ref)
+                if made.ref is None:
+                    return False
+                if newest():
+                    engine.adopt(key, made.ref, made.version)
+                    return True
+                mine.storage.remove([made.ref])  # the name may have been another file's by then
+        except FileNotFoundError:
+            if newest():
+                return False
+        except (OSError, ChestError):  # what is wrong with their file, who loads it is told
+            return False

@@ -1,0 +1,148 @@
+"""Names of loose files: a key's plain name, and the next name that is free.
+
+A name is relative to the chest's directory, its parts joined by ``/`` on every platform.
+"""
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Hashable, Iterable
+from typing import Callable, Generic, TypeVar, Union
+
+from chest.errors import raised_by_signal
+
+__all__ = ["Names", "Ref", "inside", "key_to_filename", "usable_part"]
+
+K = TypeVar("K", bound=Hashable)
+
+Ref = Union[str, int]  # where a value lies: the name of a loose file, or a record of a pack
+
+LONGEST = 240  # bytes of one part: file systems allow 255, and a `~n` may follow
+DEEPEST = 1000  # characters of a whole name: systems allow paths of about 4,000 bytes
+_DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$",
+            *(port + digit for port in ("com", "lpt") for digit in "0123456789")}  # Windows keeps these for itself
+
+
+def key_to_filename(key: object) -> str:
+    """The plain file name of ``key``, relative to a chest's directory.
+
+    A string that is an identifier is its own name, a tuple is a path of its parts, and anything else is the md5 of
+    its text.  Two keys may share a plain name; a chest gives the second one the next free name (``x~1``).
+    Cost: O(length of the key's text).
+
+    >>> key_to_filename('x')
+    'x'
+    >>> key_to_filename(('a', 'b', 'c'))
+    '_a/_b/c'
+    >>> key_to_filename('1/2')
+    '975ca8804565c1a569450d61090b2743'
+    """
+    if isinstance(key, tuple) and key:
+        *folders, last = map(key_to_filename, key)
+        return "".join(f"_{folder}/" for folder in folders) + last
+    if isinstance(key, str) and key.isascii() and key.isidentifier() and usable_part(key):
+        return key
+    return digest(key)
+
+
+def digest(key: object) -> str:
+    """The md5 of the text of ``key``: a name for what has no name of its own.
+
+    Python makes no text of an integer of more than 4,300 digits, and a class may refuse to: the hash has to do then.
+    """
+    import hashlib
+
+    try:
+        text = repr(key) if type(key) is bytes else str(key)  # under ``-bb`` bytes have no `str`
+    except Exception as error:
+        if isinstance(error, MemoryError) or raised_by_signal(error):
+            raise
+        text = f"{type(key).__qualname__} {hash(key)}"
+    return hashlib.md5(text.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()
+
+
+def usable_part(part: str) -> bool:
+    """Can ``part`` name a file or folder on every platform, with room for a ``~n`` behind it?"""
+    try:
+        size = len(part.encode("utf-8"))
+    except UnicodeEncodeError:
+        return False
+    return 0 < size <= LONGEST and part.lower() not in _DEVICES
+
+
+def inside(name: object) -> bool:
+    """Does ``name`` stay inside the chest's directory, and out of what chest keeps there for itself?
+
+    >>> inside('_a/b'), inside('../b'), inside('/etc/passwd'), inside('.keys')
+    (True, False, False, False)
+    """
+    if not isinstance(name, str) or "\0" in name or (os.name == "nt" and ("\\" in name or ":" in name)):
+        return False
+    return all(part and not part.startswith(".") for part in name.split("/"))
+
+
+class Names(Generic[K]):
+    """Which names of loose files are taken, and which is next for a key.
+
+    A name is taken while an index gives it to a key, while a commit that would free it is pending, and while it is
+    reserved; also if somebody removed its file, as the key would then show another key's value.  The set of them is
+    made when the first one is asked for: opening a chest does not pay for it.  ``source`` (the index sets it) gives all
+    refs that there are.
+    """
+
+    def __init__(self, plain: Callable[[K], str] = key_to_filename):
+        self._plain = plain
+        self.source: Callable[[], Iterable[Ref | None]] = list
+        self.noted: set[str] = set()  # names that came since; all that are taken, once `_complete`
+        self.reserved: dict[K, str] = {}
+        self._complete = False
+
+    @property
+    def taken(self) -> set[str]:
+        """All names that are taken.  Cost: O(keys) when it is asked for first, or after `renew`."""
+        if not self._complete:
+            self.noted.update(ref for ref in self.source() if type(ref) is str)
+            self.noted.update(self.reserved.values())
+            self._complete = True  # last, as another thread may ask meanwhile
+        return self.noted
+
+    def renew(self) -> None:
+        """Find out anew which names are taken, when somebody asks again."""
+        self._complete = False
+        self.noted.clear()
+
+    def plain(self, key: K) -> str:
+        """What the user's ``key_to_filename`` makes of ``key``, or the md5 name where that will not do."""
+        name = self._plain(key)
+        if self._plain is key_to_filename and "/" not in name:
+            return name
+        if inside(name) and len(name) <= DEEPEST and all(map(usable_part, name.split("/"))):
+            return name
+        return digest(key)
+
+    def next_free(self, key: K, usable: Callable[[str, bool], bool]) -> str:
+        """The plain name of ``key`` if it is usable, else the first of ``name~1``, ``name~2``, … that is.
+
+        ``usable(path, last)`` says whether a leading part of the path can be a folder, or the whole path the file.
+        The ``~n`` goes on the first part that cannot be used.
+        """
+        taken, path = self.taken, ""
+        parts = self.plain(key).split("/")
+        for depth, part in enumerate(parts, 1):
+            folder, last = path and path + "/", depth == len(parts)
+            for n in itertools.count():
+                path = f"{folder}{part}~{n}" if n else folder + part
+                if not (last and path in taken) and usable(path, last):
+                    break
+        return path
+
+    def reserve(self, key: K, name: str) -> None:
+        """Keep ``name`` for ``key`` until the key's value is written or the key is deleted."""
+        self.release(key)
+        self.reserved[key] = name
+        self.noted.add(name)
+
+    def release(self, key: K) -> None:
+        """Give up what was reserved for ``key``, if anything was."""
+        if key in self.reserved:
+            self.noted.discard(self.reserved.pop(key))

@@ -1,0 +1,259 @@
+"""The bytes of ``.keys``, format 2, and how decay is told from a commit that never ended::
+
+    list    a pickle of pairs (key, ref) whose first opcodes say "chest-keys 2 <version>"
+    footer  magic (8 bytes), length of the list (8), CRC-32 of the list (4), CRC-32 of these fields (4)
+    record  a commit that was appended, none or many of them:
+            magic (4), length of the body (8), CRC-32 of the body (4), CRC-32 of these fields (4)
+            body: a pickle of the pairs that changed, a ref of None for a key that was deleted
+            trailer (8)
+
+A record is torn where its writer died or the power failed: the file ends before the trailer does, or has zeros where
+bytes were not on the disk yet, and nothing whole follows.  It was never committed.  All else is damage.  A single
+flipped bit cannot make a whole record look torn, as it leaves the trailer, or puts no zero into it: each of its bytes
+has two bits set or more.
+"""
+from __future__ import annotations
+
+import errno
+import io
+import os
+import pickle
+import struct
+import zlib
+from collections.abc import Hashable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Callable, Optional
+
+from chest._version import __version__
+from chest.errors import ChestError, DamagedError, DumpError, LoadError, explain_os, raised_by_signal
+from chest.index.filenames import Ref
+
+if TYPE_CHECKING:
+    from chest.serialize.codec import Codec
+
+__all__ = ["Pairs", "Parser", "Refs", "record", "records", "refusal", "whole_list", "written_by"]
+
+Pairs = list[tuple[Any, Optional[Ref]]]  # a ref of None says that the key was deleted
+Refs = dict[Any, Optional[Ref]]
+
+FORMAT = 2
+END_OF_LIST = b"\xc5\xe7keys\xb9\x93"
+_BEGIN = b"\x80\x05C"  # PROTO 5, SHORT_BINBYTES: a pickle that begins by pushing, and popping, what we say of it
+_MAGIC = b"+chs"
+_TRAILER = b"\xd3\xa6end\x95\xb3\xcb"
+_FOOTER = struct.Struct("<8sQI")
+_HEAD = struct.Struct("<4sQI")
+_CRC = struct.Struct("<I")
+_ATOMS = {str, int, float, bytes, bool, type(None)}
+
+
+# Writing.
+
+
+def dumped(pairs: Pairs) -> bytes:
+    """The pickle of ``pairs``.  `DumpError` if a key cannot be pickled."""
+    stream = io.BytesIO()
+    pickler = pickle.Pickler(stream, 5)
+    if {type(ref) for _, ref in pairs} <= {int} and {type(key) for key, _ in pairs} <= _ATOMS:
+        pickler.fast = True  # nothing is shared: without the memo it takes a fifth of the time
+    try:
+        pickler.dump(pairs)
+    except Exception as error:
+        if isinstance(error, MemoryError) or raised_by_signal(error):
+            raise
+        raise DumpError(f"a key cannot be pickled ({type(error).__name__}: {error})") from error
+    return stream.getvalue()
+
+
+def refusal(key: Hashable) -> Exception | None:
+    """Why ``key`` cannot be pickled; `None` if it can."""
+    try:
+        dumped([(key, 0)])
+    except DumpError as error:
+        cause = error.__cause__
+        return cause if isinstance(cause, Exception) else error
+    return None
+
+
+def _sealed(fields: bytes) -> bytes:
+    return fields + _CRC.pack(zlib.crc32(fields))
+
+
+def whole_list(pairs: Pairs, mark: bytes = b"") -> bytes:
+    """The list and its footer; with a ``mark`` of up to 255 bytes, which unpickling skips, in front of the pairs."""
+    pushed = [f"chest-keys {FORMAT} {__version__}".encode(), *([mark] if mark else [])]
+    head = b"".join(pickle.SHORT_BINBYTES + bytes([len(one)]) + one + pickle.POP for one in pushed)
+    pickled = dumped(pairs)
+    data = pickled[:2] + head + pickled[2:]
+    return data + _sealed(_FOOTER.pack(END_OF_LIST, len(data), zlib.crc32(data)))
+
+
+def record(changes: Pairs) -> tuple[bytes, bytes]:
+    """One commit's changes as they are appended, and the trailer that ends them."""
+    body = dumped(changes)
+    return _sealed(_HEAD.pack(_MAGIC, len(body), zlib.crc32(body))) + body, _TRAILER
+
+
+# Reading.
+
+
+def written_by(data: bytes) -> tuple[int, str] | None:
+    """The format and version of chest that wrote a list beginning with ``data``; `None` for anyone else's."""
+    text = data[4 : 4 + data[3]] if len(data) > 3 and data.startswith(_BEGIN) else b""
+    words = text.decode("ascii", "replace").split()
+    if len(words) == 3 and words[0] == "chest-keys" and words[1].isdigit():
+        return int(words[1]), words[2]
+    return None
+
+
+def list_end(data: bytes) -> tuple[int, int]:
+    """Where the list ends, and where its footer does.  `DamagedError` unless the footer confirms the list."""
+    end = data.find(END_OF_LIST)
+    while end >= 0:
+        behind = end + _FOOTER.size + _CRC.size
+        if data[end:behind] == _sealed(_FOOTER.pack(END_OF_LIST, end, zlib.crc32(memoryview(data)[:end]))):
+            return end, behind
+        end = data.find(END_OF_LIST, end + 1)  # the magic may stand in a key, too
+    raise DamagedError("the checksum of the list is wrong")
+
+
+def records(data: bytes) -> tuple[list[bytes], int]:
+    """The bodies of the whole records in ``data``, and where they end.  `DamagedError` unless the rest is torn."""
+    bodies: list[bytes] = []
+    start = 0
+    while start < len(data):
+        behind = start + _HEAD.size + _CRC.size
+        head = data[start:behind]
+        found, written, rest = head[: len(_MAGIC)], _MAGIC, start
+        if len(head) == behind - start and head == _sealed(head[: _HEAD.size]):
+            magic, length, checksum = _HEAD.unpack_from(head)
+            body, trailer = data[behind : behind + length], data[behind + length : behind + length + len(_TRAILER)]
+            if magic == _MAGIC and trailer == _TRAILER and zlib.crc32(body) == checksum:
+                bodies.append(body)
+                start = behind + length + len(_TRAILER)
+                continue
+            found, written, rest = trailer, _TRAILER, behind + length
+        torn = all(byte in (0, right) for byte, right in zip(found, written))
+        if not torn or data.find(_TRAILER, rest) >= 0:
+            raise DamagedError(f"the commit at byte {start} behind the list is damaged")
+        break
+    return bodies, start
+
+
+class Parser:
+    """Makes pairs of the bytes of the index at ``path``, which was written as ``codec`` says, or as chest does."""
+
+    def __init__(self, path: str, codec: Codec):
+        self._path = path
+        self._codec = codec
+
+    def whole(self, data: bytes, load: Callable[[], Any]) -> tuple[Refs, int, int]:
+        """All pairs; where the list and its footer end, 0 if others wrote it; and where the whole records do.
+
+        ``load`` reads with the user's settings what chest did not write.
+        """
+        writer = written_by(data[:260])
+        if writer is None:
+            return self._foreign(data, load), 0, 0
+        if writer[0] != FORMAT:
+            raise ChestError(f"{self._path} was written by chest {writer[1]} in format {writer[0]}, which this one "
+                             f"({__version__}) does not know; upgrade chest to open it")
+        stop, end = list_end(data)
+        refs = checked(self._unpickled(data[:stop]))
+        changes, length = self.changes(data[end:])
+        for key, ref in changes:
+            if ref is None:
+                refs.pop(key, None)
+            else:
+                refs[key] = ref
+        return refs, end, end + length
+
+    def changes(self, data: bytes) -> tuple[Pairs, int]:
+        """What the whole records in ``data`` say, and where they end."""
+        bodies, end = records(data)
+        changes = [pair for body in bodies for pair in self._unpickled(body)]
+        checked(changes, {str, int, type(None)})
+        return changes, end
+
+    def _unpickled(self, data: bytes) -> Any:
+        """What is pickled in ``data``.  Ordinary keys need no class: only where one is named does trust matter."""
+        from chest.serialize import restricted
+
+        stream = io.BytesIO(data)
+        try:
+            found = restricted.plain_load(stream, bounded=not self._codec.trusted)
+        except LoadError:
+            if not self._codec.trusted:
+                return restricted.loads(data)
+            stream.seek(0)
+            found = pickle.load(stream)
+        if stream.tell() != len(data):
+            raise DamagedError("something stands behind the end of the list")
+        return found
+
+    def _foreign(self, data: bytes, load: Callable[[], Any]) -> Refs:
+        """The list as the user's ``load`` gives it, or else as a pickle: 0.2.3's, or of a chest with other settings."""
+        if END_OF_LIST in data:
+            raise DamagedError("the first bytes of the list are not those that chest wrote")
+        if self._codec.native:
+            return checked(read_anew(self._unpickled(data)))
+        try:
+            return checked(read_anew(load()))
+        except Exception as error:
+            if isinstance(error, MemoryError) or raised_by_signal(error):
+                raise
+            try:
+                return checked(read_anew(self._unpickled(data)))
+            except Exception:
+                raise error from None
+
+    def keeps(self, pairs: Pairs, dump_and_load: Callable[[Pairs], Any]) -> bool:
+        """Do the user's settings write, and give back, these pairs: the same keys of the same types?"""
+        try:
+            return alike(read_anew(dump_and_load(pairs)), pairs)
+        except Exception as error:
+            if isinstance(error, (OSError, MemoryError)) or raised_by_signal(error):
+                raise
+            return False
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """What goes wrong in reading the index comes out as a `LoadError`, or `OSError`, that names it."""
+        try:
+            yield
+        except Exception as error:
+            if type(error) is ChestError or isinstance(error, MemoryError) or raised_by_signal(error):
+                raise
+            if isinstance(error, OSError) and error.errno is not None:
+                link = "; it is a link, which is not followed" if error.errno == errno.ELOOP else ""
+                raise explain_os(error, f"read the index{link}", self._path) from error
+            told = str(error) if isinstance(error, LoadError) else f"{type(error).__name__}: {error}"
+            raise (DamagedError if isinstance(error, DamagedError) else LoadError)(
+                f"the index {self._path} cannot be read ({told}); nothing was changed. Open the chest with the dump, "
+                f"load, open and mode that it was written with, or put the file back from a copy") from error
+
+
+def checked(pairs: Iterable[tuple[Any, Any]], kinds: Iterable[type] = (str, int)) -> Refs:
+    """``pairs`` as a dict.  Names are looked at when they are used; here only that they are names, or records."""
+    refs = dict(pairs)
+    if not set(map(type, refs.values())).issubset(kinds):
+        raise LoadError("it does not map keys to files")
+    return refs
+
+
+def read_anew(pairs: Any) -> Pairs:
+    """Pairs that others wrote: json makes lists of tuples, 0.2.3 wrote the system's own separators."""
+    return [(hashable(key), ref.replace(os.sep, "/") if isinstance(ref, str) else ref) for key, ref in
+            (pairs.items() if isinstance(pairs, dict) else pairs)]
+
+
+def hashable(key: Any) -> Hashable:
+    """``key`` with its lists read as tuples: json knows no others."""
+    return tuple(map(hashable, key)) if type(key) in (list, tuple) else key
+
+
+def alike(a: Any, b: Any) -> bool:
+    """Equal, and of equal types all the way down: ``1`` is not ``True``, nor ``'1'``."""
+    if isinstance(a, (tuple, list)) and type(a) is type(b):
+        return len(a) == len(b) and all(map(alike, a, b))
+    return type(a) is type(b) and bool(a == b)

@@ -1,0 +1,123 @@
+"""What a hit touches: the values that may be handed out at once, the log of accesses, and a counter.
+
+A hit must cost next to nothing, so it takes no lock and makes one call: it notes its key in the log, steps the counter,
+and takes the value from ``given``.  All else is found out later, under the chest's lock, by whoever needs it.
+
+``given`` has the values that somebody was given since they were last found to be as their bytes on disk are.  Whoever
+wants to compare a value, or let it leave, first takes it out of ``given``: from then on who asks for it has to ask the
+engine, and so is noticed.
+"""
+from __future__ import annotations
+
+import _thread
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
+from itertools import count
+from typing import Any, Generic, TypeVar
+
+__all__ = ["Access"]
+
+K = TypeVar("K", bound=Hashable)
+
+LOGGED = 4096  # accesses that the log remembers; the policy can do without the older ones
+_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
+
+
+class Access(Generic[K]):
+    """The log and the counter of hits, and for each thread the key whose value it was given last.
+
+    While the process has one thread, the log's last entry says that; from the moment that there are more, each access
+    notes its thread.  Thread safety: `used` and the counter may be called without a lock, all else with it.
+    """
+
+    def __init__(self) -> None:
+        self.given: dict[K, Any] = {}
+        self.hits: Iterator[int] = count()
+        self._looks = 0
+        self.log: deque[K] = deque(maxlen=LOGGED)
+        self._only: tuple[K, ...] = ()  # the key given last, while there is one thread
+        self._last: dict[int, K] = {}  # and for each thread, when there are more
+        self._unknown: set[K] = set()  # given before threads were told apart ...
+        self._waiting: set[int] = set()  # ... to one of these threads, as far as they have not asked since
+        self.used: Callable[[K], object] = self.log.append
+        self._single = _GIL and hasattr(_thread, "_count")
+        if not self._single:
+            self.used = self._used_by_thread
+
+    def _used_by_thread(self, key: K) -> None:
+        self._last[_thread.get_ident()] = key
+        self.log.append(key)
+
+    def asked(self, key: K) -> None:
+        """This thread is given the value of ``key`` now, by way of the engine; hits up to now must have been taken."""
+        if self._single:
+            self._only = (key,)
+            if not _thread._count():
+                return
+            self._tell_threads_apart()
+        self._last[_thread.get_ident()] = key
+
+    def _tell_threads_apart(self) -> None:
+        """What was given by way of the engine was given to the main thread; a hit since then may be anybody's."""
+        self.used = self._used_by_thread
+        self._single = False
+        for key in self._only:
+            self._last[threading.main_thread().ident or 0] = key
+        self._unknown = set(self.log)
+        self._waiting = set(sys._current_frames())
+
+    def take(self) -> list[K]:
+        """The keys of the hits since the last call, in order; the log is empty then."""
+        log, keys = self.log, []
+        for _ in range(len(log)):
+            keys.append(log.popleft())
+        self._only = tuple(keys[-1:])
+        return keys
+
+    def pinned(self) -> set[K]:
+        """The keys whose values threads were given last: these stay in memory.  Cost: O(threads)."""
+        if self._single:
+            return {self.log[-1]} if self.log else set(self._only)
+        if len(self._last) > 1 or self._unknown:
+            alive = sys._current_frames().keys()
+            for ident in self._last.keys() - alive:
+                self._last.pop(ident, None)
+            self._waiting &= alive - self._last.keys()
+            if not self._waiting:
+                self._unknown = set()
+        return self._unknown.union(self._last.values())
+
+    def late(self) -> set[K]:
+        """As `pinned`, of those threads that may have had a hit since the log was taken."""
+        if self._single:
+            return set(self.log)
+        return self.pinned()
+
+    def last(self) -> tuple[K, ...]:
+        """The key whose value this thread was given last, if there is one; hits up to now must have been taken."""
+        ident = _thread.get_ident()
+        return self._only if self._single else (self._last[ident],) if ident in self._last else ()
+
+    def release(self) -> None:
+        """This thread is through with the value that it was given last."""
+        self._only = ()
+        self._last.pop(_thread.get_ident(), None)
+
+    def counted(self) -> int:
+        """The number of hits up to now."""
+        hits = next(self.hits) - self._looks  # to look at the counter is to step it
+        self._looks += 1
+        return hits
+
+    def clear(self) -> None:
+        self.given.clear()
+        self.log.clear()
+        self._last.clear()
+        self._only, self._unknown = (), set()
+
+    def after_fork(self) -> None:
+        """In the child there is one thread, with another identity perhaps."""
+        self._last = {threading.get_ident(): key for key in self._last.values()} if len(self._last) == 1 else {}
+        self._waiting = set()

@@ -1,0 +1,353 @@
+"""What is in memory: the values, the bytes that they take, and those that left but that the program still refers to.
+
+Thread safety: none.  The caller has the chest's lock.  Nothing here reads or writes a file.
+
+``values`` is the truth.  All else is derived: from the values and from where they lie, `rebuild` makes it anew,
+whatever Ctrl-C or a failing callback left half done.
+"""
+from __future__ import annotations
+
+import weakref
+from collections.abc import Hashable, Iterable
+from itertools import islice
+from typing import Any, Generic, TypeVar
+
+from chest.memory.access import Access
+from chest.memory.changes import COUNTED, base_of, referenced
+from chest.memory.policy import Policy
+from chest.memory.sizeof import nbytes
+from chest.serialize.compare import can_change
+
+__all__ = ["ABSENT", "UNKNOWN", "Cache", "Saved", "budget", "memory_of"]
+
+K = TypeVar("K", bound=Hashable)
+
+ABSENT: Any = object()  # stands for "no value", where None may be one
+
+# What tells that a value is still as its bytes are: their stamp, and the version of the loose file that they are in.
+Saved = tuple[Any, int]
+UNKNOWN: Saved = (None, 0)
+
+
+def budget(amount: float | str) -> float:
+    """``amount`` in bytes: a number, a text with a unit, or a share of the machine's memory (of its cgroup, if less).
+
+    >>> budget("2 GB"), budget("1.5 KiB"), budget(1e9), budget("50%") > 0
+    (2000000000.0, 1536.0, 1000000000.0, True)
+    """
+    if isinstance(amount, str):
+        import re
+
+        match = re.match(r"\s*(\d+\.?\d*|\d*\.\d+)\s*(%|([kmgt]?)(i?)b?)\s*\Z", amount, re.IGNORECASE)
+        if match and match[2] == "%":
+            return float(match[1]) / 100 * _machine_memory()
+        if match and (match[3] or not match[4]):
+            return float(match[1]) * float(1024 if match[4] else 1000) ** " kmgt".index(match[3].lower() or " ")
+    elif hasattr(amount, "__float__") and float(amount) >= 0:
+        return float(amount)
+    raise ValueError(f"available_memory is a number of bytes, or a text such as '2 GB', '500 MiB' or '50%', "
+                     f"not {amount!r}")
+
+
+def _machine_memory() -> int:
+    """Bytes of memory that this process may use at most, as far as the system says."""
+    import os
+
+    try:
+        found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        raise ValueError("this system does not say how much memory it has; give available_memory in bytes") from None
+    for limit in _limits():
+        try:
+            with open(limit, encoding="ascii") as file:
+                found = min(found, int(file.read()))
+        except (OSError, ValueError):  # there is none, or it is "max"
+            pass
+    return found
+
+
+def _limits() -> list[str]:
+    """The files that may limit this process's memory: those of its cgroup, and of the ones above."""
+    files = ["/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory.max"]
+    try:
+        with open("/proc/self/cgroup", encoding="utf-8") as file:
+            groups = [line.rstrip("\n").split(":", 2)[1:] for line in file]
+    except OSError:
+        return files
+    for controllers, group in groups:
+        known = {"": ("", "memory.max"), "memory": ("/memory", "memory.limit_in_bytes")}
+        place, name = known.get(controllers, ("", ""))
+        while name and len(group) > 1:
+            files.append(f"/sys/fs/cgroup{place}{group}/{name}")
+            group = group.rpartition("/")[0]
+    return files
+
+
+def at_least(size: int, length: int) -> int:
+    """``size`` bytes, as `nbytes` says of a value that serialises to ``length``; but where that is far more, as of
+    types that keep what they hold out of sight, a value takes no less memory than its bytes are long."""
+    return size if length <= 2 * size else length
+
+
+def memory_of(value: Any, length: int) -> int:
+    """The bytes that ``value`` takes in memory, as far as anyone can tell."""
+    return at_least(nbytes(value), length)
+
+
+class _Reference(weakref.ref):  # type: ignore[type-arg]
+    """A weak reference to a value that left memory, or to the array that it is a view of; it knows the value's key."""
+
+    __slots__ = ("key", "view")
+    key: Any
+    view: _View | None
+
+
+class _View:
+    """An array that left memory, as a view of its base: while that is there, a change of it is one of the array."""
+
+    __slots__ = ("layout", "value", "writeable")
+
+    def __init__(self, value: Any, base: Any):
+        self.value = weakref.ref(value)
+        self.writeable = value.flags.writeable
+        begin = value.__array_interface__["data"][0] - base.__array_interface__["data"][0]
+        self.layout = value.shape, value.dtype, begin, value.strides
+
+    def of(self, base: Any) -> Any:
+        """The array; the same object as before, if that is still there."""
+        value = self.value()
+        if value is None:
+            shape, dtype, begin, strides = self.layout
+            value = type(base)(shape, dtype, base if base.flags.c_contiguous else base.T, begin, strides)
+            if not self.writeable:
+                value.flags.writeable = False
+            self.value = weakref.ref(value)
+        return value
+
+
+class Cache(Generic[K]):
+    """The values in memory, which of them may have been changed in place, and which leaves next.
+
+    ``watch`` has the keys whose values are on disk too, but may have been changed since they were found to be as their
+    bytes are; ``saved`` tells for values on disk what these bytes were.  ``stuck`` are those that cannot be written:
+    they are not in the policy's order, lest they stand in the others' way.
+
+    ``left`` has values that left memory and that the program still refers to, so that the next read gives the same
+    object and a commit looks at it: by weak reference, or, where a type has none (lists, dicts, sets), by a plain one
+    for as long as the reference counts say that the program has it too, and so keeps its memory anyway.
+    """
+
+    def __init__(self, policy: Policy[K], writeback: bool):
+        self.policy = policy
+        self.writeback = writeback
+        self.access: Access[K] = Access()
+        self.given = self.access.given
+        self.values: dict[K, Any] = {}
+        self.sizes: dict[K, int] = {}
+        self.usage = 0
+        self.saved: dict[K, Saved] = {}
+        self.watch: dict[K, None] = {}
+        self.stuck: set[K] = set()
+        self.left: dict[K, Any] = {}
+        self.kept: dict[K, None] = {}  # keys of the plain references there, those looked at longest ago first
+
+    def put(self, key: K, value: Any, size: int, saved: Saved | None) -> None:
+        """The value of ``key`` is ``value``, of ``size`` bytes; ``saved`` if it is on disk, else it is dirty."""
+        if self.stuck:
+            self.stuck.discard(key)
+        self.usage += size - self.sizes.get(key, 0)
+        self.sizes[key] = size
+        if saved is None:
+            self.given[key] = self.values[key] = value
+            if key in self.saved:
+                del self.saved[key]
+                self.watch.pop(key, None)
+        else:
+            self.saved[key] = saved
+            if self.writeback and can_change(value):
+                self.watch[key] = None
+            self.given[key] = self.values[key] = value
+        if self.left and key in self.left:
+            del self.left[key]
+        self.policy.put(key, size, saved is None)
+
+    def give(self, key: K) -> Any:
+        """The value in memory of ``key``, noted as handed out."""
+        if key not in self.watch:
+            self.look_at(key)
+        value = self.given[key] = self.values[key]
+        return value
+
+    def look_at(self, key: K) -> None:
+        """The value of ``key`` may be changed in place from now on."""
+        if self.writeback and key in self.saved and can_change(self.values[key]):
+            self.watch[key] = None
+
+    def wrote(self, key: K, saved: Saved, length: int = 0, changed: bool = False) -> None:
+        """The value of ``key`` is on disk now, ``length`` bytes; ``changed``: it had been changed in place."""
+        if key not in self.values:
+            if key in self.left:
+                self.left[key] = self.left[key][0], saved
+            return
+        self.saved[key] = saved
+        size = self.sizes[key]
+        most = memory_of(self.values[key], length) if changed else at_least(size, length)
+        if most != size:
+            self.sizes[key] = most
+            self.usage += most - size
+            self.policy.resize(key, most)
+        self.policy.saved(key)
+
+    def take_hits(self) -> None:
+        """Tell the policy of the hits up to now."""
+        if self.access.log:
+            self.policy.used(self.access.take())
+
+    # Out.
+
+    def remove(self, key: K) -> Any:
+        """``key`` has another value now, or none: nothing of this one is kept.  Returns it, so that a finaliser of the
+        user's, which may use the chest, runs when the caller is through."""
+        gone = self.values.pop(key, ABSENT), self.left.pop(key, None)
+        self.given.pop(key, None)
+        self.watch.pop(key, None)
+        self.saved.pop(key, None)
+        self.stuck.discard(key)
+        self.usage -= self.sizes.pop(key, 0)
+        self.policy.leave(key)
+        return gone
+
+    def evict(self, key: K, saved: Saved, held: bool) -> None:
+        """The value of ``key``, which is saved, leaves memory; ``held`` if the program may still refer to it."""
+        if held:  # first, lest Ctrl-C comes in between, and a change of what the program holds is not seen
+            self.leave(key, self.values[key], saved)
+        del self.values[key]
+        if key in self.saved:
+            del self.saved[key]
+            self.watch.pop(key, None)
+        self.usage -= self.sizes.pop(key)
+        self.policy.leave(key)
+
+    # Values that left, and that the program still refers to.
+
+    def leave(self, key: K, value: Any, saved: Saved) -> None:
+        """Remember a value outside of memory for as long as somebody else refers to it."""
+        if type(value).__weakrefoffset__ if COUNTED else _weakly(value):
+            base = base_of(value)
+            reference = _Reference(value if base is None else base, self._died)
+            reference.key, reference.view = key, None if base is None else _View(value, base)
+            self.left[key] = reference, saved
+        elif COUNTED and can_change(value):
+            self.keep(key, value, saved)
+
+    def keep(self, key: K, value: Any, saved: Saved) -> None:
+        """As `leave`, by a plain reference."""
+        self.left[key] = value, saved
+        self.kept[key] = None
+
+    def _died(self, reference: _Reference) -> None:
+        found = self.left.get(reference.key)
+        if found is not None and found[0] is reference:
+            self.left.pop(reference.key, None)
+
+    def find(self, key: K) -> tuple[Any, Saved]:
+        """The value of ``key`` that left memory and that the program still refers to; `ABSENT` if there is none."""
+        found = self.left.get(key)
+        if found is None:
+            return ABSENT, UNKNOWN
+        value, saved = found
+        if type(value) is _Reference:
+            view, value = value.view, value()
+            if value is None:
+                return ABSENT, UNKNOWN
+            if view is not None:
+                value = view.of(value)
+        return value, saved
+
+    def departed(self) -> list[tuple[K, Any, Saved]]:
+        """All values that left and that may have been changed since.  Cost: O(their number)."""
+        if not (self.left and self.writeback):
+            return []
+        found = [(key, *self.find(key)) for key in list(self.left)]
+        return [entry for entry in found if entry[1] is not ABSENT and can_change(entry[1])]
+
+    def strays(self, most: int) -> list[K]:
+        """Of up to ``most`` values that are kept by a plain reference, the keys of those to which nobody else refers
+        any more: they can go when they were compared."""
+        found = []
+        for key in list(islice(self.kept, most)):
+            del self.kept[key]
+            value = self.left.get(key, (None,))[0]
+            if not can_change(value):
+                self.left.pop(key, None)
+            elif type(value) is not _Reference:
+                self.kept[key] = None
+                if not referenced([value], 2)[0]:  # besides, by `left`, and by a name here
+                    found.append(key)
+        return found
+
+    def let_go(self, keys: Iterable[K], holders: int) -> list[Any]:
+        """Those of ``keys``, just found to be as their bytes are, go to which nobody but so many ``holders`` refers."""
+        gone = []
+        for key in keys:
+            found = self.left.get(key)
+            if found is not None and type(found[0]) is not _Reference and not referenced([found[0]], holders)[0]:
+                gone.append(self.left.pop(key))
+        return gone
+
+    # The whole.
+
+    def clear(self) -> list[Any]:
+        """Empty memory.  Returns what was there, so that finalisers of the user's run when the caller is through."""
+        kept = [*self.values.values(), *self.left.values()]
+        for part in (self.values, self.sizes, self.saved, self.watch, self.stuck, self.left, self.kept):
+            part.clear()
+        self.access.clear()
+        self.usage = 0
+        self.policy.clear()
+        return kept
+
+    def rebuild(self, refs: dict[K, Any]) -> None:
+        """Make all that is derived agree with ``values`` and ``refs``, and suspect every value of being changed.
+
+        A value without a key in ``refs`` was being set, or deleted: it goes.
+        """
+        for key in [key for key in self.values if key not in refs]:
+            del self.values[key]
+        self.given.clear()
+        self.saved = {key: self.saved.get(key, UNKNOWN) for key in self.values if refs[key] is not None}
+        self.watch = dict.fromkeys(self.saved)
+        self.left = {key: found for key, found in list(self.left.items()) if refs.get(key) is not None
+                     and key not in self.values}
+        self.sizes = {key: nbytes(value) for key, value in self.values.items()}
+        self.usage = sum(self.sizes.values())
+        self.stuck &= self.values.keys()
+        self.policy.clear()
+        for key, size in self.sizes.items():
+            if key not in self.stuck:
+                self.policy.put(key, size, key not in self.saved)
+
+    def _check(self) -> None:
+        """Verify every invariant, and print the state where one does not hold; for tests."""
+        try:
+            assert self.given.keys() <= self.values.keys(), "a value is given that is not in memory"
+            assert all(self.given[key] is self.values[key] for key in self.given), "another value is given"
+            assert self.sizes.keys() == self.values.keys(), "values and sizes differ"
+            assert self.usage == sum(self.sizes.values()), "the sum of the sizes is wrong"
+            assert self.saved.keys() <= self.values.keys(), "saved, and not in memory"
+            assert self.watch.keys() <= self.saved.keys(), "watched, and dirty or not in memory"
+            assert not self.left.keys() & self.values.keys(), "left memory, and is in it"
+            assert not any(key in self.policy for key in self.stuck), "stuck, and in the order"
+            assert all(key in self.policy or key in self.stuck for key in self.values), "not in the order"
+            self.policy._check()
+        except AssertionError:
+            print({name: value for name, value in vars(self).items() if name not in ("values", "policy")})
+            raise
+
+
+def _weakly(value: Any) -> bool:
+    try:
+        weakref.ref(value)
+    except TypeError:
+        return False
+    return True

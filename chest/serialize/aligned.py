@@ -1,0 +1,290 @@
+"""The format of a value file: a pickle whose arrays are written, read and mapped at the speed of memory.
+
+A file is an ordinary pickle of protocol 5 with its arrays in line; `pickle.load(open(name, 'rb'))` reads it anywhere.
+Two things are added where no unpickler looks.  Before the bytes of an array stand opcodes that cancel out (a short
+bytes object is pushed and popped), as many as bring these bytes to a multiple of 64 in the file.  Behind the final STOP
+stands a note that says where the arrays are, and has checksums.  With it a reader hands the unpickler the same opcodes
+with each array replaced by NEXT_BUFFER (PEP 574), and the array itself as memory of its own or as a part of a map of
+the file.  A record of a pack is the same without the note: its checksum stands in its ref.
+
+Where the arrays are is learnt without parsing: a `buffer_callback` that returns true leaves a buffer in line, and the
+object that is pickled into then sees its bytes as a write of their own, which follows the write of their header.
+"""
+from __future__ import annotations
+
+import os
+import pickle
+import struct
+import sys
+from collections.abc import Sequence
+from typing import Any, Callable, NamedTuple, Optional, Union
+from zlib import crc32
+
+from chest.errors import DamagedError
+
+from .pagemap import in_read_only_map
+
+MARK = b"\x80\x05C\x05chest0"
+"""The opcodes at the start of each value: PROTO 5, then a short bytes object "chest" pushed and popped."""
+LEAST = 64 * 1024  # bytes; from this size on the C pickler writes a buffer by itself, and a value has no hash
+
+_ALIGNMENT = 64
+_GATHERED = 8 * 1024 * 1024  # bytes of opcodes held before they are passed on
+_BLOCK = 1024 * 1024  # bytes copied or read at a time
+_TAIL = 512  # bytes read at the end of a file: the note, and the last opcodes, of few arrays
+_MAGIC = b"\xffchest2\n"
+_NEXT_BUFFER = b"\x97"
+READONLY, CHECKED = 1, 2  # flags of an array
+
+_ARRAY = struct.Struct("<QQHHI")
+_END = struct.Struct("<8sQIII")  # magic, where the pickle ends, number of arrays, CRC-32 of all opcodes, of the note
+SHORT = _END.size  # bytes of the note of a value without arrays
+
+Buffer = Union[bytes, memoryview]
+Overflow = Optional[Callable[[list[Buffer]], None]]
+Array = tuple[int, int, int, int, int]
+"""An array in a file: offset and size of its bytes, size of the padding and header before it, flags, CRC-32."""
+
+
+def _header(size: int, readonly: bool) -> bytes:
+    """What the pickler writes before the bytes of a buffer: BINBYTES, BINBYTES8 or BYTEARRAY8."""
+    if readonly and size < 1 << 32:
+        return b"B" + struct.pack("<I", size)
+    return (b"\x8e" if readonly else b"\x96") + struct.pack("<Q", size)
+
+
+def make_gap(at: int, size: int, readonly: bool) -> bytes:
+    """Padding and header of an array of ``size`` bytes, to stand at ``at``."""
+    header = _header(size, readonly)
+    fill = -(at + len(header)) % _ALIGNMENT
+    if 0 < fill < 3:  # bytes that no opcodes fill
+        fill += _ALIGNMENT
+    return (b"C" + bytes((fill - 3,)) + bytes(fill - 3) + b"0" if fill else b"") + header
+
+
+def make_note(arrays: Sequence[Array], stop: int, crc: int) -> bytes:
+    """What stands behind STOP."""
+    note = b"".join([_ARRAY.pack(*array) for array in arrays]) if arrays else b""
+    note += _END.pack(_MAGIC, stop, len(arrays), crc, 0)[:-4]
+    return note + crc32(note).to_bytes(4, "little")
+
+
+class Encoded:
+    """What a value serialises to.
+
+    ``pieces``, as far as they were not passed on, are bytes and the memory of arrays itself.  ``nbytes`` is the size of
+    all, without the note.
+    """
+
+    __slots__ = ("_arrays", "_crc", "nbytes", "pieces")
+
+    def __init__(self, pieces: list[Buffer], nbytes: int, arrays: list[Array] | None, crc: int) -> None:
+        self.pieces, self.nbytes, self._arrays, self._crc = pieces, nbytes, arrays, crc
+
+    @property
+    def stamp(self) -> int | None:
+        """The hash of all bytes, of fewer than 64 KiB."""
+        return hash(b"".join(self.pieces)) if self.nbytes < LEAST else None
+
+    def note(self) -> bytes:
+        """What a file has behind the pieces, and a record has not.  Nothing in a format of the user's."""
+        return b"" if self._arrays is None else make_note(self._arrays, self.nbytes, self._crc)
+
+
+class Encoder:
+    """What the pickler writes into."""
+
+    def __init__(self, pickler: type[pickle.Pickler] = pickle.Pickler) -> None:
+        self.overflow: Overflow = None
+        self.checked = False  # arrays get checksums
+        self._pieces: list[Buffer] = []
+        self._arrays: list[Array] = []
+        self._nbytes = self._crc = self._gathered = 0
+        self._announced: memoryview | None = None  # an array whose header comes next
+        self._payload: tuple[memoryview, int, int] | None = None  # one whose bytes come next, with its gap and flags
+        made = pickler(self, 5, buffer_callback=self._announce)
+        self.dump, self._clear_memo = made.dump, made.clear_memo
+
+    def end(self) -> Encoded:
+        """What was gathered since the last time.  Nothing is held of it afterwards."""
+        self._clear_memo()
+        encoded = Encoded(self._pieces, self._nbytes, self._arrays, self._crc)
+        self._pieces, self._arrays, self.overflow = [], [], None
+        self._nbytes = self._crc = self._gathered = 0
+        self._announced = None
+        return encoded
+
+    def _announce(self, buffer: pickle.PickleBuffer) -> bool:
+        """Called by the pickler for a buffer that it is about to write; true means "in line"."""
+        view = buffer.raw()
+        if view.nbytes >= LEAST and _is_array(view.obj):
+            self._announced = view
+        return True
+
+    def write(self, data: bytes | bytearray | memoryview | pickle.PickleBuffer) -> None:
+        """Called by the pickler with opcodes, or with one large payload."""
+        if self._payload is not None:
+            payload, self._payload = self._payload, None
+            return self.put_array(*payload)
+        if not isinstance(data, bytes):
+            return self._put_large(data)
+        if not self._nbytes:
+            data = MARK + data[2:]
+        if self._announced is not None:
+            data = self._align(data, self._announced)
+        self._pieces.append(data)
+        self._nbytes += len(data)
+        self._crc = crc32(data, self._crc)
+        self._gathered += len(data)
+        if self._gathered > _GATHERED:
+            self._pass_on()
+
+    def _put_large(self, data: bytearray | memoryview | pickle.PickleBuffer) -> None:
+        """Add what is no array; it may be there during this call only, so it is passed on at once, or copied."""
+        view = data.raw() if isinstance(data, pickle.PickleBuffer) else memoryview(data)
+        self._nbytes += view.nbytes
+        self._crc = crc32(view, self._crc)
+        self._pieces.append(bytes(view) if self.overflow is None else view)
+        self._pass_on()
+
+    def _align(self, data: bytes, view: memoryview) -> bytes:
+        """``data`` with padding in front of the header of an array, if it ends with that."""
+        self._announced = None
+        header = _header(view.nbytes, view.readonly)
+        if not data.endswith(header):
+            return data
+        head = data[: -len(header)]
+        readonly = view.readonly and not in_read_only_map(view)
+        gap = make_gap(self._nbytes + len(head), view.nbytes, readonly)
+        self._payload = view, len(gap), READONLY if readonly else 0
+        return head + gap
+
+    def put_array(self, view: memoryview, gap: int, flags: int) -> None:
+        """Add an array behind its header."""
+        begin, crc = self._nbytes, 0
+        self._nbytes += view.nbytes
+        if self.checked:  # copied, so that the checksum is of what is written, whoever changes the array meanwhile
+            flags |= CHECKED
+            for at in range(0, view.nbytes, _BLOCK):
+                block = bytes(view[at : at + _BLOCK])
+                crc = crc32(block, crc)
+                self._pieces.append(block)
+                self._gathered += len(block)
+                if self._gathered > _GATHERED:
+                    self._pass_on()
+        else:
+            self._pieces.append(view)
+        self._arrays.append((begin, view.nbytes, gap, flags, crc))
+
+    def _pass_on(self) -> None:
+        if self.overflow is not None:
+            pieces, self._pieces, self._gathered = self._pieces, [], 0
+            self.overflow(pieces)
+
+
+def _is_array(exporter: object) -> bool:
+    """May a buffer be replaced by other memory?  Who made it may count on the type that an ordinary load gives."""
+    kinds: Any = [getattr(sys.modules.get("numpy"), "ndarray", ()), getattr(sys.modules.get("pyarrow"), "Buffer", ())]
+    return isinstance(exporter, tuple(kinds))
+
+
+def _seek_and_read(descriptor: int, size: int, at: int) -> bytes:
+    os.lseek(descriptor, at, os.SEEK_SET)
+    return os.read(descriptor, size)
+
+
+def _seek_and_fill(descriptor: int, views: Sequence[memoryview], at: int) -> int:
+    data = pread(descriptor, views[0].nbytes, at)
+    views[0][: len(data)] = data
+    return len(data)
+
+
+# Where the system cannot read at a place, a descriptor must be used by one thread at a time.
+pread: Callable[[int, int, int], bytes] = getattr(os, "pread", _seek_and_read)
+_preadv: Callable[[int, Sequence[memoryview], int], int] = getattr(os, "preadv", _seek_and_fill)
+
+
+def fill(descriptor: int, view: memoryview, at: int) -> None:
+    """Read the whole of ``view`` (bytes) from the file at ``at``; `DamagedError` if the file ends before."""
+    while view.nbytes:
+        got = _preadv(descriptor, [view], at)
+        if not got:
+            raise DamagedError("the file is cut off")
+        view, at = view[got:], at + got
+
+
+Source = Union[int, bytes]  # an open file, or all that it holds
+
+
+def _read(source: Source, begin: int, end: int) -> bytes:
+    data = pread(source, end - begin, begin) if type(source) is int else source[begin:end]  # type: ignore[index]
+    if len(data) != end - begin:
+        raise DamagedError("the file is cut off")
+    return data
+
+
+class Layout(NamedTuple):
+    """What the note at the end of a file says.  ``tail`` has the opcodes from ``tail_at`` on, which came with it."""
+
+    source: Source
+    arrays: list[Array]
+    stop: int
+    crc: int
+    tail: bytes
+    tail_at: int
+    opcodes: int
+    """Bytes of the pickle that are not of arrays."""
+
+    def without_arrays(self) -> bytes:
+        """The checked pickle, with NEXT_BUFFER for each array, its padding and its header."""
+        crc, at, pieces = 0, 0, []
+        for begin, size, gap, _, _ in self.arrays:
+            data = self._opcodes(at, begin)
+            crc, at = crc32(data, crc), begin + size
+            pieces.append(data[:-gap])
+        pieces.append(self._opcodes(at, self.stop))
+        if crc32(pieces[-1], crc) != self.crc:
+            raise DamagedError("the checksum of the pickle differs")
+        return _NEXT_BUFFER.join(pieces)
+
+    def _opcodes(self, begin: int, end: int) -> bytes:
+        before = self.tail_at
+        return _read(self.source, begin, end) if begin < before else self.tail[begin - before : end - before]
+
+    def verify(self) -> None:
+        """Compare the opcodes, and the arrays that have checksums, with these."""
+        self.without_arrays()
+        for begin, size, _, flags, expected in self.arrays:
+            crc = 0
+            for at in range(begin, begin + size, _BLOCK) if flags & CHECKED else ():
+                crc = crc32(_read(self.source, at, min(at + _BLOCK, begin + size)), crc)
+            if crc != expected:
+                raise DamagedError("the checksum of an array differs")
+
+
+def read_layout(source: Source, size: int) -> Layout | None:
+    """The layout of a file of ``size`` bytes; `None` for a pickle that another program wrote, or chest 0.2.3.
+
+    `DamagedError` for a file that chest wrote and that does not end with a note that fits.
+    """
+    tail_at = size - _TAIL if size > _TAIL else 0
+    tail = _read(source, tail_at, size)
+    if tail[-SHORT : 8 - SHORT] != _MAGIC:
+        head = _read(source, 0, min(len(MARK), size))
+        if MARK.startswith(head) or tail[-1:] == b"\0":  # a part of the mark, or zeros, with which no pickle ends
+            raise DamagedError("the file is cut off")
+        return None
+    _, stop, count, crc, expected = _END.unpack(tail[-SHORT:])
+    length = count * _ARRAY.size + SHORT
+    if stop + length != size:
+        raise DamagedError("the file is not as long as it was")
+    note = tail[-length:] if length <= _TAIL else _read(source, stop, size)
+    if crc32(note[:-4]) != expected:
+        raise DamagedError("the checksum of the note differs")
+    arrays, at, opcodes = list(_ARRAY.iter_unpack(note[:-SHORT])), 0, stop
+    for begin, nbytes, gap, _, _ in arrays:
+        if not at < begin - gap < begin <= begin + nbytes < stop:
+            raise DamagedError("the note does not fit the file")
+        at = begin + nbytes
+        opcodes -= nbytes
+    return Layout(source, arrays, stop, crc, tail[:-length], tail_at, opcodes)

@@ -1,0 +1,279 @@
+"""A value to bytes and back: the user's ``dump``, ``load``, ``open`` and ``mode``, or chest's own."""
+from __future__ import annotations
+
+import builtins
+import errno
+import io
+import os
+import pickle
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import IO, Any, Callable
+from zlib import crc32
+
+from . import aligned, arrays, compare
+from .aligned import LEAST, MARK, Encoded, Encoder, Overflow
+from .compare import Stamp
+
+__all__ = ["Codec", "Stamp", "dump", "dumping", "load"]
+
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # nor does opening a named pipe hang
+_LONGEST = 32 * 1024 * 1024  # bytes of opcodes of a value that is loaded again to compare it
+
+
+class _Thread(threading.local):
+    dumping = False
+    encoder: Encoder | None = None  # one at hand: to make a pickler takes longer than to pickle a small value
+
+
+_thread = _Thread()
+
+
+def dumping() -> bool:
+    """Is this thread inside of a dump of a value?  A chest in that value is then pickled as a reference."""
+    return _thread.dumping
+
+
+@contextmanager
+def _dump_under_way() -> Iterator[None]:
+    before, _thread.dumping = _thread.dumping, True
+    try:
+        yield
+    finally:
+        _thread.dumping = before
+
+
+def dump(value: object, file: IO[bytes]) -> None:
+    """Write ``value`` to ``file``, a binary file at its start, as a pickle whose arrays can be mapped.
+
+    ``file`` needs nothing but ``write``.  Errors are those of `pickle.dump` and of the file.
+    """
+
+    def write(pieces: list[aligned.Buffer]) -> None:
+        for piece in pieces:
+            file.write(piece)
+
+    encoded = Codec().encode(value, write)
+    write(encoded.pieces)
+    file.write(encoded.note())
+
+
+def load(file: IO[bytes]) -> Any:
+    """The value in ``file``, a binary file at its start that `dump` or any `pickle.dump` wrote.
+
+    `DamagedError` for one that `dump` wrote and that is not as it was.  Arrays come back in memory of their own.
+    """
+    return Codec().decode_file(file.read())[0]
+
+
+_DUMP, _LOAD = dump, load
+
+
+class Codec:
+    """How values become bytes and come back.  Its settings are never changed.
+
+    ``native`` says that they are chest's own, so that arrays can be mapped and the index can be appended to; ``local``
+    that files are opened with the built-in ``open``.  ``trusted=False`` keeps chest's own load from running code that
+    the bytes name; the user's load is the user's code.  `ValueError` for settings that there are not.
+    """
+
+    def __init__(
+        self,
+        dump: Callable[[Any, Any], object] = dump,
+        load: Callable[[Any], Any] = load,
+        open: Callable[..., Any] = builtins.open,
+        mode: str = "b",
+        mmap_mode: str | None = "auto",
+        trusted: bool = True,
+        durable: bool = False,
+    ) -> None:
+        if mode not in ("b", "t"):
+            raise ValueError(f"mode is 'b' for binary or 't' for text files, not {mode!r}")
+        if mmap_mode not in ("auto", "c", "r", None):
+            raise ValueError(f"mmap_mode is 'auto', 'c' (copy on write), 'r' (read only) or None, not {mmap_mode!r}")
+        self.dump, self.load, self.open, self.mode = dump, load, open, mode
+        self.mmap_mode, self.trusted, self.durable = mmap_mode, trusted, durable
+        self.local = open is builtins.open
+        self._own_dump, self._own_load = (dump is _DUMP and mode == "b"), (load is _LOAD and mode == "b")
+        self.native = self.local and self._own_dump and self._own_load
+
+    def same_format(self, other: Codec) -> bool:
+        """Do bytes of ``other`` mean the same here?"""
+        return (self.dump, self.load, self.open, self.mode) == (other.dump, other.load, other.open, other.mode)
+
+    def encode(self, value: object, overflow: Overflow = None, checked: bool | None = None) -> Encoded:
+        """What a record or, with the note behind it, a file of ``value`` holds; arrays are not copied.
+
+        With ``overflow``, that is called with the pieces whenever more than 8 MB of opcodes were gathered, and
+        gathering begins anew.  Raises whatever dumping raises.  With ``checked`` (default: ``durable``) arrays have
+        checksums, and are copied, so that these are right whoever changes the arrays meanwhile.
+        """
+        before = _thread.dumping  # no `with _dump_under_way()`: that takes as long as to pickle a small value
+        try:
+            _thread.dumping = True
+            if not self._own_dump:
+                return self._dumped(value)
+            encoder, _thread.encoder = _thread.encoder or Encoder(), None  # a value's dump may dump another
+            encoder.overflow, encoder.checked = overflow, self.durable if checked is None else checked
+            plain = type(value).__name__ == "ndarray" and arrays.dump_plain(value, encoder)
+            if not plain:
+                encoder.dump(value)
+            encoded = encoder.end()
+            if plain or encoded.nbytes < LEAST:  # the memo of a pickler keeps the size that it once had
+                _thread.encoder = encoder
+            return encoded
+        finally:
+            _thread.dumping = before
+
+    def _dumped(self, value: object) -> Encoded:
+        """What the user's dump makes of a value, in one piece."""
+        raw = io.BytesIO()
+        file = self._writer(raw)
+        self.dump(value, file)
+        file.flush()
+        data = raw.getvalue()
+        return Encoded([data], len(data), None, 0)
+
+    def _writer(self, raw: Any) -> io.TextIOWrapper | io.BufferedWriter:
+        file = _EncodingFile(raw)
+        return io.TextIOWrapper(file, encoding="utf-8", newline="") if self.mode == "t" else file
+
+    def decode(self, data: bytes | memoryview) -> Any:
+        """The value of a record, whose checksum was verified before.  What loading raises comes out as itself."""
+        return arrays.loads(data, self.trusted) if self._own_load else self._loaded(bytes(data))
+
+    def decode_file(self, data: bytes) -> tuple[Any, Stamp]:
+        """The value of a loose file that was read whole, and its stamp.  `DamagedError` if it is not as it was."""
+        if not self._own_load:
+            return self._loaded(data), hash(data) if len(data) < LEAST else None
+        stop = max(len(data) - aligned.SHORT, 0)
+        content = data[:stop]
+        if not data.endswith(aligned.make_note((), stop, crc32(content))):  # else it is good, and without arrays
+            layout = aligned.read_layout(data, len(data))
+            if layout is not None:
+                layout.verify()
+            content = data if layout is None else data[: layout.stop]
+        return arrays.loads(content, self.trusted), hash(content) if len(content) < LEAST else None
+
+    def _loaded(self, data: bytes) -> Any:
+        return self.load(io.StringIO(data.decode("utf-8")) if self.mode == "t" else io.BytesIO(data))
+
+    def load_file(self, descriptor: int, status: os.stat_result) -> tuple[Any, Stamp]:
+        """The value in an open loose file of the system, and its stamp; only for a ``native`` codec.
+
+        Arrays come back as maps or in memory of their own, as ``mmap_mode`` says.  `DamagedError` for bytes that are
+        proven not to be what was written; whatever else loading raises comes out as itself.
+        """
+        if status.st_size < LEAST:
+            return self.decode_file(aligned.pread(descriptor, LEAST, 0))
+        return arrays.load(descriptor, status, self.mmap_mode, self.trusted)
+
+    def verify(self, descriptor: int) -> None:
+        """Compare a loose file that is open with its checksums; `DamagedError`.  Costs reading it."""
+        layout = aligned.read_layout(descriptor, os.fstat(descriptor).st_size)
+        if layout is not None:
+            layout.verify()
+
+    def dump_to(self, value: object, path: str) -> None:
+        """Make a new file of ``value`` with the user's settings; nothing is left of it if that fails.
+
+        `FileExistsError` if anything at all stands at ``path``.
+        """
+        created: list[io.FileIO] = []
+        try:
+            created.extend(map(io.FileIO, (path,), ("x",)))  # one call of C: Ctrl-C comes before or after it
+            if self.local:
+                file: Any = self._writer(created[0])
+            else:
+                created[0].close()
+                file = self.open(path, mode="w" + self.mode)
+                if self.mode == "b" and isinstance(file, io.IOBase):
+                    file = _EncodingFile(file)
+            with _dump_under_way(), file as opened:
+                self.dump(value, opened)
+        except BaseException:
+            if created:
+                with suppress(OSError):
+                    os.unlink(path)
+            raise
+
+    def load_from(self, path: str) -> Any:
+        """The value in a file that `dump_to` made."""
+        with self._reader(path) as file:
+            return self.decode_file(file.read())[0] if self._own_load else self.load(file)
+
+    def _reader(self, path: str) -> Any:
+        if not self.local:
+            return self.open(path, mode="r" + self.mode)
+        encoding = "utf-8" if self.mode == "t" else None
+        return builtins.open(path, "r" + self.mode, encoding=encoding, opener=_open_regular)
+
+    def unchanged(self, value: object, stamp: Stamp) -> bool | None:
+        """Is ``value`` as it was when it was given this stamp?  `None`: it takes its bytes to tell.
+
+        False for a value that serialises to other bytes; `same` may still find that these mean the same.  Raises what
+        dumping raises.
+        """
+        if stamp is None:
+            return None
+        if type(stamp) is not int:
+            return compare.map_unchanged(value, stamp)  # type: ignore[arg-type]  # not narrowed by `type() is`
+        if not self._own_dump:
+            return self.encode(value).stamp == stamp
+        before = _thread.dumping
+        try:
+            _thread.dumping = True
+            return hash(MARK + pickle.dumps(value, 5)[2:]) == stamp
+        finally:
+            _thread.dumping = before
+
+    def same(self, value: object, data: bytes) -> bool:
+        """Is ``value`` as the bytes of its record, or of its file read whole, have it?
+
+        False also if nobody can tell, as for a value whose pickle is another each time.
+        """
+        encoded = self.encode(value)
+        content = b"".join(encoded.pieces)
+        return data in (content, content + encoded.note()) or self._as_loaded(value, lambda: self.decode(data))
+
+    def same_file(self, value: object, descriptor: int, status: os.stat_result) -> bool:
+        """The same for an open loose file of a ``native`` codec.
+
+        Costs the comparison of each array with the file, up to the first difference; of arrays that are maps of this
+        file only that of the pages that were written.  False for what differs and is too large to be held twice.
+        """
+        layout = aligned.read_layout(descriptor, status.st_size)
+        stop, opcodes = (status.st_size, status.st_size) if layout is None else (layout.stop, layout.opcodes)
+        return compare.same_as_file(value, descriptor, status, stop, self._unchecked) or (
+            opcodes <= _LONGEST and self._as_loaded(value, lambda: self.load_file(descriptor, status)[0]))
+
+    def same_from(self, value: object, path: str) -> bool:
+        """The same for a file that `dump_to` made."""
+        with self._reader(path) as file:
+            content = file.read()
+        return self.same(value, content.encode("utf-8") if isinstance(content, str) else content)
+
+    def _as_loaded(self, value: object, load: Callable[[], object]) -> bool:
+        with _dump_under_way():
+            return compare.same_as_loaded(value, load, self._unchecked)
+
+    def _unchecked(self, value: object, overflow: Overflow) -> Encoded:
+        return self.encode(value, overflow, checked=False)
+
+
+def _open_regular(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | _NO_LINK)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "not a regular file", path)
+
+
+class _EncodingFile(io.BufferedWriter):
+    """A binary file that takes text as well, so that ``dump=json.dump`` works without ``mode='t'``."""
+
+    def write(self, data: Any) -> int:
+        """Text is written as UTF-8."""
+        return super().write(data.encode("utf-8") if isinstance(data, str) else data)

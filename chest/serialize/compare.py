@@ -1,0 +1,178 @@
+"""Is a value in memory as its bytes are?  And which values can never be changed in place."""
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+from typing import Any, Callable, Union
+
+from chest.errors import raised_by_signal
+
+from . import pagemap
+from .aligned import Buffer, Encoded, Encoder, Overflow, fill
+from .pagemap import Map
+
+Stamp = Union[int, Map, None]
+"""What tells later whether a value in memory is as its bytes are, without these.
+
+A number: the hash of the bytes, of a value of fewer than 64 KiB.  A `Map`: the map of a file whose value is one array.
+`None`: it takes the bytes to tell.
+"""
+
+Place = tuple[tuple[int, int], int]  # a file's device and inode, and an offset in it
+Encode = Callable[[object, Overflow], Encoded]
+
+_BLOCK = 1024 * 1024  # bytes compared at a time
+
+_FIXED = frozenset((type(None), bool, int, float, complex, str, bytes, range, type(Ellipsis), type(NotImplemented)))
+_CHANGEABLE = frozenset((list, dict, set, bytearray))
+_MOST_ITEMS = 64  # of a tuple or frozenset that are looked at
+
+
+def can_change(value: Any, deepest: int = 4) -> bool:
+    """Might ``value`` be changed in place?  True also when nobody knows.
+
+    False for numbers, text, bytes, `None`, numpy's scalars, small tuples and frozensets of such, up to ``deepest``
+    levels, and arrays that are read-only maps of their files, as they were loaded.  Exact types only: a subclass may
+    have attributes.  The flag of another array says nothing, as it can be taken back.
+
+    >>> can_change(1.5), can_change(("a", b"b", None)), can_change(([],)), can_change([])
+    (False, False, True, True)
+    """
+    kind = type(value)
+    if kind in _CHANGEABLE:
+        return True
+    if kind in _FIXED:
+        return False
+    if kind is tuple or kind is frozenset:
+        return not deepest or len(value) > _MOST_ITEMS or any(can_change(item, deepest - 1) for item in value)
+    numpy: Any = sys.modules.get("numpy")
+    if numpy is None or kind.__module__ != "numpy":
+        return True
+    if kind is numpy.ndarray:
+        return not (isinstance(value.base, Map) and not value.base.writable and map_unchanged(value, value.base))
+    return not issubclass(kind, (numpy.number, numpy.bool_, numpy.datetime64, numpy.character))
+
+
+def map_unchanged(value: Any, under: Map) -> bool | None:
+    """Is an array that was loaded as the whole map ``under`` as it was loaded?  `None` if nobody can tell."""
+    look = under.look
+    if look is None or getattr(value, "base", None) is not under or type(value) is not sys.modules["numpy"].ndarray:
+        return None
+    if value.dtype is not look[0] or (value.shape, value.strides, value.flags.writeable) != look[1:]:
+        return False
+    if not under.writable:
+        return True
+    written = pagemap.written(value.__array_interface__["data"][0], value.nbytes)
+    return None if written is None else not written
+
+
+class _Differs(Exception):
+    """Ends a comparison as soon as its outcome is known."""
+
+
+def _each(value: object, encode: Encode, equal: Callable[[memoryview], bool]) -> bool:
+    """Is each piece of what ``value`` serialises to ``equal``?  Looked at while it is pickled."""
+
+    def compare(pieces: list[Buffer]) -> None:
+        if not all(equal(memoryview(piece)) for piece in pieces):
+            raise _Differs
+
+    try:
+        compare(encode(value, compare).pieces)
+    except _Differs:
+        return False
+    return True
+
+
+def same_as_file(value: object, descriptor: int, status: os.stat_result, stop: int, encode: Encode) -> bool:
+    """Does ``value`` serialise to the first ``stop`` bytes of an open file?
+
+    Of arrays that are parts of a map of this very file only the pages that were written are compared.
+    """
+    at = 0
+    block = bytearray(min(_BLOCK, stop))
+
+    def equal(view: memoryview) -> bool:
+        nonlocal at
+        begin, at = at, at + view.nbytes
+        if at > stop:
+            return False
+        for start, end in _suspected(view, ((status.st_dev, status.st_ino), begin)):
+            for first in range(start, end, _BLOCK):
+                part = view[first : min(first + _BLOCK, end)]
+                shown = block if part.nbytes == len(block) else bytearray(part.nbytes)
+                fill(descriptor, memoryview(shown), begin + first)
+                if shown != part:  # a bytearray on the left compares as memcmp does, two memoryviews item by item
+                    return False
+        return True
+
+    return _each(value, encode, equal) and at == stop
+
+
+def _place(view: memoryview) -> Place | None:
+    """Of a part of a map: what it is a map of."""
+    under = pagemap.map_under(view) if view.nbytes else None
+    return None if under is None else (under.file, pagemap.address(view) - pagemap.address(memoryview(under)))
+
+
+def _suspected(view: memoryview, shows: Place | None) -> list[tuple[int, int]]:
+    """The parts of ``view`` that may differ from what a file holds at an offset."""
+    written = None
+    if shows is not None and _place(view) == shows:
+        written = pagemap.written(pagemap.address(view), view.nbytes)
+    return [(0, view.nbytes)] if written is None else written
+
+
+def same_as_loaded(value: object, load: Callable[[], object], encode: Encode) -> bool:
+    """Does ``value`` pickle as another does that is loaded from its bytes now?
+
+    What was loaded need not pickle as it did before: attribute names are interned, an array that numpy had to copy is
+    contiguous now, and the bytes may come from another version.  Two values loaded from the same bytes do pickle alike,
+    but for what pandas keeps in their caches when they are used; that is left out.  False also for what cannot be
+    loaded.
+    """
+    try:
+        other = load()
+    except Exception as error:
+        if isinstance(error, (MemoryError, OSError)) or raised_by_signal(error):
+            raise
+        return False
+    return _alike(value, other, encode) or ("pandas" in sys.modules and _alike(value, other, _encode_bare))
+
+
+def _alike(value: object, loaded: object, encode: Encode) -> bool:
+    expected = encode(loaded, None).pieces[::-1]
+
+    def equal(view: memoryview) -> bool:
+        other = memoryview(expected.pop() if expected else b"")
+        # Nobody wrote to what was just loaded.  If both are maps of one file, only what was written of `view` differs.
+        return view.nbytes == other.nbytes and all(
+            bytearray(view[at : at + _BLOCK]) == other[at : at + _BLOCK]
+            for start, end in _suspected(view, _place(other)) for at in range(start, end, _BLOCK))
+
+    return _each(value, encode, equal) and not expected
+
+
+def _encode_bare(value: object, overflow: Overflow) -> Encoded:
+    encoder = Encoder(_BarePickler)
+    encoder.overflow = overflow
+    encoder.dump(value)
+    return encoder.end()
+
+
+class _BarePickler(pickle.Pickler):
+    """Leaves out what pandas' objects cache; the pickles are to be compared, never loaded."""
+
+    def reducer_override(self, value: Any) -> Any:
+        """Called for each object that is no plain one."""
+        if not type(value).__module__.startswith("pandas."):
+            return NotImplemented
+        reduced = value.__reduce_ex__(5)
+        return reduced if isinstance(reduced, str) else (*reduced[:2], *map(_without_cache, reduced[2:3]), *reduced[3:])
+
+
+def _without_cache(state: object) -> object:
+    if isinstance(state, dict):
+        return {name: part for name, part in state.items() if name != "_cache"}
+    return tuple(map(_without_cache, state)) if type(state) is tuple else state

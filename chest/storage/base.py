@@ -1,0 +1,119 @@
+"""What every storage can do, and what it says of a value: `Storage`, `Ref`, `Written`, `Loaded`."""
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, Union
+
+if TYPE_CHECKING:
+    from chest.serialize.codec import Codec, Stamp
+
+__all__ = ["CRC", "LENGTH", "OFFSET", "PACK", "Loaded", "Ref", "Storage", "Written"]
+
+K = TypeVar("K", bound=Hashable)
+
+Ref = Union[str, int]
+"""Where a value lies.  A str is the name of a loose file, relative, with "/" between its parts.  An int is a record::
+
+    pack << PACK | offset << OFFSET | length << LENGTH | crc
+
+pack: 40 random bits; offset: 40 bits; length: 32 bits; crc: ``zlib.crc32`` of the record's bytes.  As the checksum
+stands in the ref, nobody's bytes can pass for another's.  A record that moved keeps its low 64 bits.
+"""
+PACK, OFFSET, LENGTH = 104, 64, 32
+CRC = 0xFFFF_FFFF  # mask of the checksum, and of the length
+
+
+class Written(NamedTuple):
+    """One value's way out: where its bytes lie, how many, and which version of the file; or what went wrong."""
+
+    ref: Ref | None
+    nbytes: int
+    version: int
+    stamp: Stamp
+    error: Exception | None
+
+
+class Loaded(NamedTuple):
+    """One value's way back, with the bytes that it takes on disk, the version of its file, and its stamp."""
+
+    value: object
+    nbytes: int
+    version: int
+    stamp: Stamp
+
+
+class Storage(Protocol[K]):
+    """Where the bytes of values lie.  Bytes that were written once are never changed.
+
+    All methods may be called by several threads at once.  What the system refuses is an `OSError`, a value that is gone
+    a `FileNotFoundError`, bytes that are proven not to be those that were written a `DamagedError`; what unpickling
+    raises comes out as itself.
+    """
+
+    path: str
+    remote: bool
+    codec: Codec
+
+    def write(self, items: Sequence[tuple[K, object]], small: int) -> list[Written]:
+        """Write each value to new bytes; those that serialise to fewer than ``small`` bytes into packs."""
+
+    def load(self, ref: Ref) -> Loaded:
+        """The value at ``ref``."""
+
+    def load_many(self, refs: Sequence[Ref]) -> Iterator[Loaded | Exception]:
+        """The values in order, or what went wrong with each; read ahead, but only a few MB."""
+
+    def same(self, ref: Ref, value: object, version: int | None = None) -> bool:
+        """Is the value as its bytes are?  `False` if nobody can tell, as they are gone or damaged.
+
+        With ``version``, `FileNotFoundError` if they are gone, or another file has the name.
+        """
+
+    def size(self, ref: Ref) -> int:
+        """Bytes that the value takes on disk, 0 if it is gone."""
+
+    def version(self, ref: Ref) -> int | None:
+        """What tells this file from others that had its name or will have it; 0 for a record, `None` if it is gone."""
+
+    def link(self, key: K, other: Storage[K], ref: Ref) -> Written:
+        """Give the bytes of another storage's value to ``key`` here.  `OSError` where that cannot be."""
+
+    def remove(self, refs: Iterable[Ref]) -> None:
+        """Remove values.  One that is gone already is as well.  Records need nothing."""
+
+    def committed(self, plain: bool = False, pending: bool = False) -> None:
+        """A commit names all that was written so far; ``plain``: it was one of all keys.
+
+        ``pending``: other threads write, or have written what the commit does not name.
+        """
+
+    def compact(self, refs: Mapping[K, Ref | None]) -> dict[int, int]:
+        """Copy records out of packs that hold little else than garbage.  Returns old and new ref of each."""
+
+    def reclaim(self, refs: Collection[Ref]) -> None:
+        """Remove what dead writers left and no commit names; the caller holds the directory's lock, ``refs`` are all
+        that are committed."""
+
+    def reserve(self, key: K) -> str:
+        """The name that the next file of ``key`` will have, as far as anyone can tell now; kept for the key."""
+
+    def file(self, ref: Ref) -> str:
+        """The full path of a value's file, for people."""
+
+    def make(self) -> None:
+        """Make the place where values are to lie, where it is not there."""
+
+    def exists(self) -> bool:
+        """Is it there?"""
+
+    def drop(self, refs: Iterable[Ref]) -> None:
+        """Remove these values, which are all that is committed, and the place itself if that leaves it empty."""
+
+    def clear_away(self) -> None:
+        """Remove the place with all that is in it: it was a temporary one."""
+
+    def close(self) -> None:
+        """Let go of all that is held open."""
+
+    def after_fork(self) -> None:
+        """In a fork's child: what is the parent's stays the parent's."""

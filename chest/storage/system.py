@@ -1,0 +1,224 @@
+"""What differs between operating systems and file systems: flags, locks, replacing, syncing, reading at a place.
+
+Written for Windows and macOS, tested there by emulation only.
+"""
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Union
+
+__all__ = ["APPEND", "CREATE", "FOLDER", "HOLDS_OPEN", "READ", "UTIME_BY_DESCRIPTOR", "WALKS", "Buffer", "Opened",
+           "lock_file", "of_a_signal", "open_lock", "open_regular", "pread", "replace", "sync_directory",
+           "sync_file", "try_lock", "unlock", "write_all"]
+
+Buffer = Union[bytes, memoryview]
+
+_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_COMMON = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOINHERIT", 0)
+CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW | _COMMON  # whatever stands there, a dead link too, refuses
+READ = os.O_RDONLY | _NOFOLLOW | getattr(os, "O_NONBLOCK", 0) | _COMMON  # a named pipe cannot make us wait
+APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | _NOFOLLOW | _COMMON
+FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _NOFOLLOW | _COMMON
+WALKS = hasattr(os, "link") and {os.open, os.mkdir, os.stat, os.unlink, os.rmdir, os.link} <= os.supports_dir_fd
+HOLDS_OPEN = sys.platform != "win32"  # a file that is open can be replaced and removed, and its inode stays its own
+_PIECES = 1024  # that one writev takes
+UTIME_BY_DESCRIPTOR = os.utime in os.supports_fd
+_UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY}
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    _FAR = 1 << 40  # a locked byte cannot be read by others: so it is one that no file has
+
+    def open_lock(directory: str) -> int:
+        """Windows cannot lock a directory: a file stands in for it, which goes with its last descriptor."""
+        return os.open(os.path.join(directory, ".lock"), os.O_RDWR | os.O_CREAT | getattr(os, "O_TEMPORARY", 0))
+
+    def try_lock(fd: int) -> bool:
+        place = os.lseek(fd, 0, os.SEEK_CUR)
+        os.lseek(fd, _FAR, os.SEEK_SET)
+        try:
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        finally:
+            os.lseek(fd, place, os.SEEK_SET)
+        return True
+
+    def unlock(fd: int) -> None:
+        place = os.lseek(fd, 0, os.SEEK_CUR)
+        os.lseek(fd, _FAR, os.SEEK_SET)
+        try:
+            msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
+        finally:
+            os.lseek(fd, place, os.SEEK_SET)
+
+    def replace(source: str, target: str, patience: float = 10.0) -> None:
+        """Rename ``source`` over ``target``, for up to ``patience`` seconds while a reader has ``target`` open."""
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                return os.replace(source, target)
+            except PermissionError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.005)
+
+    def sync_directory(directory: str | int) -> None:
+        """Windows writes a directory's entries with the file's own flush."""
+
+    def sync_file(fd: int) -> None:
+        os.fsync(fd)
+
+else:
+    import fcntl
+
+    replace = os.replace
+    _FULL_SYNC = getattr(fcntl, "F_FULLFSYNC", None)
+
+    def open_lock(directory: str) -> int:
+        """A descriptor to lock: the directory itself, so that no file of the lock is left behind."""
+        return os.open(directory, os.O_RDONLY | _COMMON)
+
+    def try_lock(fd: int) -> bool:
+        """Take the lock of an open file, or say `False` if another open file description has it.
+
+        The kernel frees it when its last descriptor is closed.  `OSError` where the file system has no locks.
+        """
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def unlock(fd: int) -> None:
+        """Let go explicitly: closing would not do while a process that was forked just now has the descriptor too."""
+        fcntl.flock(fd, fcntl.LOCK_UN)
+
+    def sync_file(fd: int) -> None:
+        """Make the content of a file survive a loss of power.  On macOS ``fsync`` alone stops at the disk's cache."""
+        if _FULL_SYNC is not None:
+            try:
+                fcntl.fcntl(fd, _FULL_SYNC)
+                return
+            except OSError as error:
+                if error.errno not in _UNSUPPORTED:
+                    raise
+        os.fsync(fd)
+
+    def sync_directory(directory: str | int) -> None:
+        """Make the names in a directory survive a loss of power.
+
+        Some network and shared file systems refuse that (`EINVAL`): they have no more to offer, and it is no error.
+        """
+        fd = os.open(directory, FOLDER) if isinstance(directory, str) else directory
+        try:
+            os.fsync(fd)
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+        finally:
+            if isinstance(directory, str):
+                os.close(fd)
+
+
+def of_a_signal(error: OSError) -> bool:
+    """Is this none of the system's errors, which have a number, but one that a signal's handler raised?
+
+    Such an error (a limit of time is a `TimeoutError`) must never be passed over.
+    """
+    return error.errno is None
+
+
+def lock_file(fd: int) -> bool:
+    """`try_lock`, and `False` as well where the file system has no locks: nobody can tell then."""
+    try:
+        return try_lock(fd)
+    except OSError as error:
+        if of_a_signal(error):
+            raise
+        return False
+
+
+class Opened(list[int]):
+    """Descriptors that are to be closed again: by `close`, or with this list if Ctrl-C comes just then."""
+
+    __slots__ = ()
+
+    def close(self) -> None:
+        while self:
+            os.close(self.pop())
+
+    __del__ = close
+
+
+def open_regular(path: str, flags: int, opened: list[int], folder: int | None = None) -> os.stat_result:
+    """Open a file and say what it is; its descriptor is put into ``opened``.
+
+    `OSError` if it is a link, or anything but a regular file.
+    """
+    if not _NOFOLLOW and os.path.islink(path):
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+    opened.append(os.open(path, flags, 0o666, dir_fd=folder))
+    status = os.fstat(opened[-1])
+    if not stat.S_ISREG(status.st_mode):
+        os.close(opened.pop())
+        raise OSError(errno.EINVAL, "this is no regular file", path)
+    return status
+
+
+def write_all(fd: int, pieces: Sequence[Buffer]) -> None:
+    """Write all of ``pieces``: one ``writev``; after a short one the rest, until an error says why not."""
+    if _WRITEV and len(pieces) <= _PIECES:
+        done = os.writev(fd, pieces)
+        for piece in pieces:
+            done -= piece.nbytes if type(piece) is memoryview else len(piece)
+        if not done:
+            return
+        rest = _tail(pieces, -done)
+    else:
+        rest = [memoryview(piece).cast("B") for piece in pieces]
+    while rest:
+        some = rest[:_PIECES] if _WRITEV else rest[:1]
+        done = os.writev(fd, some) if _WRITEV else os.write(fd, some[0][:_AT_ONCE])
+        if not done and any(map(len, some)):
+            raise OSError(errno.EIO, "the system writes no more, and does not say why")
+        while rest and done >= len(rest[0]):
+            done -= len(rest.pop(0))
+        if done:
+            rest[0] = rest[0][done:]
+
+
+_WRITEV = hasattr(os, "writev")
+_AT_ONCE = 1 << 30  # bytes: Windows takes less than 2 GB
+
+
+def _tail(pieces: Sequence[Buffer], left: int) -> list[memoryview]:
+    """The last ``left`` bytes of ``pieces``."""
+    tail: list[memoryview] = []
+    for piece in reversed(pieces):
+        view = memoryview(piece).cast("B")
+        if left <= 0:
+            break
+        tail.insert(0, view[max(len(view) - left, 0) :])
+        left -= len(view)
+    return tail
+
+
+if hasattr(os, "pread"):
+    pread = os.pread
+else:
+    _seeking = threading.Lock()
+
+    def pread(fd: int, length: int, offset: int, /) -> bytes:
+        """``length`` bytes from ``offset`` on, where the system has no such call."""
+        with _seeking:
+            os.lseek(fd, offset, os.SEEK_SET)
+            return os.read(fd, length)

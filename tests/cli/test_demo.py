@@ -1,0 +1,65 @@
+"""The demo: a small run of the whole thing tells the truth, answers its question and cleans up after itself."""
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from chest.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """What a demo of 40 MB printed."""
+    pytest.importorskip("numpy")
+    scratch = tmp_path_factory.mktemp("scratch")
+    found = subprocess.run([sys.executable, "-m", "chest", "demo", "--size", "40 MB", "--budget", "8 MB"],
+                           capture_output=True, text=True, timeout=300, check=False,
+                           env={**os.environ, "TMPDIR": str(scratch)})
+    assert (found.returncode, found.stderr) == (0, "")
+    assert list(scratch.iterdir()) == []
+    return found.stdout
+
+
+def megabytes(text, what):
+    """The figure that ``what`` matches."""
+    number, unit = re.search(what.replace("AMOUNT", r"([\d.]+) (kB|MB|GB)"), text).groups()
+    return float(number) * {"kB": 0.001, "MB": 1, "GB": 1000}[unit]
+
+
+def test_the_demo_answers_its_question(told):
+    pairs = re.findall(r"^ +([\d.]+)%  (\S+\.py) and (\S+\.py)$", told, re.MULTILINE)
+
+    assert len(pairs) == 5
+    assert all(one != other for _, one, other in pairs)
+    assert [float(pair[0]) for pair in pairs] == sorted((float(pair[0]) for pair in pairs), reverse=True)
+
+
+def test_the_demo_spills_and_reads_what_does_not_fit(told):
+    everything = megabytes(told, "AMOUNT in all")
+
+    assert everything - 8.6 <= megabytes(told, "AMOUNT were spilled") <= everything
+    assert megabytes(told, "  AMOUNT from disk") >= everything - 0.1
+
+
+def test_both_processes_keep_to_the_budget(told):
+    idle, own = megabytes(told, "numpy alone take AMOUNT"), megabytes(told, "own matrices AMOUNT")
+
+    assert megabytes(told, "writer .* AMOUNT") < idle + 8 + 64
+    assert megabytes(told, "reader .* AMOUNT") < idle + 8 + own + 64
+
+
+def test_without_numpy_the_demo_says_in_one_line_how_to_install_it(capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+
+    assert main(["demo"]) == 2
+    assert re.fullmatch(r"chest: .*pip install 'chest\[numpy\]'\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("arguments", [["--budget", "much"], ["--size", "much"], ["--size", "900000 TB"]])
+def test_sizes_that_will_not_do_are_errors_of_one_line(capsys, arguments):
+    pytest.importorskip("numpy")
+
+    assert main(["demo", *arguments]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -1,0 +1,458 @@
+"""The command line: what each command tells, and that none loads, makes or removes more than it must."""
+import bz2
+import gzip
+import json
+import lzma
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+from chest import Chest, __version__
+from chest.cli.main import main
+
+OK, DAMAGED, ERROR = 0, 1, 2
+
+
+@pytest.fixture
+def filled(path):
+    """A chest with values of several kinds, saved."""
+    with Chest(path=path) as chest:
+        chest["text"] = "some text"
+        chest[1] = list(range(1000))
+        chest["1"] = {"a": 1}
+        chest[("a", "b")] = b"\x00\xff"
+        chest["nothing"] = None
+    return path
+
+
+@pytest.fixture
+def damaged(filled):
+    """One file is gone, one is torn, one is empty; one holds something that is not chest's."""
+    os.remove(os.path.join(filled, "text"))
+    for name, size in (("nothing", 0), ("c4ca4238a0b923820dcc509a6f75849b", 100)):
+        os.truncate(os.path.join(filled, name), size)
+    with open(os.path.join(filled, "_a", "b"), "wb") as file:
+        file.write(b"something else")
+    return filled
+
+
+@pytest.fixture
+def run(capsys):
+    """Run the command: its exit status and what it printed; ``error=True``: the one line that is said of an error."""
+    def run(*arguments, error=False):
+        status = main([str(argument) for argument in arguments])
+        told = capsys.readouterr()
+        if not error:
+            assert status != ERROR, told.err
+            return status, told.out
+        assert (status, told.out, told.err.count("\n"), told.err[:7]) == (ERROR, "", 1, "chest: ")
+        return told.err
+
+    return run
+
+
+def listed(run, path, *arguments):
+    return json.loads(run("ls", "--json", path, *arguments)[1])
+
+
+def files(path):
+    return {name: os.stat(os.path.join(path, name)).st_mtime_ns for name in os.listdir(path)}
+
+
+# ls and info
+
+
+def test_ls_shows_key_kind_and_size_of_each_value(run, filled):
+    status, out = run("ls", filled)
+
+    assert status == OK
+    assert {line[42:]: line[12:40].strip() for line in out.splitlines()} == {
+        "'text'": "str 9", "1": "list 1000", "'1'": "dict 1", "('a', 'b')": "bytes 2", "'nothing'": "None"}
+    assert out.splitlines()[0].split()[:2] == [str(os.path.getsize(os.path.join(filled, "text"))), "bytes"]
+
+
+def test_ls_json_tells_bytes_and_files_in_the_order_of_insertion(run, filled):
+    entries = listed(run, filled)
+
+    assert [entry["key"] for entry in entries] == ["'text'", "1", "'1'", "('a', 'b')", "'nothing'"]
+    assert all(entry["bytes"] == os.path.getsize(os.path.join(filled, entry["file"])) for entry in entries)
+
+
+def test_ls_sorts_by_size_by_key_and_by_kind_whatever_the_types(run, filled):
+    sizes = [entry["bytes"] for entry in listed(run, filled, "--sort", "size")]
+
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(listed(run, filled, "--sort", "key")) == len(listed(run, filled, "--sort", "kind")) == 5
+
+
+def test_ls_tells_dtype_and_shape_of_arrays(run, path):
+    numpy = pytest.importorskip("numpy")
+    with Chest(path=path) as chest:
+        chest["large"] = numpy.zeros((256, 300))
+        chest["small"] = numpy.zeros((2, 3), "f4")
+        chest["flags"] = numpy.zeros(70_000, bool)
+        chest["pair"] = (numpy.zeros(20_000), 1)
+
+    assert [entry["kind"] for entry in listed(run, path)] == [
+        "ndarray float64 (256, 300)", "ndarray float32 (2, 3)", "ndarray bool (70000,)", "tuple 2"]
+
+
+@pytest.mark.parametrize("opener", [gzip, bz2, lzma, open])
+@pytest.mark.parametrize("format", ["json", "pickle"])
+def test_a_chest_of_json_or_pickle_is_read_with_the_open_that_its_bytes_tell(run, path, opener, format):
+    module = json if format == "json" else pickle
+    with Chest(path=path, dump=module.dump, load=module.load, open=getattr(opener, "open", open),
+               mode="t" if format == "json" else "b") as chest:
+        chest["x"] = [1, 2, 3]
+
+    assert listed(run, path)[0]["kind"].replace("json ", "").startswith("list 3")
+    assert run("get", path, "x") == (OK, "[1, 2, 3]\n")
+    assert run("check", path)[0] == OK
+    assert run("rm", path, "x") == (OK, "")
+    assert listed(run, path) == []
+
+
+def test_ls_and_info_know_small_values(run, path):
+    with Chest(path=path, min_file_size=4096) as chest:
+        chest.update({"x": [1, 2, 3], "y": "abc"})
+
+    assert [(entry["kind"], entry["file"][:7]) for entry in listed(run, path)] == [
+        ("list 3", ".packs/"), ("str 3", ".packs/")]
+    assert "in 0 files and 2 records in packs" in run("info", path)[1]
+    assert run("info", path)[1].count("none") == 2
+
+
+def test_info_counts_keys_and_bytes_and_names_the_writer(run, filled):
+    status, out = run("info", filled)
+    told = {name: text.strip() for name, text in (line.split(":", 1) for line in out.splitlines())}
+
+    assert status == OK
+    assert (told["keys"], told["leftovers"], told["strangers"]) == ("5", "none", "none")
+    assert told["values"].endswith("in 5 files")
+    assert f"chest {__version__} (format " in told["index"]
+
+
+def test_info_json_tells_the_same_in_bytes(run, filled):
+    with open(os.path.join(filled, "leftover"), "wb") as file:
+        Chest().dump("lost", file)
+    with open(os.path.join(filled, "notes.txt"), "w") as file:
+        file.write("mine")
+
+    about = json.loads(run("info", "--json", filled)[1])
+
+    assert about["bytes"] == sum(entry["bytes"] for entry in listed(run, filled))
+    assert about["index_bytes"] == os.path.getsize(os.path.join(filled, ".keys"))
+    assert about["leftover_bytes"] == os.path.getsize(os.path.join(filled, "leftover"))
+    assert (about["path"], about["keys"], about["leftovers"], about["strangers"]) == (filled, 5, 1, 1)
+
+
+# get, rm and copy
+
+
+@pytest.mark.parametrize(("key", "printed"), [
+    ("text", "some text\n"), ("'text'", "some text\n"), ("'1'", "{'a': 1}\n"), ("nothing", "None\n")])
+def test_get_prints_a_value(run, filled, key, printed):
+    assert run("get", filled, key) == (OK, printed)
+
+
+def test_get_takes_a_literal_before_a_text(run, filled):
+    assert run("get", filled, "1")[1].startswith("[0,")
+
+
+def test_get_writes_bytes_as_they_are(capfdbinary, filled):
+    assert main(["get", filled, "('a', 'b')"]) == OK
+
+    sys.stdout.flush()
+    assert capfdbinary.readouterr().out == b"\x00\xff"
+
+
+def test_a_key_that_is_no_literal_is_given_as_ls_shows_it(run, path):
+    with Chest(path=path) as chest:
+        chest[frozenset(["a"])] = "found"
+
+    assert run("get", path, "frozenset({'a'})") == (OK, "found\n")
+
+
+def test_rm_removes_keys_and_their_files_or_nothing_if_one_is_unknown(run, filled):
+    assert "unknown" in run("rm", filled, "text", "unknown", error=True)
+    assert "text" in Chest(path=filled)
+    assert run("rm", filled, "text", "('a', 'b')") == (OK, "")
+
+    assert sorted(map(repr, Chest(path=filled))) == ["'1'", "'nothing'", "1"]
+    assert not os.path.exists(os.path.join(filled, "text"))
+
+
+@pytest.mark.parametrize("settings", [{}, {"min_file_size": 4096}, {"dump": json.dump, "load": json.load}])
+def test_copy_makes_another_chest_and_overwrites_none(run, path, tmp_path, settings):
+    with Chest(path=path, **settings) as chest:
+        chest.update(x=[1], y="two")
+
+    assert run("copy", path, tmp_path / "copy") == (OK, "")
+    assert "is a chest already" in run("copy", path, tmp_path / "copy", error=True)
+    assert run("rm", path, "x")[0] == OK
+
+    assert run("get", tmp_path / "copy", "x") == (OK, "[1]\n")
+    assert run("check", tmp_path / "copy") == (OK, "2 keys, 0 damaged; 0 leftovers\n")
+
+
+def test_a_url_is_a_chest_like_any_other(run, tmp_path, filled):
+    pytest.importorskip("fsspec")
+    url = f"file://{tmp_path}/at-a-url"
+
+    assert run("copy", filled, url) == (OK, "")
+
+    assert [entry["kind"] for entry in listed(run, url)] == [entry["kind"] for entry in listed(run, filled)]
+    assert json.loads(run("info", "--json", url)[1])["keys"] == 5
+    assert run("check", url) == (OK, "5 keys, 0 damaged; 0 leftovers\n")
+    assert run("get", url, "text") == (OK, "some text\n")
+    assert "is not a chest" in run("ls", f"file://{tmp_path}/nowhere", error=True)
+
+
+# check
+
+
+def test_check_of_a_sound_chest_is_silent_about_keys(run, filled):
+    assert run("check", filled) == (OK, "5 keys, 0 damaged; 0 leftovers\n")
+
+
+def test_check_lists_what_cannot_be_read_and_changes_nothing(run, damaged):
+    before = files(damaged)
+
+    status, out = run("check", damaged, "--trust")
+
+    assert status == DAMAGED
+    assert [line.partition(":")[0] for line in out.splitlines()[:-1]] == ["'text'", "1", "('a', 'b')", "'nothing'"]
+    assert "'text': text: its file is gone" in out
+    assert "5 keys, 3 damaged, 1 unreadable here; 0 leftovers" in out
+    assert files(damaged) == before
+
+
+def test_repair_drops_what_is_lost_and_keeps_what_another_load_may_read(run, damaged):
+    status, out = run("check", damaged, "--repair", "--yes", "--trust")
+
+    assert status == DAMAGED  # one is left
+    assert "dropped 3 keys" in out
+    assert sorted(map(repr, Chest(path=damaged))) == ["'1'", "('a', 'b')"]
+    assert os.path.exists(os.path.join(damaged, "_a", "b"))
+
+
+def test_a_flipped_bit_is_damage_in_a_file_and_in_a_pack(run, path):
+    for size, name in ((0, "x"), (4096, ".packs")):
+        with Chest(path=path + name, min_file_size=size) as chest:
+            chest["x"] = list(range(100))
+        place = os.path.join(path + name, name)
+        place = os.path.join(place, os.listdir(place)[0]) if os.path.isdir(place) else place
+        with open(place, "r+b") as file:
+            data = bytearray(file.read())
+            data[60] ^= 1
+            file.seek(0)
+            file.write(data)
+
+        assert "1 key, 1 damaged" in run("check", path + name)[1]
+        assert "dropped 1 key" in run("check", path + name, "--repair", "--yes")[1]
+
+
+MOVED_ON = """
+class Model:
+    def __setstate__(self, state): raise {error}
+"""
+
+
+@pytest.mark.parametrize("error", [
+    "ImportError('no such library')", "AttributeError('gone')", "ValueError('incompatible')", "KeyError('level')",
+    "TypeError('b is missing')", "MemoryError()", "EOFError()", "OSError('no device')", "FileNotFoundError(2, 'data')",
+    "__import__('pickle').UnpicklingError('x')", "__import__('chest').errors.DamagedError('of another chest')"])
+def test_nothing_is_dropped_for_an_error_that_its_class_raises(run, path, tmp_path, monkeypatch, error):
+    (tmp_path / "movedon.py").write_text("class Model: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import movedon
+
+    with Chest(path=path) as chest:
+        chest["x"] = movedon.Model()
+        chest["x"].level = 1
+    exec(MOVED_ON.format(error=error), vars(movedon))
+
+    for more in ([], ["--trust"]):
+        status, out = run("check", path, "--repair", "--yes", *more)
+
+        assert status == (DAMAGED if more else OK)
+        assert "1 key, 0 damaged, 1 " in out
+        assert "x" in Chest(path=path)
+    monkeypatch.delitem(sys.modules, "movedon")
+
+
+def test_repair_asks_and_takes_no_for_an_answer(run, damaged, monkeypatch):
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "n")
+
+    assert run("check", damaged, "--repair")[0] == DAMAGED
+    assert "'text'" in asked[0]
+    assert len(Chest(path=damaged)) == 5
+
+
+def test_repair_of_a_whole_chest_ends_well_once_everything_is_dropped(run, filled):
+    os.remove(os.path.join(filled, "text"))
+
+    assert run("check", filled, "--repair", "--yes")[0] == OK
+    assert run("check", filled)[0] == OK
+
+
+def test_leftovers_of_chest_are_removed_and_strangers_files_are_not(run, filled):
+    ours, mine = os.path.join(filled, "leftover"), os.path.join(filled, "mine")
+    with open(ours, "wb") as file:
+        Chest().dump("lost", file)
+    with open(mine, "wb") as file:
+        pickle.dump("kept", file)
+    os.symlink(ours, os.path.join(filled, "link"))
+    open(os.path.join(filled, ".keys~"), "wb").close()
+    os.mkdir(os.path.join(filled, ".packs"))
+    open(os.path.join(filled, ".packs", "0123456789"), "wb").close()
+
+    status, out = run("check", filled, "--repair", "--leftovers", "--yes")
+
+    assert status == OK
+    assert "removed 3 leftovers" in out
+    assert not os.path.lexists(ours)
+    assert os.path.lexists(mine)
+    assert os.path.lexists(os.path.join(filled, "link"))
+    assert len(dict(Chest(path=filled))) == 5
+    assert "--repair" in run("check", filled, "--leftovers", error=True)
+
+
+def test_what_a_living_writer_has_in_its_pack_is_no_leftover(run, path):
+    chest = Chest({"x": 1}, path=path, min_file_size=4096)
+    chest.sync()
+    chest["y"] = 2
+    chest.move_to_disk("y")
+
+    assert run("check", path, "--repair", "--leftovers", "--yes") == (OK, "1 key, 0 damaged; 0 leftovers\n")
+
+    chest.close()
+    assert Chest(path=path)["y"] == 2
+
+
+def test_a_leftover_that_was_committed_meanwhile_stays(run, filled):
+    from chest.cli.inspect import Inspection
+
+    other = Chest(path=filled)
+    other["late"] = "value"
+    other.move_to_disk("late")
+    inspection = Inspection(filled, trusted=False)
+    left = list(inspection.leftovers())
+    assert [one.name for one in left if not one.name.startswith(".packs")] == ["late"]
+    other.close()
+
+    assert inspection.remove(left) == 0
+    inspection.close()
+    assert Chest(path=filled)["late"] == "value"
+
+
+def test_a_key_that_was_given_a_new_value_meanwhile_is_not_dropped(run, damaged):
+    from chest.cli.inspect import Inspection
+
+    inspection = Inspection(damaged, trusted=False)
+    lost = [fault.key for fault in inspection.faults() if fault.lost]
+    with Chest(path=damaged) as other:
+        other["text"] = "anew"
+
+    assert inspection.drop(lost) == len(lost) - 1
+    inspection.close()
+    assert Chest(path=damaged)["text"] == "anew"
+
+
+# Errors
+
+
+def test_what_is_not_a_chest_is_an_error_and_is_not_made_one(run, tmp_path):
+    for place in (tmp_path / "nowhere", tmp_path):
+        for command in (["ls"], ["info"], ["check"], ["get", "x"], ["rm", "x"], ["copy", tmp_path / "new"]):
+            assert "is not a chest" in run(command[0], place, *command[1:], error=True)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_key_and_a_damaged_index_are_errors(run, filled):
+    assert "there is no key zz" in run("get", filled, "zz", error=True)
+    os.truncate(os.path.join(filled, ".keys"), 20)
+
+    for command in ("ls", "info", "check"):
+        assert ".keys" in run(command, filled, error=True)
+
+
+def test_a_chest_of_an_unknown_format_asks_for_its_load(run, path, monkeypatch):
+    with Chest(path=path, dump=dump_shifted, load=load_shifted) as chest:
+        chest["x"] = "value"
+    monkeypatch.setitem(sys.modules, "shifted", sys.modules[__name__])
+
+    assert "--load" in run("ls", path, error=True)
+    assert run("get", path, "x", "--load", "shifted:load_shifted") == (OK, "value\n")
+    assert "is not a function" in run("ls", path, "--load", "shifted:nothing", error=True)
+    assert "no_such_module" in run("ls", path, "--load", "no_such_module:load", error=True)
+
+
+def dump_shifted(value, file):
+    file.write(bytes(255 - byte for byte in pickle.dumps(value)))
+
+
+def load_shifted(file):
+    return pickle.loads(bytes(255 - byte for byte in file.read()))
+
+
+@pytest.mark.parametrize("error", [RecursionError("too deep"), MemoryError(), RuntimeError("two\nlines\x1b[31m")])
+def test_an_unexpected_error_is_one_line_and_no_damage(run, filled, monkeypatch, error):
+    monkeypatch.setattr("chest.cli.inspect.Inspection.faults", lambda self: (_ for _ in ()).throw(error))
+
+    told = run("check", filled, error=True)
+
+    assert type(error).__name__ in told
+    assert "\x1b" not in told
+
+
+# As a command
+
+
+def chest_command(*arguments, **settings):
+    return subprocess.run([sys.executable, "-m", "chest", *arguments], capture_output=True, text=True, timeout=60,
+                          check=False, **settings)
+
+
+def test_the_module_is_the_command(filled):
+    found = chest_command("get", filled, "text")
+
+    assert (found.returncode, found.stdout, found.stderr) == (OK, "some text\n", "")
+
+
+def test_an_ascii_terminal_shows_every_key(path):
+    with Chest(path=path) as chest:
+        chest["größe"] = "µ"
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+
+    for command in (["ls", path], ["info", path], ["check", path], ["get", path, "größe"]):
+        found = chest_command(*command, env=ascii_only)
+        assert (found.returncode, found.stderr) == (OK, "")
+    assert "gr\\xf6\\xdfe" in chest_command("ls", path, env=ascii_only).stdout
+
+
+def test_a_pipe_that_closes_early_is_no_error(path):
+    with Chest(path=path, min_file_size=4096) as chest:
+        chest.update(dict.fromkeys(range(5000)))
+    command = subprocess.Popen([sys.executable, "-m", "chest", "ls", path], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE)
+
+    command.stdout.readline()
+    command.stdout.close()
+
+    assert command.stderr.read() == b""
+    assert command.wait(60) == OK
+    command.stderr.close()
+
+
+def test_repair_with_nobody_to_ask_is_an_error(damaged):
+    found = chest_command("check", damaged, "--repair", stdin=subprocess.DEVNULL)
+
+    assert found.returncode == ERROR
+    assert "--yes" in found.stderr
+    assert len(Chest(path=damaged)) == 5

@@ -1,0 +1,119 @@
+"""What a notebook shows: the right figures, escaped, and right whatever the page's own stylesheet says of tables."""
+import html as escaping
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from chest import Chest
+from chest.cli import notebook
+
+# What JupyterLab 4 and notebook 7 say of tables in an output; the last is nbconvert's classic template.
+JUPYTER = """
+.jp-RenderedHTMLCommon table { border-collapse: collapse; border: none; margin-left: auto; margin-right: auto;
+  table-layout: fixed; font-size: 12px; }
+.jp-RenderedHTMLCommon td, .jp-RenderedHTMLCommon th, .jp-RenderedHTMLCommon tr { text-align: right;
+  vertical-align: middle; padding: 0.5em; line-height: normal; white-space: normal; max-width: none; border: none; }
+.jp-RenderedHTMLCommon:not(.jp-RenderedMarkdown) td, .jp-RenderedHTMLCommon:not(.jp-RenderedMarkdown) th {
+  text-align: right; }
+.jp-RenderedHTMLCommon tbody tr:nth-child(odd) { background: rgb(250, 0, 0); }
+.jp-RenderedHTMLCommon tbody tr:nth-child(even) { background: rgb(245, 0, 0); }
+.rendered_html tr, .rendered_html th, .rendered_html td { text-align: right; }
+"""
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+PAGE = """<!doctype html><meta charset="utf-8"><title></title><style>{style}</style>
+<body style="background: {paper}" data-jp-theme-light="{light}">
+<div class="jp-RenderedHTMLCommon jp-RenderedHTML rendered_html">{view}</div>
+<script>
+const seen = (place, what) => getComputedStyle(document.querySelector(place))[what];
+document.title = [seen(".chest-view", "color"), seen(".chest-view td", "textAlign"), seen(".chest-view th", "textAlign"),
+  seen(".chest-view .number", "textAlign"), seen(".chest-view tr:nth-child(2)", "backgroundColor"),
+  seen(".chest-view tr:nth-child(1)", "backgroundColor")].join("; ")</script>"""
+
+
+@pytest.fixture
+def chest(path):
+    """Eight of ten values fit into memory."""
+    with Chest(path=path, available_memory=85_000) as filled:
+        for n in range(10):
+            filled[f"x{n}"] = bytes(10_000 - n)
+        assert filled["x9"]
+        filled["<script>alert(1)</script>"] = b""
+        yield filled
+
+
+def text_of(markup):
+    """The words of a page, without its tags and style."""
+    body = re.sub(r"<style>.*?</style>", " ", markup, flags=re.DOTALL)
+    return " ".join(escaping.unescape(re.sub(r"<[^>]*>", " ", body)).split())
+
+
+def test_a_view_tells_keys_memory_and_hits(chest):
+    shown = text_of(chest._repr_html_())
+
+    assert chest.path in shown
+    assert f"11 keys, {len(chest.inmem)} in memory, " in shown
+    assert f"{chest.memory_usage / 1000:.1f} kB of 85.0 kB" in shown
+    assert "100% from memory (1 of 1)" in shown
+
+
+def test_a_view_tells_the_bytes_on_disk_and_loads_nothing(path):
+    chest = Chest({"x": bytes(123_000)}, path=path)
+    chest.flush()
+
+    assert "disk 123.0 kB" in text_of(notebook.table(chest))
+    assert (chest.stats.hits, chest.stats.misses, len(chest.inmem)) == (0, 0, 0)
+
+
+def test_a_view_shows_the_largest_keys_first_and_as_text(path):
+    evil = "<script>alert('x') & more</script>\x1b\u202e"
+    with Chest({"small": b"1", evil: bytes(5000), "middle": bytes(50), 1 << 20_000: 0}, path=path) as chest:
+        shown = notebook.table(chest)
+
+    assert shown.index("alert") < shown.index("middle") < shown.index("small")
+    assert "&lt;script&gt;" in shown
+    assert not any(unwanted in shown for unwanted in ("<script", "\x1b", "\u202e"))
+
+
+def test_an_empty_chest_has_a_view():
+    with Chest() as chest:
+        assert "0 keys" in text_of(notebook.table(chest))
+        assert "(temporary)" in text_of(notebook.table(chest))
+
+
+def test_a_bar_never_leaves_its_frame():
+    with Chest({"x": bytes(5000)}) as chest:
+        chest._engine.state.available = 100
+        assert 'class=over style="width: 100.0%"' in notebook.table(chest)
+
+
+def test_a_chest_of_very_many_keys_is_not_counted_to_be_looked_at(path, monkeypatch):
+    monkeypatch.setattr(notebook, "MOST", 2)
+    chest = Chest({n: n for n in range(3)}, path=path)
+    chest.flush()
+
+    assert "not counted: over 2 keys" in text_of(notebook.table(chest))
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """Debian's browser."""
+    found = shutil.which("chromium")
+    if not found:
+        pytest.skip("chromium is not installed")
+    return found
+
+
+@pytest.mark.parametrize(("paper", "light", "ink"), [
+    ("white", "true", "rgb(31, 35, 40)"), ("#111111", "false", "rgb(230, 237, 243)")], ids=["light", "dark"])
+def test_a_browser_shows_the_view_in_the_colours_of_its_theme(chromium, chest, tmp_path, paper, light, ink):
+    page = tmp_path / "view.html"
+    page.write_text(PAGE.format(style=JUPYTER, paper=paper, light=light, view=notebook.table(chest)), encoding="utf-8")
+    command = [chromium, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
+
+    document = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+    clear = "rgba(0, 0, 0, 0)"
+    assert f"<title>{ink}; left; left; right; {clear}; {clear}</title>" in document
+    assert text_of(notebook.table(chest)) in text_of(document)

@@ -1,0 +1,190 @@
+"""A chest from a stranger: the command runs none of its code, does not hang, and prints nothing that a terminal obeys."""
+import gzip
+import json
+import os
+import pickle
+import struct
+import subprocess
+import sys
+
+import pytest
+
+from chest import Chest
+from chest.cli.main import main
+
+ESCAPE = "\x1b]0;owned\x07\x1b[2J\u202e\u009b\x7f"
+
+
+class Code:
+    """What runs code when it is unpickled."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (self.mark,)
+
+
+def make(path, index, **contents):
+    os.makedirs(path)
+    for name, data in {".keys": index if isinstance(index, bytes) else json.dumps(index).encode(), **contents}.items():
+        with open(os.path.join(path, name), "wb") as file:
+            file.write(data)
+
+
+def run(*arguments, **more):
+    return subprocess.run([sys.executable, "-m", "chest", *arguments], capture_output=True, timeout=20, check=False,
+                          stdin=subprocess.DEVNULL, **more)
+
+
+@pytest.fixture
+def mark(tmp_path):
+    return str(tmp_path / "mark")
+
+
+@pytest.mark.parametrize("where", ["key", "compressed key", "value", "ref"])
+@pytest.mark.parametrize("command", ["ls", "info", "check", "get", "rm", "copy"])
+def test_no_code_of_a_chest_is_run(capsys, path, mark, where, command):
+    code = Code(mark)
+    index = {"key": pickle.dumps([(code, "x")]), "compressed key": gzip.compress(pickle.dumps([(code, "x")])),
+             "value": [["x", "x"]], "ref": pickle.dumps([("x", code)])}[where]
+    make(path, index, x=pickle.dumps(code if where == "value" else 1))
+
+    status = main([command, path, *{"get": ["x"], "rm": ["x"], "copy": [path + "-copy"]}.get(command, [])])
+
+    assert not os.path.exists(mark)
+    if where != "value":
+        assert status == 2
+        assert "--trust" in capsys.readouterr().err
+
+
+def test_what_is_refused_needs_trust_and_is_no_damage(capsys, path, mark):
+    with Chest(path=path) as chest:
+        chest["code"] = Code(mark)
+        chest["list"] = [1, 2]
+
+    assert main(["ls", path]) == main(["info", path]) == 0
+    assert main(["check", path, "--repair", "--yes"]) == 0
+    out = capsys.readouterr().out
+
+    assert "'code': code: not loaded: needs --trust" in out
+    assert "2 keys, 0 damaged, 1 not loaded without --trust; 0 leftovers" in out
+    assert main(["get", path, "code"]) == 2
+    assert "--trust" in capsys.readouterr().err
+    assert not os.path.exists(mark)
+    assert main(["check", "--trust", path]) == 0
+    assert os.path.exists(mark)
+
+
+def test_a_value_that_is_refused_is_damaged_if_its_checksum_says_so(capsys, path, mark):
+    with Chest(path=path) as chest:
+        chest["code"] = Code(mark)
+    with open(os.path.join(path, "code"), "r+b") as file:
+        file.seek(15)
+        byte = file.read(1)
+        file.seek(15)
+        file.write(bytes([byte[0] ^ 1]))
+
+    assert main(["check", path]) == 1
+    assert "1 key, 1 damaged; 0 leftovers" in capsys.readouterr().out
+
+
+NPY = b"\x93NUMPY\x01\x00" + struct.pack("<H", 60) + b"{'descr': '\x1b[31mX', 'shape': '\x1b[2J'}".ljust(60)
+TEXT = b"X" + struct.pack("<I", len(ESCAPE.encode())) + ESCAPE.encode()
+
+
+@pytest.mark.parametrize(("index", "contents"), [
+    ([[ESCAPE, "x"]], {"x": pickle.dumps(1)}),
+    ([[ESCAPE, "y" + ESCAPE]], {}),
+    ([["x", "../" + ESCAPE]], {}),
+    ([["x", "x"]], {"x": b"c\x1b]0;owned\x07\nname\x1b[2J\n."}),
+    ([["x", "x"]], {"x": b"\x80\x04" + TEXT + TEXT + b"\x93)R."}),
+    ([["x", "x"]], {"x": NPY}),
+    ([["x", "x"]], {"x": pickle.dumps(1), "left\x1b[31mover\nfake line: all is well": b""}),
+    (pickle.dumps([(ESCAPE, 1.5)]), {}),
+    (b"c\x1b]0;owned\x07\nname\n.", {}),
+])
+def test_nothing_that_a_terminal_obeys_is_printed(tmp_path, index, contents):
+    path = str(tmp_path / "a\x1b[31m path")
+    make(path, index, **contents)
+
+    for arguments in (["ls", path], ["info", path], ["check", path], ["ls", "--json", path], ["get", path, "x"],
+                      ["ls", "--sort", "key", path], ["check", "--trust", path], ["check", "--repair", "--yes", path]):
+        found = run(*arguments)
+        out = (found.stdout + found.stderr).decode()
+
+        assert all(character.isprintable() or character in "\n\t" for character in out)
+        assert "\nfake line" not in out
+        assert "Traceback" not in out
+        assert found.returncode in (0, 1, 2)
+
+
+def test_a_text_goes_to_a_terminal_escaped_and_to_a_pipe_as_it_is(capsys, path, monkeypatch):
+    with Chest(path=path) as chest:
+        chest["x"] = "two\nlines\x1b[31m"
+
+    assert main(["get", path, "x"]) == 0
+    assert capsys.readouterr().out == "two\nlines\x1b[31m\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["get", path, "x"]) == 0
+    assert capsys.readouterr().out == "two\nlines\\x1b[31m\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+@pytest.mark.parametrize("what", ["pipe", "endless link", "pipe as index", "link as index"])
+def test_pipes_and_endless_files_are_refused_quickly(path, what):
+    make(path, [["x", "x"]])
+    name = os.path.join(path, ".keys" if "index" in what else "x")
+    if "index" in what:
+        os.remove(name)
+    os.mkfifo(name) if "pipe" in what else os.symlink("/dev/zero", name)
+
+    for arguments in (["ls", path], ["info", path], ["check", path], ["get", path, "x"], ["copy", path, path + "-copy"],
+                      ["check", "--repair", "--leftovers", "--yes", path]):
+        found = run(*arguments)
+
+        assert found.returncode in ((2,) if "index" in what or arguments[0] in ("get", "copy") else (0, 1))
+        assert b"Traceback" not in found.stderr
+        assert found.stderr.count(b"\n") <= 1
+    assert os.path.lexists(name)
+
+
+@pytest.mark.parametrize("content", ['{"token": "secret"}', ""])
+@pytest.mark.parametrize("arguments", [["rm", "x"], ["check", "--repair", "--yes"],
+                                       ["check", "--repair", "--leftovers", "--yes"]])
+def test_nothing_is_removed_through_a_folder_that_is_a_link(path, tmp_path, content, arguments):
+    make(path, [["x", "_a/secret.json"]])
+    (tmp_path / "outside").mkdir()
+    secret = tmp_path / "outside" / "secret.json"
+    secret.write_text(content)
+    os.symlink(tmp_path / "outside", os.path.join(path, "_a"))
+
+    run(arguments[0], path, *arguments[1:])
+
+    assert secret.read_text() == content
+
+
+def test_keys_of_any_size_and_depth_are_listed(capsys, path):
+    mask = (1 << 20_000) - 1
+    with Chest(path=path) as chest:
+        chest.update({mask: 1, ("row", mask): 2, "plain": 3})
+
+    for command in ("ls", "info", "check"):
+        assert main([command, path]) == 0
+    assert main(["get", path, hex(mask)]) == 0
+    assert capsys.readouterr().out.endswith("\n1\n")
+
+
+def test_too_little_memory_is_no_damage(path):
+    pytest.importorskip("resource")
+    numpy = pytest.importorskip("numpy")
+    with Chest(path=path) as chest:
+        chest["big"], chest["small"] = numpy.ones(60_000_000), [1]
+    limited = ("import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_AS, (420_000_000,) * 2); "
+               "sys.argv = ['chest', 'check', sys.argv[1], '--repair', '--yes']; "
+               "runpy.run_module('chest', run_name='__main__')")
+
+    subprocess.run([sys.executable, "-c", limited, path], capture_output=True, check=False,
+                   env={**os.environ, "OPENBLAS_NUM_THREADS": "1"})
+
+    assert sorted(Chest(path=path)) == ["big", "small"]

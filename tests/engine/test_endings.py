@@ -1,0 +1,479 @@
+"""However a program ends, its chests end well: saved where they have a path, removed where they are temporary."""
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+
+import pytest
+from children import HOME, forked, python
+
+from chest import Chest
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+BEGIN = """if True:
+    import atexit, gc, os, signal, sys, threading
+    from chest import Chest
+    try:
+        import NUMPY as numpy
+        value = numpy.arange(10000.0)
+    except ImportError:
+        value = list(range(10000))
+    if sys.argv[1] == 'temporary':
+        c = Chest()
+    else:
+        c = Chest(path=sys.argv[1])
+    print(c.path, flush=True)
+    c['saved'] = 1
+    c.flush()
+    c['x'] = value
+"""
+
+ARRAYS = BEGIN.replace("NUMPY", "numpy")  # where it is there: importing it takes time, so not in all the tests
+
+ENDS = {
+    "the script just ends": ("", 0),
+    "sys.exit": ("sys.exit(3)", 3),
+    "sys.exit in a function that has the only handle": ("""
+    def f(mine):
+        globals().pop('c')
+        sys.exit(3)
+    f(c)""", 3),
+    "an exception": ("raise ZeroDivisionError", 1),
+    "an exception that keeps the frame": ("""
+    try:
+        1 / 0
+    except ZeroDivisionError as error:
+        kept = error
+    """, 0),
+    "with": ("""
+    with c:
+        c['x'] = value
+    del c
+    """, 0),
+    "with, and an exception": ("""
+    with c:
+        raise ZeroDivisionError""", 1),
+    "with, and sys.exit": ("""
+    with c:
+        sys.exit(3)""", 3),
+    "del": ("del c", 0),
+    "close": ("c.close()", 0),
+    "close, and a use after it": ("""
+    c.close()
+    if sys.argv[1] != 'temporary':
+        c['x'] = value""", 0),
+    "garbage in a cycle": ("""
+    class Cycle: pass
+    cycle = Cycle()
+    cycle.me, cycle.chest = cycle, c
+    del cycle, c""", 0),
+    "a module that lives for ever": ("""
+    import types
+    module = sys.modules['module'] = types.ModuleType('module')
+    module.c = c
+    module.me = module
+    del c""", 0),
+    "a thread that works on": ("""
+    def late():
+        threading.main_thread().join()
+        c['x'] = value
+    del c['x']
+    threading.Thread(target=late).start()""", 0),
+    "an exit handler": ("""
+    del c['x']
+    atexit.register(lambda: c.update(x=value))""", 0),
+    "a daemon thread that holds the handle": ("""
+    threading.Thread(target=lambda mine: threading.Event().wait(), args=(c,), daemon=True).start()
+    """, 0),
+    "Ctrl-C": ("os.kill(os.getpid(), signal.SIGINT); threading.Event().wait(20)", -signal.SIGINT),
+}
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_a_program_that_ends_saves_a_chest_with_a_path(how, path):
+    end, code = ENDS[how]
+    python((ARRAYS if "with" not in how else BEGIN) + end, path, code=code, stderr=None if code else "")
+    with Chest(path=path) as c:
+        assert sorted(c) == ["saved", "x"]
+        assert list(c["x"]) == list(range(10000))
+    assert sorted(os.listdir(path)) == [".keys", "saved", "x" if how != "close, and a use after it" else "x~1"]
+
+
+@pytest.mark.parametrize("how", [how for how in ENDS if how != "an exit handler"])  # that finds it closed
+def test_a_program_that_ends_removes_a_temporary_chest(how, tmp_path):
+    end, code = ENDS[how]
+    place = python(BEGIN + end, "temporary", code=code, stderr=None if code else "", TMPDIR=str(tmp_path)).strip()
+    assert place
+    assert not os.path.exists(place)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("end", ["os._exit(0)", "os.kill(os.getpid(), signal.SIGTERM)", "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_a_program_that_is_ended_by_force_leaves_the_last_commit(end, path):
+    python(BEGIN + end, path, code=0 if "_exit" in end else -getattr(signal, end[-8:-1].strip(".")))
+    assert dict(Chest(path=path)) == {"saved": 1}
+
+
+def test_a_handler_that_turns_a_signal_into_an_exit_is_all_it_takes_to_be_saved(path):
+    python(BEGIN + """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(4))
+    os.kill(os.getpid(), signal.SIGTERM)
+    threading.Event().wait(20)""", path, code=4)
+    assert sorted(Chest(path=path)) == ["saved", "x"]
+
+
+def test_a_value_that_cannot_be_saved_as_the_program_ends_is_a_warning_that_names_it(path):
+    said = subprocess.run([sys.executable, "-c", BEGIN + "c['bad'] = lambda: 0", path], capture_output=True, text=True,
+                          env=dict(os.environ, PYTHONPATH=HOME))
+    assert said.returncode == 0
+    assert "RuntimeWarning" in said.stderr
+    assert "'bad'" in said.stderr
+    assert path in said.stderr
+    assert sorted(Chest(path=path)) == ["saved", "x"]
+
+
+def test_a_program_that_changes_its_directory_still_saves_at_its_place(tmp_path):
+    os.mkdir(tmp_path / "elsewhere")
+    python(BEGIN + "os.chdir('elsewhere')", "here")
+    assert sorted(Chest(path=tmp_path / "here")) == ["saved", "x"]
+    assert os.listdir(tmp_path / "elsewhere") == []
+
+
+# Forks.
+
+
+@needs_fork
+@pytest.mark.parametrize("end", ["pass", "sys.exit()", "os._exit(0)", "raise SystemExit", "del c; gc.collect()", "c.close()",
+                                 "c.drop()"])
+@pytest.mark.parametrize("given", [True, False])
+def test_the_child_of_a_fork_neither_saves_nor_removes_what_is_its_parents(end, given, path):
+    script = BEGIN + f"""
+    before = sorted(os.listdir(c.path))
+    pid = os.fork()
+    if not pid:
+        {end}
+    else:
+        assert os.waitpid(pid, 0)[1] == 0
+        assert sorted(os.listdir(c.path)) == before, (before, os.listdir(c.path))
+        assert c['saved'] == 1
+        assert len(c['x']) == 10000
+    """
+    python(script, path if given else "temporary")
+    if given:
+        assert sorted(Chest(path=path)) == ["saved", "x"]
+
+
+@needs_fork
+def test_a_fork_of_a_fork_leaves_the_chest_alone_too(path):
+    python(BEGIN + """
+    before = sorted(os.listdir(c.path))
+    pid = os.fork()
+    if not pid:
+        pid = os.fork()
+    if pid:
+        assert os.waitpid(pid, 0)[1] == 0
+        assert sorted(os.listdir(c.path)) == before""", path)
+    assert sorted(Chest(path=path)) == ["saved", "x"]
+
+
+@needs_fork
+@pytest.mark.parametrize("given", [True, False])
+def test_a_child_that_leaves_a_with_block_of_its_parents_ends_nothing_of_it(given, path):
+    python(BEGIN + """
+    with c:
+        pid = os.fork()
+        if pid:
+            assert os.waitpid(pid, 0)[1] == 0
+            assert os.path.isdir(c.path)
+            assert 'x' not in os.listdir(c.path)
+            assert c['saved'] == 1
+            assert len(c['x']) == 10000
+    """, path if given else "temporary")
+    if given:
+        assert sorted(Chest(path=path)) == ["saved", "x"]
+
+
+@needs_fork
+def test_a_child_saves_what_it_opened_itself(path, tmp_path):
+    python(BEGIN + """
+    pid = os.fork()
+    if not pid:
+        mine = Chest(path=c.path)
+        mine['child'] = value
+        sys.exit()
+    assert os.waitpid(pid, 0)[1] == 0""", path)
+    assert sorted(Chest(path=path)) == ["child", "saved", "x"]
+
+
+@needs_fork
+def test_a_child_that_removes_its_own_temporary_chest_leaves_its_parents(tmp_path):
+    c = Chest()
+    c["x"] = 1
+    c.flush()
+    report = tmp_path / "report"
+
+    def child():
+        mine = Chest({"y": 2})
+        report.write_text(mine.path)
+        mine.close()
+
+    assert forked(child) == 0
+    assert not os.path.exists(report.read_text())
+    assert c["x"] == 1
+
+
+MULTIPROCESSING = """
+import multiprocessing, os, sys
+from chest import Chest
+kept = []
+
+def work(path, number):
+    c = Chest(path=path)
+    c[number] = number
+    kept.append(c)
+
+def pooled(path, number):
+    work(path, number)
+    return number
+
+if __name__ == '__main__':
+    path, method, how = sys.argv[1:]
+    context = multiprocessing.get_context(method)
+    c = Chest(path=path)
+    c['parent'] = 1
+    if how == 'process':
+        processes = [context.Process(target=work, args=(path, i)) for i in range(3)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+            assert process.exitcode == 0
+    elif how == 'executor':
+        from concurrent.futures import ProcessPoolExecutor
+        with ProcessPoolExecutor(2, mp_context=context) as pool:
+            list(pool.map(pooled, [path] * 3, range(3)))
+    else:
+        with context.Pool(2) as pool:
+            pool.starmap(pooled, [(path, i) for i in range(3)])
+            pool.close()
+            pool.join()
+"""
+
+
+@needs_fork
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("how", ["process", "executor", "pool"])
+def test_a_handle_opened_in_a_child_of_multiprocessing_is_saved_at_the_childs_end(method, how, path, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(MULTIPROCESSING)
+    python(str(script), path, method, how, options=["-W", "ignore::DeprecationWarning"])
+    assert dict(Chest(path=path)) == {"parent": 1, 0: 0, 1: 1, 2: 2}
+
+
+# Garbage.
+
+
+def test_a_handle_that_is_collected_in_the_middle_of_a_commit_is_saved_after_it(path):
+    """The collector may run at any line; here it finds, inside of a commit, other handles on the same directory."""
+
+    def dump(value, file):
+        pickle.dump(value, file)
+        if isinstance(value, list):  # the index itself, under the gate
+            gc.collect()
+
+    def litter(number):
+        class Cycle:
+            pass
+
+        cycle = Cycle()
+        cycle.me, cycle.chest = cycle, Chest(path=path)
+        cycle.chest[f"litter{number}"] = number
+
+    c = Chest(path=path, dump=dump, load=pickle.load)
+    gc.disable()
+    try:
+        for i in range(3):
+            litter(i)
+        c["x"] = [1]
+        c.flush()
+        gc.collect()
+    finally:
+        gc.enable()
+    assert dict(Chest(path=path)) == {"x": [1], "litter0": 0, "litter1": 1, "litter2": 2}
+
+
+@pytest.mark.parametrize("settings", [{}, {"min_file_size": 1000}, {"min_file_size": 1000, "available_memory": 10}])
+@pytest.mark.parametrize("spilled", [False, True])
+def test_garbage_in_a_cycle_with_all_its_parts_is_saved(path, settings, spilled, leaks_nothing):
+    """The collector may take a chest's connection, and what else it has, before the chest itself."""
+
+    class Cycle:
+        pass
+
+    cycle = Cycle()
+    cycle.me, cycle.chest = cycle, Chest({"x": 1, "y": 2}, path=path, **settings)
+    cycle.chest.sync()
+    cycle.chest["x"] = 3
+    cycle.chest["z"] = 4
+    if spilled:
+        cycle.chest.move_to_disk("x")
+    del cycle
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gc.collect()
+    assert dict(Chest(path=path, **settings)) == {"x": 3, "y": 2, "z": 4}
+
+
+def test_a_handle_that_is_collected_in_another_thread_while_one_commits_waits_its_turn(path):
+    inside, collected = threading.Event(), threading.Event()
+
+    def dump(value, file):
+        pickle.dump(value, file)
+        if isinstance(value, list) and not inside.is_set():
+            inside.set()
+
+    c = Chest(path=path, dump=dump, load=pickle.load)
+    others = [Chest({"other": 1}, path=path)]
+
+    def collect():
+        inside.wait(20)
+        others.clear()
+        collected.set()
+
+    thread = threading.Thread(target=collect)
+    thread.start()
+    c["x"] = 1
+    c.flush()
+    assert collected.wait(20)
+    thread.join()
+    assert dict(Chest(path=path)) == {"x": 1, "other": 1}
+
+
+def test_a_constructor_that_fails_leaves_nothing_to_finalise(path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for arguments in ({"mode": "x"}, {"available_memory": "much"}, {"mmap_mode": "w"}, {"nonsense": 1}):
+            with pytest.raises((TypeError, ValueError)):
+                Chest(path=path, **arguments)
+            gc.collect()
+        uninitialised = Chest.__new__(Chest)
+        del uninitialised
+        gc.collect()
+    assert not os.path.exists(path)
+
+
+# The directory is gone.
+
+
+def remove(path):
+    for folder, folders, files in os.walk(path, topdown=False):
+        for name in files:
+            os.unlink(os.path.join(folder, name))
+        for name in folders:
+            os.rmdir(os.path.join(folder, name))
+    os.rmdir(path)
+
+
+@pytest.mark.parametrize("end", ["close", "del"])
+@pytest.mark.parametrize("unsaved", [False, True])
+def test_a_directory_that_is_gone_is_not_made_again_and_worth_a_word_if_something_is_lost(path, end, unsaved):
+    c = Chest(path=path)
+    c["x"] = 1
+    c.flush()
+    if unsaved:
+        c["y"] = 2
+    remove(path)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        if end == "close":
+            c.close()
+        del c
+        gc.collect()
+    assert [w.category for w in said] == ([RuntimeWarning] if unsaved else [])
+    assert all(path in str(w.message) and "1 unsaved" in str(w.message) for w in said)
+    assert not os.path.exists(path)
+
+
+def test_a_temporary_directory_that_is_gone_is_nobodys_loss():
+    c = Chest({"x": 1})
+    c.flush()
+    c["y"] = 1
+    remove(c.path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        c.close()
+        del c
+        gc.collect()
+
+
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("steps", [steps for n in (1, 2, 3) for steps in itertools.product(["drop", "close", "end"], repeat=n)])
+def test_drop_close_and_end_may_follow_each_other_in_any_order(path, given, steps):
+    c = Chest(path=path if given else None)
+    c["x"] = 1
+    c.flush()
+    c["y"] = 2
+    place = c.path
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for step in steps:
+            (c._engine.end if step == "end" else getattr(c, step))()
+        del c
+        gc.collect()
+    assert os.path.exists(place) == (given and "drop" not in steps)
+
+
+def test_a_dropped_chest_can_be_used_again(path):
+    c = Chest(path=path)
+    c["x"] = 1
+    c.flush()
+    c.drop()
+    assert len(c) == 0
+    assert not os.path.exists(path)
+    c["y"] = 2
+    c.flush()
+    assert dict(Chest(path=path)) == {"y": 2}
+
+
+def test_a_closed_chest_with_a_path_opens_itself_again(path, leaks_nothing):
+    c = Chest(path=path)
+    for i in range(3):
+        with c:
+            c[i] = i
+            assert dict(c) == {j: j for j in range(i + 1)}
+        assert c.memory_usage == 0
+    assert dict(c) == {0: 0, 1: 1, 2: 2}
+    c.close()
+    del c
+
+
+def test_a_closed_temporary_chest_says_so_at_every_use():
+    c = Chest({"x": 1})
+    c.close()
+    c.close()
+    for use in (lambda: c["x"], lambda: c.update(y=1), lambda: len(c), lambda: list(c), lambda: "x" in c, c.flush, c.sync,
+                lambda: c.get("x"), lambda: c.pop("x", 1), lambda: c.prefetch("x"), c.write_keys, lambda: dict(c),
+                lambda: c.setdefault("x"), c.popitem, c.clear, lambda: c.key_to_filename("x"), lambda: c.move_to_disk("x"),
+                lambda: list(c.values()), lambda: list(c.items()), lambda: c == {"x": 1}):
+        with pytest.raises(ValueError, match="temporary and is closed"):
+            use()
+    assert "chest at" in str(c)
+    assert "chest at" in repr(c)
+    c.drop()
+
+
+def test_an_ended_chest_leaves_no_file_open(path, leaks_nothing):
+    for settings in ({}, {"min_file_size": 1000}):
+        c = Chest({"x": 1}, path=path, **settings)
+        c.sync()
+        c["y"] = 2
+        c.close()
+        del c

@@ -1,0 +1,106 @@
+"""Values and other garbage whose finalisers use the chest: the garbage collector may run them at nearly any line."""
+from __future__ import annotations
+
+import gc
+import random
+
+import pytest
+
+from chest import Chest
+
+N = 500
+
+
+@pytest.fixture
+def often():
+    """The garbage collector comes often."""
+    before = gc.get_threshold()
+    gc.set_threshold(20)
+    yield
+    gc.set_threshold(*before)
+
+
+class Garbage:
+    """Something in a cycle, so that only the collector finds it; it then calls ``action()``."""
+
+    def __init__(self, action):
+        self.cycle, self.action = self, action
+
+    def __del__(self):
+        self.action()
+
+
+@pytest.mark.parametrize("settings", [{}, {"min_file_size": 4096}], ids=["files", "packs"])
+@pytest.mark.parametrize("what", ["read", "set", "save"])
+def test_finalisers_that_use_the_chest_disturb_nobody(path, often, settings, what):
+    chance, errors, expected = random.Random(1), [], {i: [i] * 20 for i in range(N)}
+    c = Chest(expected, path=path, available_memory=40_000, **settings)
+    c.flush()
+
+    def use():
+        key = chance.randrange(N)
+        try:
+            assert c[key] == [key] * 20
+            if what == "set":
+                c[key] = [key] * 20
+            if what == "save" and chance.random() < 0.05:
+                c.sync()
+        except Exception as error:
+            errors.append(error)
+
+    for turn in range(4 * N):
+        Garbage(use)
+        key = chance.randrange(N)
+        assert c[key] == [key] * 20
+        assert c.get(key, "absent") == [key] * 20
+        if turn % 50 == 0:
+            c.sync() if turn % 100 else c.flush()
+    gc.collect()
+    assert not errors
+    c.sync()
+    c._engine._check()
+    assert dict(Chest(path=path, **settings)) == expected
+
+
+class Value:
+    """A value that sets another one when it goes."""
+
+    chest = None
+
+    def __init__(self, key):
+        self.key = key
+
+    def __del__(self):
+        if Value.chest is not None:
+            Value.chest["gone", self.key] = True
+
+    def __reduce__(self):
+        return Value, (self.key,)
+
+
+@pytest.mark.parametrize("how", ["set", "del", "pop", "clear", "update", "flush", "rollback", "move_to_disk"])
+def test_the_finaliser_of_a_value_that_goes_may_use_the_chest(path, how):
+    c = Chest({"x": Value("x"), "y": 1}, path=path)
+    c.sync()
+    Value.chest = c
+    try:
+        if how == "set":
+            c["x"] = 2
+        elif how == "del":
+            del c["x"]
+        elif how == "pop":
+            assert c.pop("x").key == "x"
+        elif how == "update":
+            c.update(x=2)
+        elif how == "move_to_disk":
+            c.move_to_disk("x")
+        else:
+            getattr(c, how)()
+        assert c["gone", "x"] is True
+    finally:
+        Value.chest = None
+    c._engine._check()
+    c.sync()
+    with Chest(path=path) as again:
+        assert ("gone", "x") in again
+        assert ("x" in again) is (how not in ("del", "pop", "clear"))

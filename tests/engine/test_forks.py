@@ -1,0 +1,481 @@
+"""What a fork's child has of its parent's chests: all to read, nothing to save and nothing to remove."""
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import sys
+import threading
+
+import pytest
+from children import forked, python
+
+from chest import Chest
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+
+
+class Pipe:
+    """One way for a single byte to say that something has happened."""
+
+    def __init__(self):
+        self.read, self.write = os.pipe()
+
+    def say(self):
+        os.write(self.write, b".")
+
+    def wait(self):
+        assert os.read(self.read, 1) == b"."
+
+
+@pytest.fixture
+def pipe():
+    made = []
+
+    def make():
+        made.append(Pipe())
+        return made[-1]
+
+    yield make
+    for one in made:
+        os.close(one.read)
+        os.close(one.write)
+
+
+class Only:
+    """The only one who refers to a chest, so that a child can let go of it."""
+
+    def __init__(self, chest):
+        self.chest = chest
+
+    def end(self, how):
+        """Call the chest's method ``how``, or let go of the chest (``"del"``), or do nothing."""
+        if how == "del":
+            del self.chest
+            gc.collect()
+        elif how != "nothing":
+            getattr(self.chest, how)()
+
+
+def in_child(action):
+    """Run ``action()`` in a forked child; an error there fails the test here."""
+    assert forked(action) == 0
+
+
+def twice(action):
+    """The same in the child of a child."""
+    in_child(lambda: in_child(action))
+
+
+@pytest.fixture(params=[in_child, twice], ids=["fork", "double fork"])
+def child(request):
+    return request.param
+
+
+# To read.
+
+
+@pytest.mark.parametrize("memory", [0, 1e9], ids=["spilled", "in memory"])
+@pytest.mark.parametrize("min_file_size", [0, 4096])
+def test_the_child_reads_what_its_parent_has_not_saved(path, child, memory, min_file_size):
+    c = Chest({"saved": [0]}, path=path, available_memory=memory, min_file_size=min_file_size)
+    c.sync()
+    c["new"], c["saved"], c["none"] = [1], [2], [3]
+    del c["none"]
+
+    def look():
+        assert dict(c) == {"saved": [2], "new": [1]}
+
+    child(look)
+    assert dict(Chest(path=path)) == {"saved": [0]}
+    look()
+
+
+def test_the_child_reads_a_temporary_chest_and_its_parent_removes_it(child):
+    c = Chest({"x": [1], "y": [2]}, available_memory=0)
+
+    def use():
+        assert dict(c) == {"x": [1], "y": [2]}
+        c["own"] = [3]
+        c.close()
+
+    child(use)
+    assert dict(c) == {"x": [1], "y": [2]}
+    where = c.path
+    c.close()
+    assert not os.path.exists(where)
+
+
+def test_the_child_finds_what_its_parent_commits_later(path, pipe):
+    c = Chest({"x": 1, "y": 1, "gone": 1}, path=path)
+    c.sync()
+    c["x"], c["gone"] = 2, 2
+    committed = pipe()
+
+    def look():
+        assert c["x"] == 2
+        committed.wait()
+        assert sorted(c) == ["new", "x", "y"]
+        assert (c["x"], c["new"]) == (3, 3)
+
+    pid = begin(look)
+    c["x"], c["new"] = 3, 3
+    del c["gone"]
+    c.sync()
+    committed.say()
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+def begin(action):
+    """Run ``action()`` in a child, side by side."""
+    pid = os.fork()
+    if not pid:
+        try:
+            action()
+            os._exit(0)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            os._exit(99)
+    return pid
+
+
+def test_commits_of_others_take_nothing_from_the_child_but_the_keys_that_they_change(path, pipe):
+    c = Chest({"x": 1, "y": 1}, path=path)
+    c.flush()
+    c["x"], c["y"], c["new"] = 2, 2, 2
+    committed = pipe()
+
+    def look():
+        committed.wait()
+        assert sorted(c) == ["new", "other", "x", "y"]
+        assert (c["x"], c["y"], c["new"], c["other"]) == (2, 9, 2, 9)
+
+    pid = begin(look)
+    with Chest(path=path) as other:
+        other["other"], other["y"] = 9, 9
+        other.flush()
+    committed.say()
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_the_child_never_takes_a_later_file_of_its_parent_for_an_earlier_one(path, pipe):
+    """A file that no commit knows is removed at once, and its name is free for the value of another key."""
+    c = Chest(path=path, available_memory=0, key_to_filename=lambda key: "same")
+    c["x"] = ["the value of x"]
+    c.move_to_disk("x")
+    changed = pipe()
+
+    def look():
+        changed.wait()
+        with pytest.raises(KeyError, match="gone"):
+            c["x"]
+        assert c.get("x") is None
+
+    pid = begin(look)
+    name = c.key_to_filename("x")
+    del c["x"]
+    c["y"] = ["the value of y"]
+    c.move_to_disk("y")
+    assert c.key_to_filename("y") == name, "then this test shows nothing"
+    changed.say()
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+# Not to save.
+
+
+@pytest.mark.parametrize("how", ["close", "sync", "flush", "del", "write_keys", "nothing"])
+def test_what_the_child_does_saves_nothing_of_its_parents(path, child, how):
+    only = Only(Chest({"x": [1]}, path=path))
+    only.chest.sync()
+    only.chest["x"], only.chest["new"] = [2], [2]
+
+    def end():
+        only.end(how)
+        if how not in ("del", "nothing"):
+            assert (only.chest["x"], only.chest["new"]) == ([2], [2]), "it lost what is not saved anywhere"
+
+    child(end)
+    assert dict(Chest(path=path)) == {"x": [1]}
+    assert sorted(set(os.listdir(path)) - {".packs"}) == [".keys", "x"]
+    only.chest.close()
+    assert dict(Chest(path=path)) == {"x": [2], "new": [2]}
+
+
+@pytest.mark.parametrize("how", ["close", "drop", "del", "nothing"])
+@pytest.mark.parametrize("temporary", [True, False])
+def test_what_the_child_does_removes_nothing_of_its_parents(path, child, how, temporary):
+    only = Only(Chest({"x": [1], "y": [2]}, path=None if temporary else path, available_memory=0))
+    only.chest.sync()
+    del only.chest["y"]
+    only.chest["x"] = [3]
+    before = sorted(os.listdir(only.chest.path))
+    child(lambda: only.end(how))
+    assert sorted(os.listdir(only.chest.path)) == before
+    assert dict(only.chest) == {"x": [3]}
+
+
+def test_the_child_saves_its_own_keys_when_told_to(path, child):
+    c = Chest({"x": 1, "y": 1, "z": 1}, path=path)
+    c.sync()
+    c["x"], c["y"], c["mine"] = 2, 2, 2
+
+    def save():
+        c["own"], c["y"] = 3, 3
+        del c["z"]
+        c.sync()
+
+    child(save)
+    assert dict(Chest(path=path)) == {"x": 1, "y": 3, "own": 3}
+    assert (c["own"], c["x"], c["y"]) == (3, 2, 2)
+    assert "z" not in c
+    c.sync()
+    assert dict(Chest(path=path)) == {"x": 2, "y": 2, "own": 3, "mine": 2}
+
+
+def test_the_child_saves_what_it_changed_in_place(path, child):
+    c = Chest({"x": [1]}, path=path)
+    c.sync()
+
+    def change():
+        c["x"].append(2)
+        c.sync()
+
+    child(change)
+    assert Chest(path=path)["x"] == [1, 2]
+
+
+def test_small_values_of_parent_and_child_do_not_share_a_connection(path, child):
+    c = Chest({n: [n] for n in range(100)}, path=path, min_file_size=4096)
+    c.sync()
+    c["unsaved"] = [0]
+    assert c[5] == [5]
+
+    def use():
+        for n in range(100):
+            assert c[n] == [n]
+            c["child", n] = [n]
+            c.sync()
+
+    child(use)
+    c.flush()
+    assert {key: c[key] for key in c} == {
+        **{n: [n] for n in range(100)}, **{("child", n): [n] for n in range(100)}, "unsaved": [0]}
+
+
+# The end of a process.
+
+
+ENDS = """
+import os, sys
+from chest import Chest
+c = Chest({'x': 1}, path=sys.argv[1])
+temporary = Chest({'x': 1})
+c.sync()
+c['x'], c['unsaved'] = 2, 2
+pid = os.fork()
+if pid == 0:
+    mine = Chest({'child': 1}, path=sys.argv[2])
+    inherited = c
+    END
+assert os.waitpid(pid, 0)[1] == 0
+assert dict(Chest(path=sys.argv[1])) == {'x': 1}, 'the child saved'
+assert os.path.isdir(temporary.path), 'the child removed'
+print(temporary.path)
+"""
+
+
+@pytest.mark.parametrize(("end", "saved"), [("sys.exit()", {"child": 1}), ("os._exit(0)", {})])
+def test_a_child_that_ends_saves_what_it_opened_itself_and_nothing_else(tmp_path, end, saved):
+    theirs, own = tmp_path / "parent", tmp_path / "child"
+    temporary = python(ENDS.replace("END", end), theirs, own).strip()
+    assert dict(Chest(path=theirs)) == {"x": 2, "unsaved": 2}
+    assert dict(Chest(path=own)) == saved
+    assert not os.path.exists(temporary)
+
+
+def opens_its_own(path):
+    global kept
+    kept = Chest(path=path)
+    kept["x"] = 1
+
+
+@pytest.mark.parametrize("how", multiprocessing.get_all_start_methods())
+def test_a_handle_that_is_opened_in_a_child_of_multiprocessing_is_saved_at_its_end(path, how):
+    process = multiprocessing.get_context(how).Process(target=opens_its_own, args=(path,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert dict(Chest(path=path)) == {"x": 1}
+
+
+def test_a_grandchild_of_multiprocessing_is_saved_at_its_end_too(path):
+    fork = multiprocessing.get_context("fork")
+
+    def middle():
+        Chest({"middle": 1}, path=path).sync()
+        process = fork.Process(target=opens_its_own, args=(path,))
+        process.start()
+        process.join()
+
+    process = fork.Process(target=middle)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert dict(Chest(path=path)) == {"middle": 1, "x": 1}
+
+
+def test_a_child_of_multiprocessing_leaves_alone_what_it_inherited(path):
+    c = Chest({"x": 1}, path=path)
+    temporary = Chest({"x": 1})
+    process = multiprocessing.get_context("fork").Process(target=lambda: c["x"] + temporary["x"])
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert dict(Chest(path=path)) == {}
+    assert temporary["x"] == 1
+    c.sync()
+
+
+# Forks in the middle of something.
+
+
+def test_a_fork_while_another_thread_commits_does_not_hang_the_child(path, pipe, monkeypatch):
+    c = Chest({"x": 1}, path=path)
+    within, go_on = threading.Event(), threading.Event()
+    keys = c._engine.state.index._keys
+    real = keys.replace
+
+    def replace(pairs):
+        within.set()
+        go_on.wait()
+        real(pairs)
+
+    monkeypatch.setattr(keys, "replace", replace)
+    thread = threading.Thread(target=c.flush)
+    thread.start()
+    within.wait()
+    begun = pipe()
+
+    def use():
+        monkeypatch.undo()
+        assert c["x"] == 1
+        c["child"] = 2
+        begun.say()
+        c.sync()  # waits for the parent's commit, and no longer
+
+    pid = begin(use)
+    begun.wait()
+    go_on.set()
+    thread.join()
+    assert os.waitpid(pid, 0)[1] == 0
+    assert dict(Chest(path=path)) == {"x": 1, "child": 2}
+
+
+@pytest.mark.parametrize("what", ["dump", "load"])
+def test_a_fork_while_another_thread_dumps_or_loads_leaves_the_child_free(path, what):
+    import pickle
+    within, go_on = threading.Event(), threading.Event()
+
+    def slowly(function):
+        def call(*arguments):
+            if threading.current_thread() is not threading.main_thread():
+                within.set()
+                go_on.wait()
+            return function(*arguments)
+        return call
+
+    settings = {what: slowly(getattr(pickle, what))}
+    c = Chest({"x": [1]}, path=path, **{"dump": pickle.dump, "load": pickle.load, **settings})
+    c.flush()
+    c["y"] = [2]
+    thread = threading.Thread(target=c.sync if what == "dump" else lambda: c["x"])
+    thread.start()
+    within.wait()
+
+    def use():
+        assert c["x"] == [1]
+        assert c["y"] == [2]
+        c["own"] = [3]
+        c.flush()
+
+    in_child(use)
+    go_on.set()
+    thread.join()
+    c.sync()
+    assert dict(c) == {"x": [1], "y": [2], "own": [3]}
+
+
+def test_a_fork_within_the_chests_own_lock_leaves_both_free(path):
+    c = Chest({"x": 1}, path=path)
+
+    def use():
+        c["own"] = 2
+        c.sync()
+
+    with c.lock:
+        in_child(use)
+        assert c["x"] == 1
+    c.sync()
+    assert dict(c) == {"x": 1, "own": 2}
+
+
+def test_a_fork_from_a_callback_leaves_both_free(path):
+    c = Chest({"x": 1}, path=path, on_overflow=lambda key: in_child(lambda: c["x"]))
+    c.flush()
+    assert c["x"] == 1
+
+
+def test_many_chests_that_are_forked_together_are_all_usable_on_both_sides(tmp_path):
+    chests = [Chest({"n": n}, path=tmp_path / str(n)) for n in range(20)]
+
+    def use():
+        for n, c in enumerate(chests):
+            assert c["n"] == n
+            c["own"] = n
+            c.sync()
+
+    in_child(use)
+    for n, c in enumerate(chests):
+        c.sync()
+        assert dict(c) == {"n": n, "own": n}
+
+
+# Several threads that fork at once.
+
+
+def test_threads_that_fork_at_the_same_time_let_go_of_their_own_locks_only(path):
+    python("""
+import os, sys, threading
+both = threading.Barrier(2)
+os.register_at_fork(before=lambda: both.wait(60))  # what was registered first comes last, when chest has its locks
+from chest import Chest
+from chest.engine import lifecycle
+lifecycle.AT_FORK = 0.1
+
+c = Chest({"x": 1}, path=sys.argv[1], min_file_size=1000)
+c.flush()
+
+def fork():
+    pid = os.fork()
+    if not pid:
+        os._exit(0 if c["x"] == 1 else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+
+def use():
+    c["x"] += 1
+    c.flush()
+
+def run(*works):
+    threads = [threading.Thread(target=work, daemon=True) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+
+run(fork, fork)
+run(use)
+""", path, options=("-W", "ignore::DeprecationWarning"))
+    assert dict(Chest(path=path)) == {"x": 2}

@@ -1,0 +1,530 @@
+"""Names, keys, values, directories and callbacks that mean harm, or are only unlucky."""
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import sys
+import threading
+
+import pytest
+
+from chest import Chest
+from chest.errors import ChestError, DumpError
+
+needs_links = pytest.mark.skipif(not hasattr(os, "symlink"), reason="needs symbolic links")
+
+
+def seen(path, **settings):
+    with Chest(path=path, **settings) as c:
+        return dict(c)
+
+
+def tree(path):
+    """Every file and link under ``path`` with its content."""
+    found = {}
+    for folder, folders, names in os.walk(path):
+        for name in [*names, *folders]:
+            place = os.path.join(folder, name)
+            if os.path.islink(place):
+                found[os.path.relpath(place, path)] = os.readlink(place)
+            elif os.path.isfile(place):
+                with open(place, "rb") as file:
+                    found[os.path.relpath(place, path)] = file.read()
+    return found
+
+
+# Names.
+
+
+@pytest.mark.parametrize("name", ["../out", "/etc/out", "a/../../out", ".", "..", "", ".keys", ".keys~", ".packs", ".hidden", "a/.b", "a//b",
+                                  "a/", "/", "nul\0", "\udcff", "x" * 5000, "/".join("a" * 2000), None, 7, b"bytes", ["list"], "con",
+                                  "a/nul/b"])
+def test_a_key_to_filename_that_leads_astray_is_not_followed(tmp_path, name):
+    path = str(tmp_path / "in" / "chest")
+    outside = tree(tmp_path)
+    c = Chest(path=path, key_to_filename=lambda key: name)
+    c["x"], c["y"] = "x", "y"
+    c.flush()
+    assert seen(path) == {"x": "x", "y": "y"}
+    assert {name for name in tree(tmp_path) if not name.startswith(os.path.join("in", "chest"))} == set(outside)
+    assert all(part and not part.startswith(".") for name in c._keys.values() for part in name.split("/"))
+    del c["x"], c["y"]
+    c.flush()
+    assert os.listdir(path) == [".keys"]
+
+
+def test_a_key_to_filename_that_fails_is_the_callers_error_and_loses_nothing(path):
+    def name(key):
+        if key == "bad":
+            raise ZeroDivisionError
+        return key
+
+    c = Chest({"good": 1, "bad": 2, "also": 3}, path=path, key_to_filename=name)
+    with pytest.raises((ZeroDivisionError, ChestError)):
+        c.flush()
+    assert dict(c) == {"good": 1, "bad": 2, "also": 3}
+    assert seen(path) == {"good": 1, "also": 3}
+    del c["bad"]
+
+
+def test_hundreds_of_keys_with_one_name_all_have_their_own_file(path):
+    c = Chest({i: i for i in range(300)}, path=path, key_to_filename=lambda key: "same/name")
+    c.flush()
+    assert seen(path) == {i: i for i in range(300)}
+    assert len(os.listdir(os.path.join(path, "same"))) == 300
+
+
+def index_of(path, pairs):
+    os.makedirs(path, exist_ok=True)
+    with open(os.path.join(path, ".keys"), "wb") as file:
+        pickle.dump(pairs, file)
+
+
+ASTRAY = ["../victim", "a/../../victim", "/victim", ".keys", ".", "", "a/.git", ".packs/x", ".packs", "nul\0", 5, 1 << 104, None, b"x",
+          ("a", "b")]
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+@pytest.mark.parametrize("name", ASTRAY)
+def test_a_name_in_the_index_that_leads_outside_is_an_error_when_it_is_used_and_nothing_is_touched(tmp_path, name, trusted):
+    victim = tmp_path / "victim"
+    victim.write_bytes(pickle.dumps("precious"))
+    path = tmp_path / "chest"
+    index_of(path, [("x", name if name != "/victim" else str(victim)), ("good", "good")])
+    (path / "good").write_bytes(pickle.dumps("good"))
+    before = tree(tmp_path)
+    try:
+        c = Chest(path=path, trusted=trusted)
+    except ChestError as error:
+        assert ".keys" in str(error)
+        assert tree(tmp_path) == before
+        return
+    assert c["good"] == "good"
+    other = Chest()
+    for use in (lambda: c["x"], lambda: list(c.values()), lambda: c.pop("x"), lambda: c.prefetch("x"), lambda: other.update(c)):
+        with pytest.raises((ChestError, KeyError), match="'x'"):
+            use()
+    c.close()
+    assert tree(tmp_path) == before
+    c["x"] = c["good"] = "mine"
+    c.flush()
+    assert seen(path) == {"x": "mine", "good": "mine"}
+    del c["x"]
+    c.flush()
+    index_of(path, [("x", name if name != "/victim" else str(victim))])
+    c = Chest(path=path, trusted=trusted)
+    del c["x"]
+    c.flush()
+    assert len(c) == 0
+    assert {name: data for name, data in tree(tmp_path).items() if not name.startswith("chest")} == {
+        "victim": before["victim"]}
+    c.drop()
+    assert victim.exists()
+
+
+@pytest.mark.parametrize("pairs", [None, 1, "text", [1, 2], [("x",)], [("x", "x", "x")], [([[1]], 1)], {"x": "x"}, [({}, "x")], [("x", 5)]])
+def test_an_index_that_is_none_is_an_error_or_read_right_and_nothing_is_touched(path, pairs):
+    index_of(path, pairs)
+    with open(os.path.join(path, "x"), "wb") as file:
+        pickle.dump("precious", file)
+    before = tree(path)
+    try:
+        c = Chest(path=path)
+    except ChestError as error:
+        assert ".keys" in str(error)
+    else:
+        assert all(isinstance(name, str) for name in c._keys.values())
+        c.close()
+    assert tree(path) == before
+
+
+# The directory.
+
+
+@needs_links
+def test_a_link_is_never_written_through(tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "victim").write_text("precious")
+    path = tmp_path / "chest"
+    path.mkdir()
+    os.symlink(outside, path / "_a")
+    os.symlink(outside / "victim", path / "x")
+    os.symlink(tmp_path / "nowhere", path / "y")
+    os.symlink(outside / "victim", path / ".keys~")
+    before = tree(outside)
+    c = Chest({("a", "b"): 1, "x": 2, "y": 3}, path=path)
+    c.flush()
+    c["x"] = 4
+    c.flush()
+    assert tree(outside) == before
+    assert not os.path.lexists(tmp_path / "nowhere")
+    assert dict(c) == seen(path) == {("a", "b"): 1, "x": 4, "y": 3}
+    c.drop()
+    assert tree(outside) == before
+
+
+@needs_links
+def test_a_chest_may_be_reached_by_a_link(tmp_path):
+    os.mkdir(tmp_path / "real")
+    os.symlink(tmp_path / "real", tmp_path / "link")
+    one, other = Chest(path=tmp_path / "real"), Chest(path=tmp_path / "link")
+    one["a"], other["b"] = 1, 2
+    one.flush()
+    other.flush()
+    assert dict(one) == dict(other) == {"a": 1, "b": 2}
+
+
+def test_directories_and_files_in_the_way_are_walked_around(path):
+    os.makedirs(os.path.join(path, "x", "y"))
+    for name in ("_a", "x~1"):
+        with open(os.path.join(path, name), "w") as file:
+            file.write("mine")
+    c = Chest({"x": 1, ("a", "b"): 2}, path=path)
+    c.flush()
+    assert seen(path) == {"x": 1, ("a", "b"): 2}
+    c.drop()
+    assert tree(path) == {"_a": b"mine", "x~1": b"mine"}
+
+
+def test_a_directory_in_place_of_the_index_is_an_error(path):
+    os.makedirs(os.path.join(path, ".keys"))
+    with pytest.raises(OSError, match=r"\.keys|directory"):
+        Chest(path=path)
+
+
+@pytest.mark.parametrize("name", ["with space", "ünïcödé", "per%20cent", "question?mark", "hash#tag", "new\nline", "'quote\"", "semi;colon", "a&b=c"])
+@pytest.mark.parametrize("settings", [{}, {"min_file_size": 100}])
+def test_any_path_will_do(tmp_path, name, settings):
+    path = str(tmp_path / name / name)
+    with Chest({"x": 1, "large": "l" * 1000}, path=path, **settings) as c:
+        assert c.path == path
+    assert seen(path, **settings) == {"x": 1, "large": "l" * 1000}
+    assert os.listdir(tmp_path) == [name]
+    assert os.listdir(tmp_path / name) == [name]
+
+
+def test_a_chest_within_a_chest(path):
+    outer = Chest({"x": 1}, path=path)
+    inner = Chest({"x": 2}, path=os.path.join(path, "inner"))
+    for c in (outer, inner, outer):
+        c["inner"] = "value"
+        c.flush()
+    assert dict(outer) == {"x": 1, "inner": "value"}
+    assert dict(inner) == {"x": 2, "inner": "value"}
+    outer.drop()
+    assert dict(inner) == seen(inner.path) == {"x": 2, "inner": "value"}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX permissions")
+def test_a_temporary_chest_is_its_owners_alone():
+    assert os.stat(Chest().path).st_mode & 0o077 == 0
+
+
+# Keys.
+
+
+def test_nan_is_a_key_like_in_a_dict(path):
+    nan = float("nan")
+    c = Chest({nan: 1}, path=path)
+    assert c[nan] == 1
+    assert c.get(float("nan")) is None
+    c.flush()
+    assert c[nan] == 1
+    assert len(Chest(path=path)) == 1
+
+
+def test_subclasses_of_str_and_tuple_are_equal_to_what_they_look_like(path):
+    class Name(str):
+        __slots__ = ()
+
+    c = Chest(path=path)
+    c["x"] = 1
+    c[Name("x")] = 2
+    assert dict(c) == {"x": 2}
+    c.flush()
+    assert seen(path) == {"x": 2}
+
+
+class BadKey:
+    """A key that fails when it is compared or hashed, once told so."""
+
+    failing = False
+
+    def __hash__(self):
+        if self.failing:
+            raise ZeroDivisionError("hash")
+        return 1
+
+    def __eq__(self, other):
+        if self.failing:
+            raise ZeroDivisionError("eq")
+        return self is other
+
+
+def test_a_key_that_cannot_be_compared_is_its_owners_error(path):
+    key = BadKey()
+    c = Chest({key: 1, "x": 2}, path=path)
+    key.failing = True
+    for use in (lambda: c[key], lambda: c.get(key), lambda: key in c, lambda: c.update({"y": 1}) or c.pop(key)):
+        with pytest.raises(ZeroDivisionError):
+            use()
+    key.failing = False
+    assert c[key] == 1
+    assert c["x"] == 2
+    c._engine._check()
+    del c[key]
+
+
+def test_a_key_that_cannot_be_pickled_is_an_error_that_names_it_and_stops_no_other_handle(path):
+    c = Chest(path=path)
+    key = threading.Lock()
+    c[key] = 1
+    c["x"] = 2
+    with pytest.raises(Exception, match="lock"):
+        c.flush()
+    assert c[key] == 1
+    del c[key]
+    c.flush()
+    assert seen(path) == {"x": 2}
+
+
+def test_deeply_nested_keys(path):
+    key = "x"
+    for _ in range(50):
+        key = (key, "y")
+    c = Chest({key: 1}, path=path)
+    c.flush()
+    assert seen(path) == {key: 1}
+
+
+# Values.
+
+
+class Odd:
+    """A value with whom nothing can be done but to keep it."""
+
+    def __eq__(self, other):
+        raise ZeroDivisionError("eq")
+
+    __hash__ = None
+
+    def __bool__(self):
+        raise ZeroDivisionError("bool")
+
+    def __len__(self):
+        raise ZeroDivisionError("len")
+
+    def __iter__(self):
+        raise ZeroDivisionError("iter")
+
+    def __sizeof__(self):
+        raise ZeroDivisionError("sizeof")
+
+    def __repr__(self):
+        raise ZeroDivisionError("repr")
+
+    @property
+    def nbytes(self):
+        raise ZeroDivisionError("nbytes")
+
+    @property
+    def shape(self):
+        raise ZeroDivisionError("shape")
+
+
+def test_a_value_is_only_kept_and_never_asked_for_anything(path):
+    value = Odd()
+    c = Chest(path=path)
+    c["x"] = value
+    assert c["x"] is value
+    assert c.get("x") is value
+    assert c.setdefault("x") is value
+    c.move_to_disk("x")
+    assert c["x"] is value, "it is still held here"
+    c.flush()
+    c.sync()
+    del value
+    gc.collect()
+    assert type(c.pop("x")) is Odd
+
+
+def test_a_value_that_contains_itself(path):
+    value = [1]
+    value.append(value)
+    c = Chest({"x": value}, path=path)
+    assert c.memory_usage > 0
+    c.flush()
+    back = c["x"]
+    assert back[0] == 1
+    assert back[1] is back
+    c.sync()
+
+
+def test_a_value_that_is_nested_too_deeply_is_an_error_and_stays(path):
+    value = []
+    for _ in range(200_000):
+        value = [value]
+    c = Chest({"x": value, "y": 1}, path=path)
+    with pytest.raises(DumpError, match="'x'.*Recursion"):
+        c.flush()
+    assert c["x"] is value
+    assert seen(path) == {"y": 1}
+    del c["x"]
+    while value:
+        value = value[0]
+
+
+def test_a_chest_may_hold_a_chest_and_even_itself(path, tmp_path):
+    other = Chest({"y": 2}, path=tmp_path / "other")
+    c = Chest({"other": other}, path=path)
+    c.flush()
+    del other
+    assert dict(c["other"]) == {"y": 2}
+    c["me"] = c
+    try:
+        c.flush()
+    except (ChestError, RecursionError):
+        del c["me"]
+        c.flush()
+    else:
+        assert c["me"].path == path
+    assert "other" in seen(path)
+
+
+def test_a_value_that_changes_the_chest_while_it_is_pickled(path):
+    chests = []
+
+    class Meddler:
+        def __reduce__(self):
+            chests[0]["meddled"] = True
+            chests[0].pop("x", None)
+            chests[0]["z"] = "new z"
+            return str, ("meddler",)
+
+    c = Chest({"x": 1, "m": Meddler(), "z": "old z"}, path=path)
+    chests.append(c)
+    c.flush()
+    c.flush()
+    assert dict(c) == seen(path) == {"m": "meddler", "z": "new z", "meddled": True}
+    c._engine._check()
+
+
+def test_a_value_whose_finaliser_uses_the_chest(path):
+    chests = []
+
+    class Last:
+        def __init__(self, word):
+            self.word = word
+
+        def __del__(self):
+            if chests:
+                chests[0][self.word] = "said"
+                chests[0].sync()
+
+    c = Chest(path=path)
+    chests.append(c)
+    c["x"] = Last("one")
+    c["x"] = 1
+    c["y"] = Last("two")
+    del c["y"]
+    assert dict(c) == seen(path) == {"x": 1, "one": "said", "two": "said"}
+    chests.clear()
+
+
+def test_a_dump_that_writes_nothing_and_a_load_that_reads_nothing(path):
+    c = Chest({"x": 1}, path=path, dump=lambda value, file: None, load=lambda file: "always")
+    c.flush()
+    assert c["x"] == "always"
+    assert dict(Chest(path=path, load=lambda file: "always", dump=lambda value, file: None)) == {"x": "always"}
+
+
+def test_a_dump_that_closes_its_file(path):
+    def dump(value, file):
+        pickle.dump(value, file)
+        file.close()
+
+    c = Chest({"x": 1}, path=path, dump=dump, load=pickle.load)
+    c.flush()
+    assert c["x"] == 1
+    assert seen(path, dump=dump, load=pickle.load) == {"x": 1}
+
+
+def test_values_that_are_types_modules_and_functions_are_values(path):
+    c = Chest({"type": dict, "function": os.getcwd, "none": None, "ellipsis": ..., "bool": True}, path=path, available_memory=0)
+    c.flush()
+    assert seen(path) == {"type": dict, "function": os.getcwd, "none": None, "ellipsis": ..., "bool": True}
+    assert c["bool"] is True
+    with pytest.raises(DumpError):
+        c.update(module=sys) or c.flush()
+    del c["module"]
+
+
+# Callers.
+
+
+def test_a_clear_within_an_iteration_is_the_error_that_a_dict_gives(path):
+    c = Chest({i: i for i in range(5)}, path=path, available_memory=0)
+    with pytest.raises(RuntimeError):
+        for _ in c.items():
+            c.clear()
+    assert len(c) == 0
+
+
+def test_many_handles_on_one_path(path, leaks_nothing):
+    chests = [Chest(path=path) for _ in range(50)]
+    for i, c in enumerate(chests):
+        c[i] = i
+    for c in chests:
+        c.sync()
+    assert all(len(c) == 50 for c in chests)
+    for c in chests:
+        c.close()
+    assert seen(path) == {i: i for i in range(50)}
+    chests.clear()
+    del c
+
+
+def test_a_value_that_commits_by_another_handle_as_it_is_dropped_loses_nothing(path):
+    class Armed:
+        def __init__(self, armed):
+            self.armed = armed
+
+        def __del__(self):
+            if self.armed:
+                self.armed = False
+                other["theirs"] = 1
+                other.sync()
+
+        def __reduce__(self):
+            return str, ("saved",)
+
+    c, other, third = (Chest(path=path, writeback=False) for _ in range(3))
+    c["x"], c["pad"] = "value", "p" * 5000
+    c.flush()
+    len(other)
+    third["x"] = 1
+    c["x"]
+    cache = c._engine.state.cache
+    cache.given["x"] = cache.values["x"] = Armed(True)
+    third.sync()
+    c["own"] = 1
+    c.sync()
+    assert "theirs" in c
+    for n in range(3):
+        c["own", n] = 1
+        c.sync() if n else c.flush()
+    assert Chest(path=path)["theirs"] == 1
+
+
+def test_an_index_that_is_read_lazily_is_read_whole(path):
+    import json
+
+    def load(file):
+        value = json.load(file)
+        return iter(value) if isinstance(value, list) else value
+
+    with Chest(path=path, dump=json.dump, load=json.load) as c:
+        c["x"] = 1
+    assert dict(Chest(path=path, dump=json.dump, load=load)) == {"x": 1}

@@ -1,0 +1,221 @@
+"""Ctrl-C at any line of what is done with values: none is lost, nor a change in place, and the next commit works.
+
+Each 29th line is tried; with ``CHEST_STRESS=1`` all are.
+"""
+from __future__ import annotations
+
+import contextlib
+import copy
+import gc
+import itertools
+import os
+import threading
+
+import pytest
+from children import Interruption
+
+from chest import Chest
+
+N = 16
+BUDGET = 2400  # bytes: about half of the values fit
+STRESS = bool(os.environ.get("CHEST_STRESS"))
+GONE = "gone"
+
+
+class Model(dict):
+    """A dict that does as a chest with no directory would."""
+
+    committed = {}
+
+    def nothing(self, key=None):
+        pass
+
+    sync = flush = close = shrink = prefetch = move_to_disk = nothing
+
+    def rollback(self):
+        self.clear()
+        self.update(copy.deepcopy(self.committed))
+
+    def transaction(self):
+        return contextlib.nullcontext()
+
+
+def sets(c):
+    c["new"] = ["new"]
+    c[0] = ["new"]
+    c["large"] = ["new"] * 2000
+
+
+def gets(c):
+    for key in range(5, N, 3):
+        c[key]
+
+
+def updates(c):
+    c.update({key: ["new"] for key in range(N - 3, N + 3)})
+
+
+def deletes(c):
+    del c[0]
+    del c[N - 1]
+    del c["pending"]
+
+
+def pops(c):
+    c.pop(0)
+    c.pop(N - 1)
+    c.pop("none", None)
+
+
+def prefetches(c):
+    c.move_to_disk(N - 1)
+    c.prefetch([0, N - 1, N - 2])
+
+
+def iterates(c):
+    for _, value in c.items():
+        value.append("seen")
+
+
+def transacts(c):
+    with c.transaction():
+        c["new"], c[0] = ["new"], ["new"]
+        c[5].append("new")
+        del c[N - 1]
+
+
+def syncs(c):
+    c.sync()
+
+
+def flushes(c):
+    c.flush()
+
+
+def rolls_back(c):
+    c.rollback()
+
+
+def closes(c):
+    c.close()
+
+
+def shrinks(c):
+    c.available_memory = BUDGET / 3
+    c.shrink()
+
+
+ACTIONS = [sets, gets, updates, deletes, pops, prefetches, iterates, transacts, syncs, flushes, rolls_back, closes, shrinks]
+
+
+def begun(path, settings):
+    """A chest with something committed and something not, what it holds, and an object of it that the program holds."""
+    values = Model((key, [key] * 5) for key in range(N))
+    c = Chest(values, path=path, available_memory=BUDGET, **settings)
+    c.sync()
+    values = copy.deepcopy(values)
+    values.committed = copy.deepcopy(values)
+    for each in (c, values):
+        each[1].append("changed")
+        each["pending"] = ["pending"]
+        each[3] = ["set"]
+        del each[2]
+    held = c[4]
+    for each in (c, values):
+        each.move_to_disk(4)
+        each[4].append("held")
+        each[5]
+    return c, values, held
+
+
+def is_free(lock):
+    """Can another thread have the lock?"""
+    got = []
+
+    def take():
+        got.append(lock.acquire(blocking=False))
+        if got[0]:
+            lock.release()
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    thread.join()
+    return got[0]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Ctrl-C in a finaliser
+@pytest.mark.parametrize("settings", [{}, {"min_file_size": 1000}], ids=["files", "packs"])
+@pytest.mark.parametrize("action", ACTIONS, ids=lambda action: action.__name__)
+def test_ctrl_c_at_any_line_loses_nothing(tmp_path, action, settings, leaks_nothing):
+    for n in itertools.count(1, 1 if STRESS else 29):
+        if not once(str(tmp_path / str(n)), action, settings, n):
+            break
+    assert n > 1
+    gc.collect()
+
+
+def once(path, action, settings, n):
+    """The ``n``-th line of ``action`` is not reached; returns whether there is such a line."""
+    c, before, held = begun(path, settings)
+    after = copy.deepcopy(before)
+    after.committed = before.committed
+    action(after)
+    interrupted = Interruption(n).during(lambda: action(c))
+    assert is_free(c.lock), n
+    if action not in (rolls_back, transacts):  # which make an end of what the program held
+        held.append("later")
+        for each in (before, after):
+            each[4].append("later")
+    c.available_memory = BUDGET
+    c._engine._check()
+    found = {key: changed(c, key, before, after, n) for key in {**before, **after}}
+    c[0] = found[0] = ["set anew"]
+    c.shrink()
+    assert c.memory_usage <= BUDGET, n
+    c.flush()
+    assert not c.inmem, n
+    c._engine._check()
+    found = {key: value for key, value in found.items() if value is not GONE}
+    with Chest(path=path) as again:
+        assert dict(again) == found, n
+    assert dict(c) == found, n
+    c.drop()
+    return interrupted
+
+
+def changed(c, key, before, after, n):
+    """What ``c`` has for ``key``, which is what it was or what it was to be, changed in place."""
+    value = c.get(key, GONE)
+    assert value in (before.get(key, GONE), after.get(key, GONE)), (n, key)
+    if value is not GONE:
+        value.append("changed")
+    return copy.copy(value)
+
+
+@pytest.mark.parametrize("method", ["sync", "flush"])  # which append to the list, and replace it
+@pytest.mark.parametrize("settings", [{}, {"min_file_size": 1000}], ids=["files", "packs"])
+def test_ctrl_c_while_others_changes_are_taken_over_loses_none_of_them(tmp_path, method, settings, leaks_nothing):
+    for n in itertools.count(1, 1 if STRESS else 3):
+        path = str(tmp_path / str(n))
+        c = Chest({key: [key] for key in range(10)}, path=path, **settings)
+        c.sync()
+        c["mine"], c[1] = "new", "new"
+        del c[2]
+        with Chest(path=path, **settings) as other:
+            other["theirs"], other[3] = "theirs", "theirs"
+            del other[4]
+            getattr(other, method)()
+        interrupted = Interruption(n).during(lambda c=c: len(c))
+        expected = {0: [0], 1: "new", 3: "theirs", **{key: [key] for key in range(5, 10)}, "theirs": "theirs",
+                    "mine": "new"}
+        assert dict(c) == expected, n
+        c._engine._check()
+        c.sync()
+        with Chest(path=path) as again:
+            assert dict(again) == expected, n
+        c.drop()
+        if not interrupted:
+            break
+    assert n > 1
+    del c
+    gc.collect()

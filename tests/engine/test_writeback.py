@@ -1,0 +1,154 @@
+"""Changes in place: noticed when the value leaves memory or is saved; what did not change is not written again."""
+import gc
+import os
+
+import pytest
+
+from chest import Chest
+
+
+class Thing:
+    """A value that can be weakly referenced, as arrays and frames can."""
+
+    def __init__(self, n):
+        self.n = n
+        self.nbytes = 1000
+
+    def __eq__(self, other):
+        return self.n == other.n
+
+
+def files(chest):
+    """The values' files, and what tells whether one was written anew."""
+    return {name: os.stat(os.path.join(chest.path, name)).st_mtime_ns for name in os.listdir(chest.path)
+            if not name.startswith(".")}
+
+
+@pytest.mark.parametrize("save", ["flush", "sync", "close", "spill"])
+def test_a_change_made_after_a_value_came_back_is_saved(path, save):
+    c = Chest({"x": [1]}, path=path)
+    c.flush()
+    c["x"].append(2)
+    c.move_to_disk("x") if save == "spill" else getattr(c, save)()
+    c.flush()
+
+    assert Chest(path=path)["x"] == [1, 2]
+
+
+def test_a_change_made_after_a_sync_is_saved(path):
+    c = Chest({"x": [1]}, path=path)
+    c.sync()
+    c["x"].append(2)
+    c.sync()
+    c["x"].append(3)
+    c.sync()
+
+    assert Chest(path=path)["x"] == [1, 2, 3]
+
+
+def test_a_changed_value_gets_a_new_file_and_the_committed_one_stays_until_the_commit(path):
+    c = Chest({"x": [1]}, path=path)
+    c.flush()
+    c["x"].append(2)
+    c.move_to_disk("x")
+
+    assert sorted(files(c)) == ["x", "x~1"]
+    assert Chest(path=path)["x"] == [1]
+    c.flush()
+    assert sorted(files(c)) == ["x~1"]
+
+
+@pytest.mark.parametrize(
+    "value", [1, "text", b"bytes", None, (1, "a"), [1, [2.5]], {"a": {"b": [1]}}, {1, 2, 3}, Thing(1)])
+def test_a_value_that_did_not_change_is_never_written_again(path, value):
+    c = Chest({"x": value}, path=path)
+    c.flush()
+    before = files(c)
+    for save in (c.flush, c.sync, lambda: c.move_to_disk("x"), c.close):
+        assert c["x"] == value
+        save()
+
+    assert files(c) == before
+    assert c.stats.bytes_written == os.path.getsize(c.key_to_filename("x"))
+
+
+def test_without_writeback_values_on_disk_are_never_looked_at_again(path):
+    c = Chest({"x": [1]}, path=path, writeback=False)
+    c.flush()
+    c["x"].append(2)
+    c.flush()
+
+    assert c["x"] == [1]
+
+
+def test_the_size_is_noted_anew_when_a_change_is_noticed(path):
+    c = Chest({"x": [1]}, path=path)
+    c.sync()
+    small = c.memory_usage
+    c["x"].extend(range(1000))
+    assert c.memory_usage == small
+    c.sync()
+
+    assert c.memory_usage > small + 8000
+
+
+def test_a_value_that_the_user_still_holds_is_found_again_and_its_changes_with_it(path):
+    thing = Thing(1)
+    c = Chest({"x": thing}, path=path)
+    c.flush()
+    assert not c.inmem
+    thing.n = 2
+
+    assert c["x"] is thing
+    assert (c.stats.hits, c.stats.misses) == (1, 0)
+    c.close()
+    assert Chest(path=path)["x"].n == 2
+
+
+def test_a_commit_looks_at_values_that_left_memory_but_are_held(path):
+    thing = Thing(1)
+    c = Chest({"x": thing}, path=path)
+    c.flush()
+    thing.n = 2
+    c.sync()
+
+    assert Chest(path=path)["x"].n == 2
+    thing.n = 3
+    c.flush()
+    assert Chest(path=path)["x"].n == 3
+
+
+def test_a_held_value_that_was_let_go_is_loaded(path):
+    c = Chest({"x": Thing(1)}, path=path)
+    c.flush()
+    gc.collect()
+
+    assert c["x"].n == 1
+    assert c.stats.misses == 1
+
+
+def test_a_held_value_is_not_found_again_once_its_key_was_set_or_deleted(path):
+    thing = Thing(1)
+    c = Chest({"x": thing}, path=path)
+    c.flush()
+    c["x"] = Thing(5)
+    c.flush()
+    thing.n = 7
+    gc.collect()
+
+    assert c["x"].n == 5
+    del c["x"]
+    assert "x" not in c
+
+
+def test_a_change_that_cannot_be_dumped_is_not_lost(path):
+    c = Chest({"x": [1]}, path=path)
+    c.sync()
+    c["x"].append(lambda: 0)
+
+    with pytest.raises(Exception, match="'x'"):
+        c.flush()
+    assert len(c["x"]) == 2
+    c["x"].pop()
+    c.flush()
+    assert (not c.inmem, c["x"]) == (True, [1])

@@ -1,0 +1,52 @@
+"""Handles on one ``.keys``, for the tests of this floor."""
+import os
+
+from chest.index import Index, KeysFile, Names
+from chest.serialize import Codec
+from chest.storage import system
+from chest.storage.descriptors import Descriptors
+from chest.storage.locks import directory_lock
+
+
+def keys_file(directory, codec=None, descriptors=None):
+    directory = str(directory)
+    return KeysFile(directory, codec or Codec(), directory_lock(directory), system, descriptors or Descriptors(100))
+
+
+def another(keys, codec=None):
+    """What another process has of the same file."""
+    return keys_file(os.path.dirname(keys.path), codec)
+
+
+def index_on(directory, **settings):
+    return Index(keys_file(directory, **settings), Names())
+
+
+def content(keys):
+    with open(keys.path, "rb") as file:
+        return file.read()
+
+
+def put(keys, data):
+    """Put other bytes into place, in a new file as every writer does."""
+    with open(keys.path + ".new", "wb") as file:
+        file.write(data)
+    os.replace(keys.path + ".new", keys.path)
+
+
+def committed(keys):
+    return dict(another(keys).read()[1])
+
+
+def commit(index, plain=False, moved=None):
+    """As a chest commits: what others did first."""
+    with index.lock:
+        index.refresh()
+        return index.commit(plain, moved)
+
+
+def on_disk(directory):
+    """What a new handle finds."""
+    index = index_on(directory)
+    index.refresh()
+    return dict(index.refs)

@@ -1,0 +1,148 @@
+"""File names: plain, collision-free, and never outside of the chest."""
+import hashlib
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chest.index.filenames import Names, inside, key_to_filename, usable_part
+
+
+def md5(text):
+    return hashlib.md5(text.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(("key", "name"), [
+    ("x", "x"),
+    ("_x9", "_x9"),
+    (("a", "b"), "_a/b"),
+    (("a", "b", "c"), "_a/_b/c"),
+    (("a", ("b", "c"), "d"), "_a/__b/c/d"),
+    (("one",), "one"),
+    (1, md5("1")),
+    ("1", md5("1")),
+    ("1/2", md5("1/2")),
+    ("", md5("")),
+    ((), md5("()")),
+    ("x\n", md5("x\n")),
+    ("CON", md5("CON")),
+    ("aux", md5("aux")),
+    ("a" * 300, md5("a" * 300)),
+    ("é", md5("é")),
+    (b"x", md5("b'x'")),
+    (None, md5("None")),
+])
+def test_the_plain_name_of_a_key_is_that_of_chest_0_2_3_where_that_was_safe(key, name):
+    assert key_to_filename(key) == name
+
+
+keys = st.recursive(st.one_of(st.text(), st.integers(), st.binary(), st.none(), st.floats()),
+                    lambda inner: st.lists(inner, max_size=4).map(tuple), max_leaves=8)
+
+
+@given(keys)
+def test_any_key_has_a_name_that_stays_inside_and_that_every_platform_can_spell(key):
+    name = Names().plain(key)
+    assert inside(name)
+    assert all(usable_part(part) for part in name.split("/"))
+
+
+class Silent:
+    """A key of which nobody can make a text."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __hash__(self):
+        return self.number
+
+    def __eq__(self, other):
+        return self.number == other.number
+
+    def __repr__(self):
+        raise RuntimeError("no text")
+
+
+class Alone(Silent):
+    def __reduce__(self):
+        raise RuntimeError("no pickle")
+
+
+@pytest.mark.parametrize("make", [lambda n: (1 << 20_000) - n, Silent, Alone, lambda n: "\ud800" * n, lambda n: ("row", Silent(n))])
+def test_a_key_whose_text_cannot_be_made_has_a_name_too(make):
+    one, same, other = (Names().plain(make(n)) for n in (1, 1, 2))
+    assert one == same != other
+    assert inside(one)
+
+
+def test_a_key_of_bytes_has_its_name_where_python_makes_no_text_of_bytes():
+    script = "from chest.index.filenames import *; print(key_to_filename(b'x'), key_to_filename(('a', b'x')))"
+    done = subprocess.run([sys.executable, "-bb", "-c", script], capture_output=True, text=True, check=True, cwd=sys.path[0] or None,
+                          env={"PYTHONPATH": __import__("os").pathsep.join(sys.path)})
+    assert done.stdout.split() == [md5("b'x'"), "_a/" + md5("b'x'")]
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_an_error_that_is_not_the_keys_own_comes_out(error):
+    class Key(Silent):
+        def __repr__(self):
+            raise error
+
+    with pytest.raises(error):
+        key_to_filename(Key(1))
+
+
+@pytest.mark.parametrize("name", ["", "/x", "../x", "a/../x", ".keys", ".packs/1", "a/.b", "a//b", "x/", "x\0", None, 3])
+def test_a_name_that_would_lead_outside_is_no_name(name):
+    assert not inside(name)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../up", ".keys", ".packs", "", "a" * 256, "deep/" * 300 + "x", None, "nul"])
+def test_an_unusable_name_from_the_users_function_is_replaced_by_the_md5(name):
+    assert Names(lambda key: name).plain("x") == md5("x")
+
+
+def free(*used, folders=()):
+    return lambda path, last: path not in used if last else path in folders or path not in used
+
+
+@pytest.mark.parametrize(("key", "usable", "name"), [
+    ("x", free(), "x"),
+    ("x", free("x"), "x~1"),
+    ("x", free("x", "x~1"), "x~2"),
+    (("a", "b"), free(), "_a/b"),
+    (("a", "b"), free("_a"), "_a~1/b"),
+    (("a", "b"), free("_a/b"), "_a/b~1"),
+    (("a", "b", "c"), free("_a/_b"), "_a/_b~1/c"),
+])
+def test_the_suffix_stands_on_the_first_part_that_cannot_be_used(key, usable, name):
+    assert Names().next_free(key, usable) == name
+
+
+def test_a_name_that_is_taken_is_not_given_though_no_file_has_it():
+    names = Names(lambda key: "same")
+    names.source = lambda: ["same", None, 5 << 104, "other"]
+    assert names.next_free("a", free()) == "same~1"
+    names.reserve("a", "same~1")
+    assert names.next_free("b", free()) == "same~2"
+    names.reserve("a", "same~2")
+    assert names.next_free("b", free()) == "same~1"
+    names.renew()
+    assert names.taken == {"same", "other", "same~2"}
+    names.release("a")
+    names.release("nobody")
+    assert names.taken == {"same", "other"}
+    assert not names.reserved
+
+
+def test_the_names_that_are_taken_are_looked_for_when_they_are_asked_for_first():
+    names, asked = Names(), []
+    names.source = lambda: asked.append(1) or ["x"]
+    names.reserve("y", "y")
+    names.plain("x")
+    names.release("y")
+    assert not asked
+    assert (names.taken, names.taken) == ({"x"}, {"x"})
+    assert asked == [1]

@@ -1,0 +1,661 @@
+"""The index: what several handles on one ``.keys`` make of each other's commits, and what an interruption leaves."""
+from __future__ import annotations
+
+import functools
+import gc
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from index.handles import commit, content, index_on, on_disk
+
+from chest.index import Changes
+from chest.index.keysfile import KeysFile
+from chest.serialize import Codec
+
+LOW = 500 << 32 | 7  # length and checksum of a record
+
+
+def stale(changes):
+    return set() if changes is None else set(changes.stale)
+
+
+# The rules of merging, against a model.
+
+
+class Model:
+    """What one handle must know: the newest commit it looked at, and its own changes since its own last commit."""
+
+    def __init__(self):
+        self.seen, self.own = {}, {}
+
+    def view(self):
+        view = dict(self.seen)
+        for key, ref in self.own.items():
+            view.pop(key, None) if ref is None or key not in view else None
+            if ref is not None:
+                view[key] = ref
+        return view
+
+
+OPERATIONS = st.lists(st.tuples(
+    st.integers(0, 2),  # which handle
+    st.sampled_from(["set", "set", "delete", "refresh", "sync", "sync", "flush", "unwritten", "rollback"]),
+    st.sampled_from("xyz")), max_size=40)
+
+
+@settings(max_examples=200)
+@given(OPERATIONS, st.booleans())
+def test_different_keys_never_conflict_and_for_one_key_the_last_commit_wins(operations, packed):
+    with tempfile.TemporaryDirectory() as directory:
+        play(operations, packed, directory)
+
+
+def play(operations, packed, directory):
+    indices = [index_on(directory) for _ in range(2 if packed else 3)]
+    models = [Model() for _ in indices]
+    truth = {}  # what the newest commit says
+    removed, written = set(), set()
+    for number, (who, what, key) in enumerate(operations):
+        who %= len(indices)
+        index, model = indices[who], models[who]
+        ref = (who + 1) << 104 | number << 64 | number if packed else f"{key}{number}"
+        if what in ("set", "unwritten"):
+            removed.update(filter(None, [index.set(key)]))
+            if what == "set":
+                removed.update(filter(None, [index.set(key, ref, 1)]))
+                written.add(ref)
+            model.own[key] = ref if what != "unwritten" else "nowhere"
+        elif what == "delete":
+            if key in index.refs:
+                nobody_saw_it = key not in model.seen and index.newest_check()()
+                removed.update(filter(None, [index.delete(key)]))
+                model.own[key] = None
+                if nobody_saw_it:  # nothing is left to delete, and the handle keeps no note of it
+                    del model.own[key]
+        elif what == "rollback":
+            removed.update(index.rollback())
+            model.own = {}
+            assert index.refs == model.seen
+            index.refresh()
+            model.seen = dict(truth)
+        else:
+            with index.lock:
+                changed = stale(index.refresh())
+                assert {k for k, old in model.seen.items() if k not in model.own and truth.get(k) != old} <= changed
+                assert not changed & set(model.own), "a key of its own was called stale"
+                if what != "refresh":
+                    done = index.commit(what == "flush")
+                    assert not done.refused
+                    assert not removed & set(done.orphans), "removed twice"
+                    removed.update(done.orphans)
+            if what != "refresh":
+                for k, ref in model.own.items():
+                    if ref is None:
+                        truth.pop(k, None)
+                    elif ref != "nowhere":
+                        truth[k] = ref
+                model.own = {k: ref for k, ref in model.own.items() if ref == "nowhere"}
+            model.seen = dict(truth)
+        expected = {k: None if ref == "nowhere" else ref for k, ref in model.view().items()}
+        assert index.refs == expected
+        assert index.names.taken == {r for r in index._all_refs() if type(r) is str}
+        assert index.committed_refs() == set(model.seen.values())
+    assert on_disk(directory) == truth
+    assert not removed & set(truth.values()), "a file that the index names was removed"
+    for index in indices:
+        removed.update(commit(index).orphans)
+    assert written - removed == set(on_disk(directory).values()) | {
+        ref for index in indices for ref in index.fresh}, "a file is left that nothing names"
+
+
+@settings(max_examples=200)
+@given(OPERATIONS)
+def test_keys_stand_in_the_order_in_which_they_were_set(operations):
+    """With one handle the order is that of a dict; the list on disk has it too."""
+    with tempfile.TemporaryDirectory() as directory:
+        index, expected = index_on(directory), {}
+        for number, (_, what, key) in enumerate(operations):
+            if what == "set":
+                index.set(key, f"{key}{number}")
+                expected[key] = f"{key}{number}"
+            elif what == "delete" and key in expected:
+                index.delete(key)
+                del expected[key]
+            elif what in ("sync", "flush"):
+                commit(index, what == "flush")
+                assert list(on_disk(directory).items()) == list(expected.items())
+            assert list(index.refs.items()) == list(expected.items())
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_key_that_was_deleted_and_set_again_stands_last(tmp_path, plain):
+    one, other = two(tmp_path, {"x": "x", "y": "y"})
+    one.delete("x")
+    one.set("z", "z")
+    one.set("x", "x~1")
+    commit(one, plain)
+    other.refresh()
+    for index in (one, other):
+        assert list(index.refs) == ["y", "z", "x"]
+    assert list(on_disk(tmp_path)) == ["y", "z", "x"]
+
+
+# Cost.
+
+
+def calls(action):
+    """Calls of Python functions that ``action()`` makes, beside itself."""
+    found = []
+
+    def profile(frame, event, argument):
+        if event == "call":
+            found.append(frame.f_code.co_name)
+
+    gc.collect()
+    sys.setprofile(profile)
+    try:
+        action()
+    finally:
+        sys.setprofile(None)
+    return found[1:] if found and found[0] == "<lambda>" else found
+
+
+def test_what_is_done_often_takes_few_calls(tmp_path):
+    index = index_on(tmp_path)
+    for n in range(1000):
+        index.set(n, n << 64)
+    commit(index, True)
+    assert len(calls(lambda: index.refresh())) <= 3
+    assert len(calls(lambda: index.set(5))) <= 1
+    assert len(calls(lambda: index.set("new", 1 << 104))) <= 2
+    index.set(5)
+    index.set(6)
+    assert len(calls(lambda: index.commit(False))) < 30
+
+
+def test_opening_and_taking_over_looks_at_no_name(tmp_path):
+    index = index_on(tmp_path)
+    index.set("x", "../x")
+    index.set("y", ".keys")
+    commit(index)
+    other = index_on(tmp_path)
+    other.refresh()
+    assert other.refs == {"x": "../x", "y": ".keys"}
+    assert not other.names._complete
+
+
+# What others committed.
+
+
+def two(directory, refs):
+    """Two handles that know of the same commit."""
+    one, other = index_on(directory), index_on(directory)
+    for key, ref in refs.items():
+        one.set(key, ref, 1)
+    commit(one, True)
+    other.refresh()
+    return one, other
+
+
+def test_a_refresh_says_what_changed(tmp_path):
+    one, other = two(tmp_path, {"x": "x", "y": "y", "z": "z"})
+    assert other.refresh() is None
+    check = other.newest_check()
+    assert check()
+    one.set("x", "x~1")
+    one.delete("y")
+    commit(one)
+    assert not check()
+    assert other.refresh() == Changes(["y", "x"], False)
+    assert not check()
+    one.set("x", "x")
+    commit(one, True)
+    assert other.refresh() == Changes(["x"], True)
+    assert other.refresh() is None
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_record_that_moved_is_the_same_value(tmp_path, plain):
+    old, new, third = 1 << 104 | 5 << 64 | LOW, 2 << 104 | 9 << 64 | LOW, 3 << 104 | LOW
+    one, other = two(tmp_path, {"x": old, "y": "y", "z": old + 1, "mine": old + 2, "gone": old + 3})
+    other.set("mine")
+    other.delete("gone")
+    one.set("y", "y~1")
+    assert commit(one, plain, {old: new, old + 2: new + 2, old + 3: new + 3}).orphans == ["y"]
+    assert one.refs == {"x": new, "y": "y~1", "z": old + 1, "mine": new + 2, "gone": new + 3} == on_disk(tmp_path)
+    assert other.refresh() == Changes(["y"], True)
+    assert other.refs == {"x": new, "y": "y~1", "z": old + 1, "mine": None}
+    assert commit(other).orphans == [new + 3]
+    assert on_disk(tmp_path) == {"x": new, "y": "y~1", "z": old + 1, "mine": new + 2}
+    assert commit(other, True, {new: third}).orphans == []
+    assert on_disk(tmp_path)["x"] == third
+
+
+def test_what_was_not_written_keeps_what_was_committed_though_that_moved(tmp_path):
+    one, _ = two(tmp_path, {"x": 1 << 104 | LOW})
+    one.set("x")
+    assert commit(one, True, {1 << 104 | LOW: 2 << 104 | LOW}).orphans == []
+    assert on_disk(tmp_path) == {"x": 2 << 104 | LOW}
+    one.set("x", 3 << 104)
+    assert commit(one).orphans == [2 << 104 | LOW]
+
+
+def test_an_index_that_is_gone_takes_what_was_committed_with_it_and_not_what_is_pending(tmp_path):
+    one, other = two(tmp_path, {"x": "x", "y": "y"})
+    other.set("y", "y~1")
+    one.erase()
+    assert sorted(one.forget()) == ["x", "y"]
+    assert (one.refs, one.refresh()) == ({}, None)
+    assert other.refresh() == Changes(["x"], True)
+    commit(other)
+    assert on_disk(tmp_path) == {"y": "y~1"}
+
+
+def test_a_damaged_index_is_an_error_each_time_and_what_is_known_stays(tmp_path):
+    one, other = two(tmp_path, {"x": "x"})
+    one.set("y", "y")
+    commit(one)
+    with open(tmp_path / ".keys", "r+b") as file:
+        file.seek(-30, os.SEEK_END)
+        file.write(b"?")
+    for _ in range(2):
+        with pytest.raises(Exception, match="nothing was changed"):
+            other.refresh()
+        assert other.refs == {"x": "x"}
+
+
+# Commits that fail.
+
+
+def test_a_commit_that_changes_nothing_writes_nothing_unless_a_plain_list_is_asked_for(tmp_path):
+    one, other = two(tmp_path, {"x": "x"})
+    one.set("x", "x~1")
+    commit(one)
+    assert one.appended
+    before = content(one._keys)
+    commit(other)
+    assert content(one._keys) == before
+    commit(other, True)
+    assert not other.appended
+    assert pickle.loads(content(one._keys)) == [("x", "x~1")]
+    before = os.stat(tmp_path / ".keys")
+    commit(other, True)
+    assert os.stat(tmp_path / ".keys") == before
+
+
+@pytest.mark.parametrize("codec", [Codec(), Codec(dump=pickle.dump, load=pickle.load)], ids=["native", "pickle"])
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_key_that_cannot_be_pickled_is_left_out_alone(tmp_path, codec, plain):
+    index = index_on(tmp_path, codec=codec)
+    index.set("old", "old")
+    commit(index, True)
+    bad, worse = (lambda: 0), (lambda: 1)
+    for key, name in (("new", "new"), (bad, "bad"), ("last", "last"), (worse, "worse")):
+        index.set(key, name)
+    for _ in range(2):
+        done = commit(index, plain)
+        assert done.orphans == []
+        assert [key for key, _ in done.refused] == [bad, worse]
+        assert all("lambda" in str(error) for _, error in done.refused)
+        assert on_disk(tmp_path) == {"old": "old", "new": "new", "last": "last"}
+        assert index.own() == [bad, worse]
+        assert index.fresh == {"bad": 0, "worse": 0}
+    assert index.delete(bad) == "bad"
+    index.delete(worse)
+    assert commit(index, plain).refused == []
+
+
+def fails(index, when):
+    """``index``'s next commit is interrupted before it is done, or just behind."""
+    def interrupted(*args, real):
+        if when == "behind" and real(*args) is False:
+            return False
+        for name in ("append", "replace"):
+            index._keys.__dict__.pop(name)
+        raise KeyboardInterrupt
+
+    for name in ("append", "replace"):
+        real = getattr(index._keys, name)
+        setattr(index._keys, name, lambda *args, real=real: interrupted(*args, real=real))
+    with pytest.raises(KeyboardInterrupt):
+        commit(index)
+
+
+def test_a_commit_that_fails_leaves_the_changes_pending_and_the_files_fresh(tmp_path):
+    index = index_on(tmp_path)
+    index.set("x", "x", 7)
+    fails(index, "before")
+    assert index.own() == ["x"]
+    index.refresh()
+    assert (index.own(), index.fresh) == (["x"], {"x": 7})
+    assert index.delete("x") == "x", "nobody will ever remove it"
+
+
+@pytest.mark.parametrize("looked", [False, True])
+def test_a_commit_that_fails_after_it_is_done_never_removes_what_it_named(tmp_path, looked):
+    """An error, or Ctrl-C, can come between the rename and our hearing of it."""
+    index, _ = two(tmp_path, {"x": "x", "y": "y"})
+    index.set("x", "x~1")
+    index.set("y", "y~1")
+    fails(index, "behind")
+    if looked:
+        index.refresh()
+        assert index.fresh == {}
+    assert index.set("x") is None, "the file that the newest index names was to be removed"
+    index.set("x", "x~2")
+    assert set(commit(index).orphans) == {"x~1", "x", "y"}
+    assert on_disk(tmp_path) == {"x": "x~2", "y": "y~1"}
+
+
+def test_a_name_that_came_again_after_a_failed_commit_is_not_removed(tmp_path):
+    index, _ = two(tmp_path, {"x": "x", "y": "y"})
+    index.set("x", "x~1")
+    fails(index, "behind")
+    index.refresh()
+    index.set("y", "x")  # somebody removed the file, and the name was free
+    assert commit(index).orphans == ["y"]
+
+
+def test_a_record_that_moved_after_a_commit_that_we_did_not_see_succeed_is_not_looked_for_at_its_old_place(tmp_path):
+    index, other = two(tmp_path, {"x": "x"})
+    index.set("x", 1 << 104 | LOW)
+    fails(index, "behind")
+    commit(other, True, {1 << 104 | LOW: 2 << 104 | LOW})
+    index.set("y", "y")
+    commit(index)
+    assert on_disk(tmp_path) == {"x": 2 << 104 | LOW, "y": "y"}
+
+
+def test_a_key_that_was_deleted_stays_deleted_after_a_commit_that_failed_when_it_was_done(tmp_path):
+    index = index_on(tmp_path)
+    index.set("x", "x")
+    fails(index, "behind")
+    index.delete("x")
+    assert commit(index, True).orphans == ["x"]
+    assert on_disk(tmp_path) == {}
+
+
+def test_a_delete_that_cannot_ask_the_disk_is_done(tmp_path, monkeypatch):
+    index, _ = two(tmp_path, {"x": "x"})
+    index.set("new", "new")
+    with monkeypatch.context() as patch:
+        patch.setattr(KeysFile, "changed", lambda self: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        assert index.delete("new") == "new"
+        assert index.delete("x") is None
+    assert commit(index).orphans == ["x"]
+    assert on_disk(tmp_path) == {}
+
+
+# Rollback, forks.
+
+
+@pytest.mark.parametrize("when", ["never", "before", "behind"])
+def test_a_rollback_forgets_what_is_pending_and_says_what_to_remove(tmp_path, when):
+    index, other = two(tmp_path, {"x": "x", "y": "y", "z": "z"})
+    index.set("x", "x~1")
+    index.set("new", "new")
+    index.set("memory")
+    index.delete("y")
+    if when != "never":
+        fails(index, when)
+    expected = {"x": "x~1", "z": "z", "new": "new"} if when == "behind" else {"x": "x", "y": "y", "z": "z"}
+    assert sorted(index.rollback()) == ([] if when == "behind" else ["new", "x~1"])
+    assert index.refs == expected
+    assert not (index.own() or index.fresh or index.names.reserved)
+    other.set("other", "other")
+    commit(other)
+    index.refresh()
+    assert list(index.refs) == [*expected, "other"]
+    commit(index, True)
+    assert on_disk(tmp_path) == {**expected, "other": "other"}
+
+
+def forked(index, directory):
+    """What a fork's child has of ``index``."""
+    child = index_on(directory)
+    for name in ("refs", "pending", "fresh", "_again"):
+        setattr(child, name, dict(getattr(index, name)))
+    child.after_fork()
+    return child
+
+
+def test_a_child_of_a_fork_keeps_what_its_parent_had_not_saved_until_that_key_is_committed(tmp_path):
+    parent, other = two(tmp_path, {"gone": "gone"})
+    for key in "xyz":
+        parent.set(key)
+    parent.set("y", "y", 3)
+    parent.delete("gone")
+    other.set("o", "o")
+    commit(other, True)
+    child = forked(parent, tmp_path)
+    child.refresh()
+    assert child.refs == {"o": "o", "x": None, "y": "y", "z": None}
+    assert (child.own(), child.fresh, child.lent) == ([], {}, {"y": 3})
+    child.set("z", "z~1")
+    for plain in (False, True):
+        commit(child, plain)
+        assert on_disk(tmp_path) == {"gone": "gone", "o": "o", "z": "z~1"}
+    assert child.refs == {"o": "o", "x": None, "y": "y", "z": "z~1"}
+    parent.set("x", "x")
+    parent.delete("z")
+    commit(parent)
+    assert stale(child.refresh()) >= {"x", "y", "z"}
+    assert child.refs == {"o": "o", "x": "x", "y": "y"}
+    assert (child.lent, child.inherited) == ({}, set())
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("ref", ["x", 1 << 104 | LOW])
+def test_what_the_child_had_of_its_parent_is_stale_when_that_is_committed(tmp_path, plain, ref):
+    """For all that the child knows it is another value: the parent may have set it again in between."""
+    parent, _ = two(tmp_path, {"y": "y"})
+    parent.set("x", ref)
+    child = forked(parent, tmp_path)
+    child.refresh()
+    commit(parent, plain)
+    assert stale(child.refresh()) == {"x"}
+
+
+def test_a_child_removes_nothing_of_its_parents(tmp_path):
+    parent, _ = two(tmp_path, {"x": "x"})
+    parent.set("y", "y")
+    child = forked(parent, tmp_path)
+    assert child.set("y", "y~1") is None
+    assert child.delete("y") == "y~1"
+    assert child.set("y") is None
+    assert child.forget() == ["x"]
+
+
+# Interruptions.
+
+
+def interrupted_at(line, action, module="chest/index/index"):
+    """Run ``action()`` and raise KeyboardInterrupt in front of the ``line``-th line of the floor; was it reached?"""
+    count = 0
+
+    def trace(frame, event, argument):
+        nonlocal count
+        if frame.f_code.co_name == "__del__" or (frame.f_back and frame.f_back.f_code.co_name == "__del__"):
+            return None  # what is raised there goes nowhere
+        if module not in frame.f_code.co_filename:
+            return None
+        if event == "line":
+            count += 1
+            if count == line:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    gc.disable()
+    sys.settrace(trace)
+    try:
+        action()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+        gc.enable()
+    return False
+
+
+ACTIONS = {
+    "set": lambda index, values: (values.update(x=1), index.set("x")),
+    "set in memory": lambda index, values: (values.update(new=1), index.set("new")),
+    "write": lambda index, values: index.set("x", "x~2"),
+    "write again": lambda index, values: index.set("fresh", "fresh~1"),
+    "delete": lambda index, values: index.delete("x"),
+    "delete fresh": lambda index, values: index.delete("fresh"),
+    "set deleted": lambda index, values: (values.update(deleted=1), index.set("deleted")),
+    "write deleted": lambda index, values: index.set("deleted", "deleted~1"),
+    "refresh": lambda index, values: index.refresh(),
+    "commit": lambda index, values: commit(index),
+    "flush": lambda index, values: commit(index, True),
+    "rollback": lambda index, values: index.rollback(),
+}
+
+
+@pytest.mark.parametrize("kind", ACTIONS)
+def test_whatever_line_is_interrupted_the_action_was_done_or_not_and_nothing_else_is_lost(tmp_path, kind):
+    line, seen = 1, set()
+    while True:
+        place = tmp_path / str(line)
+        place.mkdir()
+        index, other = two(place, {"x": "x", "kept": "kept", "deleted": "deleted", "theirs": "theirs"})
+        values = {}
+        index.set("fresh", "fresh", 1)
+        index.set("own", "own", 1)
+        index.delete("deleted")
+        removed = set()
+        other.set("theirs", "theirs~1")
+        removed.update(commit(other).orphans)
+        was = dict(index.refs)
+        reached = interrupted_at(line, functools.partial(ACTIONS[kind], index, values))
+        if reached:
+            removed.update(index.rebuild(values))
+        found = dict(index.refs)
+        seen.add(frozenset(found.items()))
+        assert all(ref is not None or key in values for key, ref in found.items())
+        assert found.keys() ^ was.keys() <= {"x", "new", "fresh", "deleted", "own"}
+        assert all(found[key] == was[key] for key in ("kept",))
+        assert found["theirs"] in ("theirs", "theirs~1")
+        assert found.get("own") == "own" or kind == "rollback"
+        assert index.names.taken >= {ref for ref in found.values() if ref}
+        index.refresh()
+        expected = {key: ref for key, ref in index.refs.items() if ref is not None}
+        assert expected["theirs"] == "theirs~1"
+        done = commit(index)
+        disk = on_disk(place)
+        memory_only = {"x": "x"} if index.refs.get("x", "") is None else {}
+        assert {**expected, **memory_only} == {key: ref for key, ref in disk.items() if key != "deleted" or key in expected
+                                               or index.refs.get(key, "") is not None}
+        assert not (removed | set(done.orphans)) & set(disk.values()), "what is named was removed"
+        if not reached:
+            break
+        line += 1
+    assert line > 3
+    assert len(seen) <= 8
+
+
+def test_what_a_refresh_found_is_told_again_where_it_was_interrupted(tmp_path):
+    line = 1
+    while True:
+        place = tmp_path / str(line)
+        place.mkdir()
+        one, other = two(place, {"x": "x", "y": "y"})
+        one.set("x", "x~1")
+        commit(one, line % 2 == 0)
+        if not interrupted_at(line, other.refresh):
+            break
+        other.rebuild({})
+        assert "x" in stale(other.refresh())
+        line += 1
+    assert line > 10
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("durable", [False, True])
+def test_whatever_line_of_the_file_is_interrupted_the_commit_was_done_or_not(tmp_path, plain, durable):
+    gc.collect()
+    line, seen, before = 1, set(), open_files()
+    while True:
+        place = tmp_path / str(line)
+        place.mkdir()
+        index, other = index_on(place, codec=Codec(durable=durable)), index_on(place)
+        index.set("x", "x")
+        commit(index, True)
+        other.refresh()
+        index.set("x", "x~1")
+        reached = interrupted_at(line, functools.partial(commit, index, plain), "chest/index/keysfile")
+        disk = on_disk(place)
+        seen.add(disk["x"])
+        removed = set(index.rebuild({}))
+        removed.update(commit(index).orphans)
+        assert on_disk(place) == {"x": "x~1"}
+        assert removed == ({"x"} if reached else set())
+        other.set("y", "y")
+        commit(other)
+        assert on_disk(place) == {"x": "x~1", "y": "y"}
+        assert sorted(os.listdir(place)) == [".keys"]
+        index.close()
+        other.close()
+        if not reached:
+            break
+        line += 1
+    assert line > 15
+    assert seen == {"x", "x~1"}
+    gc.collect()
+    assert open_files() == before
+
+
+def open_files():
+    return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+
+
+# Two processes, and threads.
+
+WRITER = """if True:
+    import sys
+    from index.handles import commit, index_on
+    who, directory = sys.argv[1], sys.argv[2]
+    index = index_on(directory)
+    for n in range(100):
+        index.set((who, n % 30), f"{who}{n}")
+        if n % 7 == 3:
+            index.set("shared", f"{who}{n}")
+        orphans = commit(index, n % 20 == 0).orphans
+        assert orphans or n < 40
+"""
+
+
+def test_two_processes_lose_nothing_of_each_other(tmp_path):
+    path = os.pathsep.join([os.path.dirname(os.path.dirname(__file__)), *sys.path])
+    running = [subprocess.Popen([sys.executable, "-c", WRITER, who, str(tmp_path)], env={**os.environ, "PYTHONPATH": path}) for who in "ab"]
+    assert [one.wait() for one in running] == [0, 0]
+    found = on_disk(tmp_path)
+    assert found.pop("shared") in ("a94", "b94")
+    assert found == {(who, n % 30): f"{who}{n}" for who in "ab" for n in range(70, 100)}
+
+
+def test_names_are_asked_for_while_another_thread_sets_keys(tmp_path):
+    index = index_on(tmp_path)
+    done = threading.Event()
+
+    def ask():
+        while not done.is_set():
+            index.names.renew()
+            assert index.names.next_free("never", lambda path, last: True) == "never"
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    for n in range(3000):
+        index.set(n % 500, f"f{n}")
+    done.set()
+    thread.join()

@@ -1,0 +1,623 @@
+"""What ``nbytes`` promises: it counts what a value holds, each object once, and never raises nor changes the value."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import mmap
+import random
+import subprocess
+import sys
+import threading
+import types
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chest.memory import sizeof
+from chest.memory.sizeof import nbytes
+
+MB = 1_000_000
+
+
+def taken(*values: object) -> int:
+    return sum(map(sys.getsizeof, values))
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget after the test what it registers."""
+    for table in ("_registered", "_plans"):
+        monkeypatch.setattr(sizeof, table, dict(getattr(sizeof, table)))
+    for setting in ("_plain", "_room"):
+        monkeypatch.setattr(sizeof, setting, getattr(sizeof, setting))
+
+
+# Plain values and containers
+
+
+@pytest.mark.parametrize(
+    "value", [0, -5, 10**100, 1.5, 1j, True, None, "", "x" * 1000, b"xyz", range(9), bytearray(MB), object()]
+)
+def test_plain_values_count_what_python_says(value: object) -> None:
+    assert nbytes(value) == sys.getsizeof(value)
+
+
+class Pair(NamedTuple):
+    first: object
+    second: object
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        *(lambda item: [item], lambda item: (item,), lambda item: {"key": item}, lambda item: {item: "value"}),
+        *(lambda item: {item}, lambda item: frozenset([item]), lambda item: collections.deque([item])),
+        *(lambda item: collections.OrderedDict(key=item), lambda item: collections.defaultdict(list, key=item)),
+        *(lambda item: Pair(1, item), lambda item: types.SimpleNamespace(field=item), lambda item: [[{item}, len]]),
+        *(lambda item: functools.partial(print, item), lambda item: [[({"deep": [item]},)]]),
+    ],
+)
+def test_a_container_counts_itself_and_what_it_holds(wrap: Any) -> None:
+    outer = wrap(bytes(MB))
+
+    assert MB + sys.getsizeof(outer) < nbytes(outer) < MB + 5000
+
+
+@pytest.mark.parametrize("other", [1.5, {2.5}])  # the quick loop, and the walk
+def test_a_nested_value_counts_exactly(other: Any) -> None:
+    leaf, key = bytes(1000), "leaf"
+    inner = {key: leaf, 1000: (leaf, key)}
+    outer = [inner, other, inner, leaf]
+    parts = other if type(other) is set else ()
+
+    assert nbytes(outer) == taken(outer, inner, key, leaf, 1000, inner[1000], other, *parts)
+
+
+def test_a_small_record_is_measured_in_one_call() -> None:
+    value = {"id": 1000, "name": "user-1000", "score": 500.5, "tags": ["a", "b"]}
+    events = collections.Counter[str]()
+    sys.setprofile(lambda frame, event, argument: events.update([event]))
+    try:
+        nbytes(value)
+    finally:
+        sys.setprofile(None)
+
+    assert (events["call"], events["c_call"] - 1) <= (1, 6)  # less the call of setprofile
+
+
+@pytest.mark.parametrize("length", [2, 100, 5000])
+def test_an_object_met_again_counts_once(length: int) -> None:
+    shared = bytes(MB)
+
+    assert nbytes([shared] * length) == nbytes([shared]) + 8 * (length - 1)
+    assert nbytes([{"shared": shared, "own": [i]} for i in range(length)]) < 3 * MB
+    assert nbytes([[shared], [{shared}], shared]) < MB + 1000
+
+
+@pytest.mark.parametrize("size", [2, 50, 500])
+def test_cycles_and_deep_nests_end(size: int) -> None:
+    cycle: list[object] = [b""] * (size - 2) + [bytes(1000)]
+    cycle.append({"self": (cycle, cycle)})
+    first, second = types.SimpleNamespace(), types.SimpleNamespace()
+    first.other, second.other = second, first
+
+    deep: object = bytes(MB)
+    for _ in range(3000):
+        deep = [deep]
+
+    assert 1000 < nbytes(cycle) < 2000 + 8 * size
+    assert nbytes(first) == nbytes(second)
+    assert nbytes(deep) > MB + 3000 * sys.getsizeof([None])  # no recursion
+
+
+# Long containers
+
+
+@pytest.mark.parametrize(
+    "collect", [list, tuple, set, frozenset, collections.deque, lambda items: dict.fromkeys(items, b"")]
+)
+def test_a_long_container_is_judged_by_a_sample(collect: Any) -> None:
+    items = [b"%6d" % i + bytes(i % 1000) for i in range(20_000)]
+    value = collect(items)
+    state = random.getstate()
+
+    assert nbytes(value) == pytest.approx(taken(value, *items), rel=0.15)
+    assert nbytes(value) == nbytes(value)
+    assert random.getstate() == state
+
+
+@pytest.mark.parametrize("period", [2, 3, 4, 5, 7, 8, 10, 16, 20])
+def test_a_period_in_the_data_does_not_mislead(period: int) -> None:
+    items = [bytes(100_000 if i % period == 0 else 0) for i in range(1000 * period)]
+
+    assert 0.5 < nbytes(items) / (100_033 * 1000) < 2
+
+
+def test_nested_and_sampled_values_are_counted() -> None:
+    records = [{"name": "n%d" % i, "data": [bytes(1000)]} for i in range(5000)]
+    cube = [[[[bytes(1000)] for _ in range(20)] for _ in range(20)] for _ in range(20)]
+
+    assert nbytes(records) == pytest.approx(5000 * 1380, rel=0.1)
+    assert nbytes(cube) == pytest.approx(8000 * 1100, rel=0.1)
+
+
+def test_a_huge_nest_takes_a_bounded_number_of_looks(registry: None) -> None:
+    looks: list[object] = []
+    nbytes.register(Record)(lambda leaf: len(looks.append(leaf) or "ten bytes."))
+    size = nbytes([[[Record("", b"") for _ in range(40)] for _ in range(40)] for _ in range(40)])
+
+    assert len(looks) <= 1000
+    assert size > 64_000 * 10
+
+
+# Instances
+
+
+@dataclasses.dataclass
+class Record:
+    name: str
+    data: bytes
+
+
+class Slotted:
+    __slots__ = ("__private", "empty", "public")
+
+    def __init__(self, value: object) -> None:
+        self.public = self.__private = value
+
+
+SlottedChild: Any = type("SlottedChild", (Slotted,), {"__slots__": ("more",)})
+MixedChild: Any = type("MixedChild", (Slotted,), {})
+
+
+def test_instances_count_their_attributes() -> None:
+    record, error = Record("name", bytes(MB)), ValueError("text")
+    error.payload = bytes(MB)  # type: ignore[attr-defined]
+
+    assert nbytes(record) == taken(record, vars(record), record.name, record.data)
+    assert MB < nbytes(error) < MB + 2000
+
+
+@pytest.mark.parametrize("kind", [Slotted, SlottedChild, MixedChild])
+def test_instances_count_their_slots_also_inherited_and_private_ones(kind: Any) -> None:
+    value = kind(bytes(MB))
+    assert MB < nbytes(value) < MB + 1000
+
+    if kind is not Slotted:
+        value.more = bytes(MB)
+        assert 2 * MB < nbytes(value) < 2 * MB + 1000
+
+
+@pytest.mark.parametrize("base", [list, dict, set, tuple, str, bytes, int, collections.deque])
+def test_subclasses_of_builtins_count_items_and_attributes(base: Any) -> None:
+    class Child(base):  # type: ignore[misc]
+        pass
+
+    value = Child(zip(range(2000), range(2000))) if base in (list, dict, set, tuple, collections.deque) else Child()
+    plain = nbytes(value)
+    value.attribute = bytes(MB)
+
+    assert plain + MB < nbytes(value) < plain + MB + 2000
+
+
+def test_many_attributes_are_judged_by_a_sample() -> None:
+    value = types.SimpleNamespace(**{"a%d" % i: bytes(1000 + i % 100) for i in range(3000)})
+
+    assert nbytes(value) == pytest.approx(taken(value, vars(value), *vars(value).values()), rel=0.1)
+
+
+def test_an_integer_nbytes_is_taken_at_its_word() -> None:
+    class Block:
+        nbytes: object = 12345
+        data = bytes(MB)
+
+    class Computed:
+        nbytes = property(lambda self: 54321)
+
+    class Huge:
+        nbytes = 10**400
+
+    assert [nbytes(Block()), nbytes(Computed()), nbytes(types.SimpleNamespace(nbytes=77))] == [12345, 54321, 77]
+    assert nbytes([Block()]) == 12345 + sys.getsizeof([None])
+    assert nbytes([Huge()]) == nbytes(Huge()) == sys.maxsize
+
+
+@pytest.mark.parametrize("odd", [None, "8", -1, 1.5, [], lambda: 8, property(lambda self: 1 // 0)])
+def test_an_nbytes_that_is_no_size_is_an_attribute_like_others(odd: object) -> None:
+    value = type("Odd", (), {"nbytes": odd})()
+    value.data = bytes(MB)
+
+    assert MB < nbytes(value) < MB + 1000
+    assert MB < nbytes(types.SimpleNamespace(nbytes=odd, data=bytes(MB))) < MB + 2000
+
+
+# Odd values
+
+
+class Hostile:
+    """Everything that can raise does."""
+
+    def refuse(self, *arguments: object) -> Any:
+        raise RuntimeError("asked")
+
+    __getattribute__ = __len__ = __iter__ = __hash__ = __bool__ = __sizeof__ = __getitem__ = refuse
+    __eq__ = refuse
+
+
+@pytest.mark.parametrize("base", [object, list, dict])
+@pytest.mark.parametrize("meta", [{}, {"__getattribute__": Hostile.refuse}, {"__eq__": Hostile.refuse}])
+@pytest.mark.parametrize("body", [vars(Hostile), {"__dict__": property(Hostile.refuse)}])
+def test_odd_values_count_something_and_raise_nothing(base: Any, meta: Any, body: Any) -> None:
+    kept = {name: item for name, item in body.items() if name != "__weakref__" and "getset" not in type(item).__name__}
+    value = type("Meta", (type,), meta)("Odd", (base,), kept)()
+
+    assert 0 < nbytes(value) < 1000
+    assert nbytes([value, bytes(MB)]) > MB
+
+
+def test_no_code_of_the_value_is_run() -> None:
+    calls: list[str] = []
+
+    def noting(name: str, result: Any) -> Any:
+        return lambda *arguments: calls.append(name) or result
+
+    names = {"__iter__": iter(()), "__len__": 0, "__getitem__": [], "__sizeof__": -1, "keys": [], "values": [], "items": []}
+    body: dict[str, Any] = {name: noting(name, result) for name, result in names.items()}
+    body |= {"data": property(noting("data", b"")), "__getattr__": noting("getattr", 10**12)}
+    array, table = (type("Odd", (base,), dict(body))() for base in (list, dict))
+    list.append(array, bytes(MB))
+    dict.update(table, key=bytes(MB))
+    instance = type("Odd", (), dict(body))()
+    generator, iterator = (i for i in range(3)), iter([0, 1, 2])
+
+    assert 0 < nbytes([generator, iterator]) < 1000
+    assert list(generator) == list(iterator) == [0, 1, 2]
+    assert MB < nbytes(array) < MB + 1000
+    assert MB < nbytes(table) < MB + 1000
+    assert 0 < nbytes(instance) < 1000
+    assert calls == []
+
+
+Made = type("Meta", (type,), {})("Made", (), {"data": bytes(MB)})
+Module = type("Module", (types.ModuleType,), {"data": bytes(MB)})
+CODE = [Record, sys, Module("module"), Made, Made(), nbytes, len, [].append, nbytes.__code__, lambda: 0, (i for i in "")]
+
+
+@pytest.mark.parametrize("code", CODE)
+def test_code_counts_as_a_small_constant(code: object) -> None:
+    assert 0 < nbytes(code) < 5000
+    assert 0 < nbytes([code]) < 5000
+
+
+def test_other_threads_may_change_the_value_meanwhile() -> None:
+    value: dict[int, object] = {}
+    stop, started = threading.Event(), threading.Event()
+
+    def change() -> None:
+        while not stop.is_set():
+            value.update(dict.fromkeys(range(300), b""))
+            started.set()
+            value.clear()
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        assert started.wait(30)
+        assert all(nbytes([value, bytes(1000)]) > 1000 for _ in range(500))
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_what_a_handler_of_a_signal_raises_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(count: int, samples: int) -> Any:
+        raise TimeoutError  # as if the signal had come here
+
+    monkeypatch.setattr(sizeof, "_places", interrupted)
+    with pytest.raises(TimeoutError):
+        nbytes([b""] * 1000)
+
+
+# Registration
+
+
+def test_the_nearest_registered_class_measures_and_not_an_nbytes(registry: None) -> None:
+    class Base:
+        pass
+
+    class Child(Base):
+        nbytes = 5
+
+    assert nbytes(Base()) != 1000
+    assert nbytes.register(Base)(lambda value: 1000)(Base()) == nbytes(Base()) == nbytes(Child()) == 1000
+    assert nbytes([Base()]) == 1000 + sys.getsizeof([None])
+
+    nbytes.register(Child)(lambda value: 2)
+
+    assert (nbytes(Base()), nbytes(Child())) == (1000, 2)
+
+
+@pytest.mark.parametrize("kind", [int, str, list, dict])
+def test_builtin_types_can_be_registered(registry: None, kind: Any) -> None:
+    nbytes.register(kind)(lambda value: 4321)
+
+    assert nbytes(kind()) == 4321
+    assert nbytes((kind(),)) == 4321 + sys.getsizeof((None,))
+
+
+def test_a_type_can_be_registered_by_name(registry: None) -> None:
+    nbytes.register(f"{__name__}.Record")(lambda value: 99)
+
+    assert nbytes(Record("", b"")) == 99
+    with pytest.raises(TypeError, match="takes a type"):
+        nbytes.register(5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("measure", [lambda value: 1 // 0, lambda value: -1, lambda value: "8"])
+def test_a_registered_function_that_fails_is_passed_over(registry: None, measure: Any) -> None:
+    nbytes.register(Record)(measure)
+    record = Record("", b"")
+
+    assert nbytes(record) == sys.getsizeof(record)
+
+
+def test_types_made_on_the_fly_are_forgotten() -> None:
+    for _ in range(3 * sizeof._TYPES):
+        nbytes(type("Passing", (), {})())
+
+    assert len(sizeof._plans) <= sizeof._TYPES
+
+
+# Any value at all
+
+leaves = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20), st.binary(max_size=20))
+hashable = st.recursive(leaves, lambda inner: st.tuples(inner, inner) | st.frozensets(inner, max_size=5), max_leaves=5)
+nested = st.recursive(
+    leaves | st.builds(Record, st.text(max_size=5), st.binary(max_size=50)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=8),
+        st.tuples(inner, inner),
+        st.dictionaries(hashable, inner, max_size=8),
+        st.sets(hashable, max_size=8),
+        st.builds(types.SimpleNamespace, a=inner, b=inner),
+        leaves.map(lambda item: [item] * 150),
+    ),
+    max_leaves=12,
+)
+
+
+@settings(deadline=None)
+@given(st.lists(nested, max_size=20), nested)
+def test_any_value(items: list[object], item: object) -> None:
+    before, size, shown = nbytes(items), nbytes(item), repr(item)
+
+    assert sys.getsizeof(item) <= size == nbytes(item)
+    assert repr(item) == shown
+
+    items.append(item)
+    items.append(items)
+
+    assert max(before, size + sys.getsizeof(items)) <= nbytes(items) <= before + size + sys.getsizeof(items)
+
+
+@settings(deadline=None)
+@given(nested)
+def test_the_quick_loop_and_the_walk_agree(value: object) -> None:
+    assert nbytes(value) == sizeof._walk(value)
+
+
+# Buffers and no libraries
+
+
+def test_a_memoryview_holds_the_whole_buffer() -> None:
+    buffer, released = bytearray(MB), memoryview(bytes(MB))
+    released.release()
+
+    assert MB < nbytes(memoryview(buffer)[:1]) < MB + 1000
+    assert MB < nbytes([memoryview(buffer)[i:] for i in range(500)]) < MB + 200_000
+    assert 0 < nbytes(released) < 1000
+    with mmap.mmap(-1, MB) as mapped, memoryview(mapped) as whole, whole[:10] as part:
+        assert MB < nbytes(whole) < MB + 1000
+        assert 10 < nbytes(part) < 1000
+
+
+LAZY = ["h5py._hl.dataset", "zarr.core.array", "dask.array.core", "xarray.core.dataarray"]
+
+
+@pytest.mark.parametrize("module", LAZY)
+def test_what_is_lazy_counts_what_it_holds(module: str) -> None:
+    body = {"__module__": module, "nbytes": property(lambda self: 8 * 10**12)}
+    lazy = type("Array", (), body)()
+    lazy.cache = bytes(MB)
+    lazy.source = type("Child", (type(lazy),), {"nbytes": 4321, "__module__": "mine"})()  # a user's own is believed
+
+    assert MB + 4321 < nbytes(lazy) < MB + 6000
+
+
+def test_where_python_tells_no_sizes_they_are_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sizeof, "_sizeof", sizeof._estimate)
+    monkeypatch.setattr(sizeof, "_basic", sizeof._estimate)
+    monkeypatch.setattr(sizeof, "_plans", {})
+    values: list[object] = [{"a": bytes(MB)}, {1, 2}, Record("n", b"d" * 500), Hostile(), 5]
+
+    assert [nbytes(value) for value in ("", "x" * 1000, [1.5] * 50, 10**100)] == [56, 1056, 56 + 50 * 8 + 56, 56]
+    assert MB < nbytes(values) < MB + 3000
+
+
+def test_no_library_is_imported() -> None:
+    code = (
+        "import sys; import chest.memory.sizeof as s; s.nbytes({'a': [object(), {1}]});"
+        "print(*sorted({name.split('.')[0] for name in sys.modules} & {'numpy', 'pandas', 'scipy', 'pyarrow', 'polars'}))"
+    )
+
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
+
+
+# Arrays, frames, tables, trees
+
+
+def test_arrays_count_exactly_their_data() -> None:
+    np = pytest.importorskip("numpy")
+    arrays = [np.zeros(10), np.zeros((3, 0)), np.arange(6).reshape(2, 3), np.zeros(5, "S7"), np.array(1.0)]
+
+    for array in [*arrays, np.float64(1), np.zeros(3, [("a", "f8"), ("b", "i4")])]:
+        assert nbytes(array) == array.nbytes
+        assert type(nbytes(array)) is int
+
+
+def test_a_view_counts_what_it_keeps_alive() -> None:
+    np = pytest.importorskip("numpy")
+    array, row, strided = np.zeros(MB), np.zeros(100), np.lib.stride_tricks.as_strided
+
+    for view in (array[:1], array[5:9][1:2], array[::1000], array.reshape(1000, 1000).T, array.view("u1")):
+        assert nbytes(view) == 8 * MB
+    assert nbytes([array[:1], array[2:], array]) == 8 * MB + sys.getsizeof([0] * 3)
+    assert nbytes(np.broadcast_to(row, (10**6, 100))) == nbytes(strided(row, (10**6, 100), (0, 8))) == 800
+
+
+def test_an_array_over_a_buffer_counts_the_buffer_once() -> None:
+    np = pytest.importorskip("numpy")
+    buffer = bytearray(MB)
+
+    assert nbytes(np.frombuffer(buffer)) == nbytes(np.frombuffer(buffer, count=1)) == MB
+    assert nbytes([np.frombuffer(buffer, count=i) for i in range(1, 500)]) < MB + 10_000
+    assert nbytes([np.frombuffer(bytearray(MB), count=1) for _ in range(300)]) == pytest.approx(300 * MB, rel=0.01)
+    assert nbytes([buffer, np.frombuffer(buffer)]) < MB + 1000
+
+    opaque = type("Opaque", (), {"__array_interface__": np.zeros(100).__array_interface__})
+    array = np.asarray(opaque())
+    assert nbytes(array) == nbytes(np.broadcast_to(array, (50, 100))) == 800
+
+
+def test_a_memory_map_counts_its_own_bytes(tmp_path: Any) -> None:
+    np = pytest.importorskip("numpy")
+    mapped = np.memmap(tmp_path / "map", dtype="f8", mode="w+", shape=(1000,))
+    with mmap.mmap(-1, 8000) as anonymous:
+        array = np.frombuffer(anonymous)
+
+        assert nbytes(array) == nbytes(np.broadcast_to(array, (1000, 1000))) == 8000
+        assert nbytes([array[:10], array[10:30]]) == 240 + sys.getsizeof([0, 0])
+        del array
+    assert nbytes(mapped) == 8000
+    assert nbytes(mapped[:10]) == nbytes(np.asarray(mapped)[:10]) == 80
+
+
+def test_arrays_of_objects_count_what_they_refer_to() -> None:
+    np = pytest.importorskip("numpy")
+    array = np.array([bytes(1000 + i) for i in range(50)] + [None], dtype=object)
+    long, fields, cycle = np.empty(5000, object), np.zeros(3, [("a", "f8"), ("b", object)]), np.empty(2, object)
+    long[:] = [bytes(1000) + b"%d" % i for i in range(5000)]
+    fields["b"] = [bytes(MB), None, bytes(MB)]
+    cycle[0] = cycle
+
+    assert nbytes(array) == nbytes(array[:1]) == nbytes(array.reshape(3, 17)) == array.nbytes + taken(*array)
+    assert nbytes(long) == pytest.approx(5000 * 1045, rel=0.02)
+    assert 2 * MB < nbytes(fields) < 2 * MB + 1000
+    assert nbytes(cycle) == 16 + sys.getsizeof(None)
+    if hasattr(np.dtypes, "StringDType"):
+        assert 50_000 <= nbytes(np.array(["x" * 1000] * 50, dtype=np.dtypes.StringDType())) < 60_000
+
+
+def test_attributes_of_array_subclasses_count() -> None:
+    np = pytest.importorskip("numpy")
+    named = np.zeros(1000).view(type("Named", (np.ndarray,), {}))
+    named.label = bytes(MB)
+    masked = np.ma.array(np.zeros(1000), mask=np.zeros(1000, bool))
+
+    assert MB + 8000 < nbytes(named) < MB + 9000
+    assert 9000 <= nbytes(masked) < 11_000
+
+
+def test_frames_and_series_of_pandas_count_their_columns() -> None:
+    pd = pytest.importorskip("pandas")
+    np = pytest.importorskip("numpy")
+    frame = pd.DataFrame({"a": np.arange(MB), "b": np.arange(MB) / 2, "c": np.arange(MB) % 2 == 0})
+    wide = pd.DataFrame({"c%d" % i: pd.array(range(1000), dtype="Int64") for i in range(500)})
+    odd = pd.DataFrame({"_ndarray": [1, 2], "_mgr": [3, 4], "nbytes": [5, 6]})
+    before = {name: repr(state) for name, state in vars(odd).items()}
+
+    assert 17 * MB <= nbytes(frame) < 17 * MB + 20_000
+    for value in (pd.Series(np.arange(MB)), pd.Index(np.arange(MB) * 3), pd.date_range("2020", periods=MB, freq="s")):
+        assert 8 * MB <= nbytes(value) < 8 * MB + 20_000
+    assert nbytes(frame.iloc[:1]) >= 17 * MB or nbytes(frame.iloc[:1].copy()) < 20_000
+    assert nbytes(wide) == pytest.approx(500 * 9000, rel=0.1)
+    assert 900_000 <= nbytes(pd.array(range(100_000), dtype="Int64")) < 910_000
+    assert 80_000 <= nbytes(pd.period_range("2000", periods=10_000, freq="D").array) < 90_000
+    assert nbytes(pd.MultiIndex.from_arrays([range(300), ["%03d" % i + "x" * 1000 for i in range(300)]])) > 300_000
+    assert nbytes(odd) < 5000
+    assert {name: repr(state) for name, state in vars(odd).items()} == before
+
+
+@pytest.mark.parametrize("dtype", ["object", "string", "string[pyarrow]", "category"])
+def test_strings_in_frames_count_in_full(dtype: str) -> None:
+    pd = pytest.importorskip("pandas")
+    if "pyarrow" in dtype:
+        pytest.importorskip("pyarrow")
+    words = ["%06d" % i + "x" * 994 for i in range(2000)]
+    series = pd.Series(words, dtype=dtype)
+    frames = [pd.DataFrame({"a": series, "b": range(2000)}), pd.DataFrame({"a": range(2000)}, index=words)]
+
+    for value in [series, series.array, pd.Index(words, dtype=dtype), *frames]:
+        assert 2 * MB <= nbytes(value) < 3 * MB
+
+
+@pytest.mark.parametrize("layout", ["csr", "csc", "coo", "bsr", "dia", "lil", "dok"])
+def test_sparse_matrices_count_their_arrays(layout: str) -> None:
+    sparse = pytest.importorskip("scipy.sparse")
+    matrix = sparse.eye(1000).asformat(layout)
+
+    assert nbytes(matrix) >= 8000
+    if layout in ("csr", "csc"):
+        arrays = matrix.data.nbytes + matrix.indices.nbytes + matrix.indptr.nbytes
+        assert arrays <= nbytes(matrix) < arrays + 2000
+
+
+def test_arrow_tables_count_their_buffers() -> None:
+    pa = pytest.importorskip("pyarrow")
+    table = pa.table({"a": list(range(10_000)), "b": ["x" * 100] * 10_000})
+
+    assert nbytes(table) == nbytes(table.slice(0, 1)) == table.get_total_buffer_size() > MB
+    assert nbytes(table["b"]) > MB
+    assert nbytes(table["a"].chunk(0)[:1]) >= 80_000
+    assert nbytes(table.to_batches()[0]) > MB
+
+
+def test_frames_and_series_of_polars_count_their_columns() -> None:
+    pl = pytest.importorskip("polars")
+    frame = pl.DataFrame({"a": range(MB)}, schema={"a": pl.Int64})
+
+    assert nbytes(frame) == nbytes(frame["a"]) == 8 * MB
+
+
+def test_trees_that_are_kept_in_c_are_counted() -> None:
+    ensemble = pytest.importorskip("sklearn.ensemble")
+    neighbors = pytest.importorskip("sklearn.neighbors")
+    places = [[i * 7919 % 10007, i * 104729 % 10007] for i in range(5000)]
+    forest = ensemble.RandomForestRegressor(3).fit(places, [x * y for x, y in places])
+    nodes = sum(tree.tree_.node_count for tree in forest.estimators_)
+
+    assert 72 * nodes <= nbytes(forest) < 80 * nodes + 50_000
+    assert nbytes(neighbors.KDTree(places)) > 5000 * 3 * 8
+
+
+def test_lazy_data_of_libraries_count_little(tmp_path: Any) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "big.h5", "w") as file:
+        data = file.create_dataset("x", shape=(10**6, 10**6), dtype="f8", chunks=(1000, 1000))
+
+        assert nbytes([data, file, file["/"]]) < 10_000
+
+
+def test_lazy_arrays_count_what_they_hold() -> None:
+    da, xr = pytest.importorskip("dask.array"), pytest.importorskip("xarray")
+    zarr, np = pytest.importorskip("zarr"), pytest.importorskip("numpy")
+    lazy, held = da.ones((10**6, 10**6), chunks=(10**4, 10**4)), da.from_array(np.zeros(MB), chunks=MB // 4)
+
+    for value in (lazy, xr.DataArray(lazy), xr.Dataset({"x": (("a", "b"), lazy)}), zarr.zeros((10**6, 10**6), chunks=(1000, 1000))):
+        assert nbytes(value) < MB
+    assert 8 * MB <= nbytes(held) < 9 * MB
+    assert 8 * MB <= nbytes(xr.DataArray(np.zeros(MB))) < 9 * MB

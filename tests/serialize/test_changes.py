@@ -1,0 +1,382 @@
+"""Is a value in memory as its bytes are?  Maps, copies, hashes; what was changed is noticed, what was used is not."""
+from __future__ import annotations
+
+import mmap
+import os
+import pickle
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from chest.serialize import Codec, arrays, compare, pagemap
+from chest.serialize.compare import can_change
+
+np = pytest.importorskip("numpy")
+
+N = 100_000  # items of eight bytes: enough to be mapped
+linux = pytest.mark.skipif(not pagemap.tells(), reason="this system does not tell which pages were written")
+posix = pytest.mark.skipif(not hasattr(os, "preadv"), reason="files are not mapped on this system")
+MODES = ("auto", "c", "r", None)
+
+
+class File:
+    """A value's file, and the codec that reads it."""
+
+    def __init__(self, path, value, mode="auto"):
+        self.codec = Codec(mmap_mode=mode)
+        encoded = self.codec.encode(value)
+        path.unlink(missing_ok=True)
+        path.write_bytes(b"".join([*encoded.pieces, encoded.note()]))
+        self.path = path
+        self.descriptor = os.open(path, os.O_RDONLY)
+        self.status = os.fstat(self.descriptor)
+
+    def load(self):
+        return self.codec.load_file(self.descriptor, self.status)
+
+    def same(self, value):
+        return self.codec.same_file(value, self.descriptor, self.status)
+
+    def unchanged(self, value, stamp):
+        """What the engine makes of it."""
+        told = self.codec.unchanged(value, stamp)
+        return told if told else self.same(value)
+
+
+@pytest.fixture
+def file(tmp_path):
+    made = []
+
+    def make(value, mode="auto"):
+        made.append(File(tmp_path / f"value{len(made)}", value, mode))
+        return made[-1]
+
+    yield make
+    for each in made:
+        os.close(each.descriptor)
+
+
+def first_array(value):
+    while not isinstance(value, np.ndarray):
+        value = next(iter(value.values())) if isinstance(value, dict) else value[0]
+    return value
+
+
+VALUES = {
+    "array": lambda: np.arange(N, dtype="f8"),
+    "columns first": lambda: np.asfortranarray(np.arange(N, dtype="f8").reshape(100, -1)),
+    "dates": lambda: np.arange(N).astype("M8[s]"),
+    "fields": lambda: np.zeros(N, [("a", "f8"), ("b", "i2")]),
+    "dict": lambda: {"x": np.arange(N, dtype="f8"), "y": [np.ones(N), "text"]},
+    "not contiguous": lambda: np.arange(2 * N, dtype="f8")[::2],
+    "small": lambda: [np.arange(10.0), "text"],
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", VALUES)
+def test_what_was_not_changed_is_the_same_and_one_changed_item_is_not(name, mode, file):
+    value = VALUES[name]()
+    saved = file(value, mode)
+    assert saved.same(value)
+    loaded, stamp = saved.load()
+    assert saved.unchanged(loaded, stamp) and saved.same(loaded)
+    array = first_array(loaded)
+    if not array.flags.writeable:
+        assert mode == "r"
+        return
+    before = array.flat[-1] if array.dtype.names is None else array[-1].copy()
+    for index in (0, array.size // 2, array.size - 1):
+        kept = array.flat[index].copy()
+        array.flat[index] = array.flat[index - 7]
+        if kept.tobytes() != array.flat[index].tobytes():
+            assert not saved.unchanged(loaded, stamp)
+        array.flat[index] = kept
+    assert saved.unchanged(loaded, stamp) and before == array.flat[-1]
+
+
+@linux
+def test_unwritten_maps_are_told_without_the_file_and_written_ones_too(file):
+    saved = file(np.arange(N, dtype="f8"))
+    loaded, stamp = saved.load()
+    assert isinstance(loaded.base, mmap.mmap) and stamp is loaded.base
+    assert loaded.sum() > 0  # so its pages are present
+    assert saved.codec.unchanged(loaded, stamp) is True
+    view = np.asarray(loaded)[5:].reshape(5, -1)
+    view[1, 0] = 7
+    assert saved.codec.unchanged(loaded, stamp) is False
+    assert pickle.loads(saved.path.read_bytes()).sum() != loaded.sum()
+
+
+@posix
+@pytest.mark.parametrize("wrap", [lambda array: array, lambda array: [array]], ids=["array", "inside"])
+def test_an_untouched_map_of_another_file_is_compared_as_a_whole(wrap, file):
+    value = np.arange(N, dtype="f8")
+    one, twin = file(wrap(value), "c"), file(wrap(value), "c")
+    value[N // 2] = 0
+    other = file(wrap(value), "c")
+    loaded, _ = one.load()
+    assert one.same(loaded) and twin.same(loaded) and not other.same(loaded)
+
+
+@posix
+@pytest.mark.parametrize("mode", ["c", "r"])
+@pytest.mark.filterwarnings("ignore:Setting the:DeprecationWarning")
+def test_how_an_array_looks_counts_beside_its_bytes(mode, file):
+    saved = file(np.arange(N, dtype="f8"), mode)
+    for change in ("shape", "dtype", "flag"):
+        loaded, stamp = saved.load()
+        assert saved.codec.unchanged(loaded, stamp) is not False
+        if change == "shape":
+            loaded.shape = (100, -1)
+        elif change == "dtype":
+            loaded.dtype = "i8"
+        elif mode == "c":
+            loaded.flags.writeable = False
+        else:
+            continue
+        assert saved.codec.unchanged(loaded, stamp) is False
+        assert not saved.same(loaded)
+        assert mode == "c" or can_change(loaded)
+
+
+@linux
+def test_a_page_written_before_a_fork_counts_in_the_child_and_its_own_do_not_in_the_parent(file):
+    saved = file(np.arange(N, dtype="f8"))
+    written, stamp = saved.load()
+    clean, clean_stamp = saved.load()
+    written[N // 2] = -1
+    assert clean.sum() > 0
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            seen = saved.codec.unchanged(written, stamp), saved.codec.unchanged(clean, clean_stamp), saved.same(written)
+            clean[3] = -1
+            code = 0 if (*seen, saved.codec.unchanged(clean, clean_stamp)) == (False, True, False, False) else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert saved.codec.unchanged(clean, clean_stamp) is True and saved.codec.unchanged(written, stamp) is False
+
+
+@linux
+def test_a_page_map_of_zeros_is_not_believed(monkeypatch):
+    monkeypatch.setattr(os, "pread", lambda descriptor, size, at: bytes(size))
+    assert not pagemap.tells.__wrapped__()
+
+
+@linux
+def test_pages_are_told_by_the_byte(file):
+    loaded, _ = file(np.zeros(4 * N), "c").load()
+    begin = loaded.__array_interface__["data"][0]
+    assert pagemap.written(begin, loaded.nbytes) == []
+    loaded[2 * N] = 1
+    [(start, stop)] = pagemap.written(begin, loaded.nbytes)
+    assert start <= 16 * N < stop and stop - start <= mmap.PAGESIZE
+    loaded[:] = 1
+    assert pagemap.written(begin + 10, 5000) == [(0, 5000)]
+
+
+# --- when arrays are mapped -------------------------------------------------------------------------------------------
+
+
+def mapped(value):
+    return pagemap.map_under(value) is not None
+
+
+@linux
+def test_auto_maps_what_is_large_local_and_watched_and_copies_all_else(file, monkeypatch):
+    large = file(np.zeros(N))
+    assert mapped(large.load()[0]) and mapped(file({"x": np.zeros(N)}).load()[0]["x"])
+    assert not mapped(file(np.zeros(10_000)).load()[0])
+    assert mapped(file(np.zeros(10_000), "c").load()[0])
+    for module, name in ((arrays, "is_local"), (pagemap, "tells")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, lambda *device: False)
+            loaded, stamp = large.load()
+            assert not mapped(loaded) and loaded.flags.owndata and stamp is None
+            assert large.unchanged(loaded, stamp)
+            loaded[-1] = 1
+            assert not large.unchanged(loaded, stamp)
+
+
+@pytest.mark.parametrize("kind, local", [("ext4", True), ("btrfs", True), ("nfs4", False), ("cifs", False), ("9p", False),
+                                         ("fuse.sshfs", False), ("fuseblk", False), ("virtiofs", False), ("", True)])
+def test_a_file_system_is_local_by_the_type_of_its_mount(kind, local, monkeypatch, tmp_path):
+    line = f"27 1 8:1 / / rw shared:1 - ext4 /dev/sda rw\n36 35 98:7 / /mnt rw,noatime master:1 - {kind} host:/x rw\n"
+    (tmp_path / "mounts").write_text(line if kind else line.splitlines()[0] + "\n")
+    arrays.is_local.cache_clear()
+    monkeypatch.setattr(arrays, "open", lambda path, **keywords: open(tmp_path / "mounts", **keywords), raising=False)
+    assert arrays.is_local(os.makedev(98, 7)) is local
+    (tmp_path / "mounts").unlink()
+    assert arrays.is_local(os.makedev(98, 7)) is local  # asked once
+    assert not arrays.is_local(os.makedev(98, 8))  # nobody tells
+    arrays.is_local.cache_clear()
+
+
+@posix
+def test_where_no_map_is_to_be_had_arrays_are_read_and_compared(file, monkeypatch):
+    def refuse(*arguments, **keywords):
+        raise OSError("no map")
+
+    saved = file({"x": np.arange(N)}, "c")
+    monkeypatch.setattr(arrays, "Map", refuse)
+    loaded, stamp = saved.load()
+    assert not mapped(loaded["x"]) and saved.unchanged(loaded, stamp)
+    loaded["x"][-1] = 1
+    assert not saved.unchanged(loaded, stamp)
+
+
+@posix
+def test_three_thousand_mapped_arrays_live_with_a_thousand_descriptors(file):
+    script = """
+        import os, resource, sys
+        from chest.serialize import Codec
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        kept, codec = [], Codec(mmap_mode="c")
+        descriptor = os.open(sys.argv[1], os.O_RDONLY)
+        for _ in range(3000):
+            kept.append(codec.load_file(descriptor, os.fstat(descriptor))[0])
+        assert all(array[8191] == 8191 for array in kept)
+        mapped = sum(not array.flags.owndata for array in kept)
+        left = [os.open(sys.argv[1], os.O_RDONLY) for _ in range(500)]
+        del kept
+        again = not codec.load_file(descriptor, os.fstat(descriptor))[0].flags.owndata
+        print(mapped, again)
+    """
+    code = "\n".join(line[8:] for line in script.splitlines())
+    saved = file(np.arange(8192.0))
+    done = subprocess.run([sys.executable, "-c", code, saved.path], capture_output=True, text=True)
+    number, again = done.stdout.split() or (done.stderr, "")
+    assert int(number) == 3000 if sys.version_info >= (3, 13) else int(number) >= 100
+    assert again == "True"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts memory as Linux does")
+def test_no_copy_of_an_array_is_made_to_encode_compare_or_load_it(file):
+    saved = file([0])
+
+    def peak():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+    value = {"x": np.ones((128, 1 << 17), order="F")}  # 128 MiB
+    before = peak()
+    encoded = saved.codec.encode(value)
+    with open(saved.path, "wb") as out:
+        out.writelines([*encoded.pieces, encoded.note()])
+    saved.status = os.fstat(saved.descriptor)
+    assert saved.same(value)
+    assert peak() - before < 40
+    del encoded, value
+    saved.codec = Codec(mmap_mode=None)
+    assert saved.load()[0]["x"].sum() == 128 * (1 << 17)
+    assert peak() - before < 40
+
+
+# --- small values -----------------------------------------------------------------------------------------------------
+
+
+class Record:
+    def __init__(self, name):
+        self.name = name
+
+
+def test_small_values_are_told_by_the_hash_of_their_bytes_and_same_by_loading_them():
+    codec = Codec()
+    for value in ({"a": [1]}, [Record("".join(["in", "terned"])), "interned", "x"], np.arange(100.0)):
+        encoded = codec.encode(value)
+        data = b"".join(encoded.pieces)
+        assert codec.unchanged(value, encoded.stamp) and codec.same(value, data) and codec.same(value, data + encoded.note())
+        loaded = codec.decode(data)
+        assert codec.same(loaded, data)
+    assert not codec.same({"a": [2]}, codec.encode({"a": [1]}).pieces[0])
+    value = {"a": [1]}
+    stamp = codec.encode(value).stamp
+    value["a"].append(2)
+    assert codec.unchanged(value, stamp) is False and codec.unchanged(value, None) is None
+
+
+def test_what_cannot_be_loaded_is_not_the_same_but_what_the_system_refuses_comes_out():
+    def raising(error):
+        def load():
+            raise error
+
+        return load
+
+    codec = Codec()
+    assert not codec.same(1, b"no pickle")
+    for error in (MemoryError(), OSError(24, "too many files")):
+        with pytest.raises(type(error)):
+            compare.same_as_loaded(1, raising(error), codec.encode)
+    assert not compare.same_as_loaded(1, raising(ValueError()), codec.encode)
+
+
+def test_a_frame_that_was_only_used_is_the_same_and_a_changed_one_is_not(file):
+    pd = pytest.importorskip("pandas")
+    rows = 10_000  # each column a buffer of its own
+    frame = pd.DataFrame({"a": np.arange(rows, dtype="f8"), "b": np.arange(rows), "s": ["x", "yy"] * (rows // 2),
+                          "c": pd.Categorical(["u", "v"] * (rows // 2)), "d": pd.date_range("2020", periods=rows, freq="s")})
+    frame["e"] = 1.5
+    for mode in ("c", None):
+        saved = file(frame, mode)
+        for use in (lambda f: f.loc[5], lambda f: f.values, lambda f: f.T, lambda f: f.describe(), lambda f: f["d"].dt.day,
+                    lambda f: f.groupby("c", observed=True)["a"].mean(), repr):
+            loaded, stamp = saved.load()
+            pd.testing.assert_frame_equal(loaded, frame)
+            use(loaded)
+            assert saved.unchanged(loaded, stamp)
+        for change in (lambda f: f.__setitem__("z", 1), lambda f: setattr(f, "columns", [*"ABSCDE"]),
+                       lambda f: f.loc.__setitem__((5, "a"), -1.0), lambda f: f.attrs.update(x=1),
+                       lambda f: f.loc.__setitem__((7, "s"), "z"), lambda f: f.loc.__setitem__((7, "d"), f["d"][8])):
+            loaded, stamp = saved.load()
+            change(loaded)
+            assert not saved.unchanged(loaded, stamp)
+
+
+# --- what can never be changed ----------------------------------------------------------------------------------------
+
+
+class Text(str):
+    pass
+
+
+@pytest.mark.parametrize("value", [1, 2.5, "x", b"x", None, True, 3j, range(3), (1, ("a", frozenset((b"b",)))), np.float64(2),
+                                   np.datetime64("2020"), np.bool_(True)], ids=repr)
+def test_plain_things_cannot_be_changed(value):
+    assert not can_change(value)
+
+
+@pytest.mark.parametrize("value", [[], {}, bytearray(), ([],), Text("x"), object(), ((((((1,),),),),),), np.zeros(1, "i4,i4")[0],
+                                   np.arange(3), np.frombuffer(b"abcd", "u1")], ids=repr)
+def test_all_else_might_be(value):
+    assert can_change(value)
+
+
+@posix
+def test_a_read_only_map_cannot_be_changed_and_a_read_only_copy_can(file):
+    saved = file(np.arange(N), "r")
+    loaded, stamp = saved.load()
+    assert not can_change(loaded) and saved.codec.unchanged(loaded, stamp)
+    with pytest.raises(ValueError):
+        loaded.flags.writeable = True
+    value = np.arange(N)
+    value.flags.writeable = False
+    saved = file(value, None)
+    loaded, stamp = saved.load()
+    assert not loaded.flags.writeable and can_change(loaded) and saved.unchanged(loaded, stamp)
+    loaded.flags.writeable = True
+    loaded[5] = 0
+    assert not saved.unchanged(loaded, stamp)
+
+
+@posix
+def test_what_is_loaded_read_only_by_mode_r_is_not_saved_as_read_only(file, tmp_path):
+    loaded, _ = file({"x": np.arange(N), "y": 1}, "r").load()
+    loaded["y"] = 2
+    again, _ = file(loaded, "c").load()
+    assert again["x"].flags.writeable
+    again, _ = file(file(np.arange(N), "r").load()[0], "c").load()
+    assert again.flags.writeable

@@ -1,0 +1,247 @@
+"""What a value's file looks like: an ordinary pickle with aligned arrays and a note that proves damage."""
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import pickletools
+import random
+import struct
+import subprocess
+import sys
+import zlib
+
+import pytest
+
+from chest.errors import DamagedError
+from chest.serialize import Codec, dump, load
+
+np = pytest.importorskip("numpy")
+
+N = 20_000  # items of eight bytes: enough to be a buffer of its own
+SMALL = [None, 5, "text", {"a": [1, 2.5], "b": ("x", b"y")}, list(range(1000)), np.arange(10.0)]
+ARRAYS = {
+    "floats": lambda: np.arange(N, dtype="f8"),
+    "two axes": lambda: np.arange(N, dtype="i4").reshape(100, -1),
+    "columns first": lambda: np.asfortranarray(np.arange(N, dtype="f4").reshape(100, -1)),
+    "an axis of one": lambda: np.arange(N, dtype="f8").reshape(-1, 1),
+    "big-endian": lambda: np.arange(N, dtype=">f8"),
+    "dates": lambda: np.arange(N).astype("M8[ns]").reshape(10, -1),
+    "spans": lambda: np.arange(N).astype("m8[25us]"),
+    "bools": lambda: np.arange(5 * N) % 3 == 0,
+    "complex": lambda: np.arange(N) * 1j,
+    "texts": lambda: np.array([f"text{n}" for n in range(N)]),
+    "bytes": lambda: np.array([b"b%d" % n for n in range(N)]),
+    "half": lambda: np.arange(N * 2).astype("f2"),
+    "read-only": lambda: np.frombuffer(np.arange(N, dtype="f8").tobytes()),
+    "fields": lambda: np.zeros(N, [("a", "f8"), ("b", "i2")]),
+    "objects": lambda: np.array([{}, 1] * N, dtype=object),
+    "matrix": lambda: np.arange(N, dtype="f8").reshape(100, -1).view(np.matrix),
+    "every other": lambda: np.arange(2 * N)[::2],
+    "masked": lambda: np.ma.masked_array(np.arange(N), np.arange(N) % 7 == 0),
+}
+VALUES = {
+    "dict of arrays": lambda: {"x": np.arange(N), "y": np.ones((N, 2)), "z": [np.arange(3), "end"]},
+    "long text and bytes": lambda: ["ä" * 100_000, b"x" * 200_000, bytearray(b"y" * 70_000), np.ones(N)],
+    "many opcodes": lambda: [list(map(float, range(400_000))), np.arange(N), dict.fromkeys(range(200_000), "x")],
+}
+
+
+def content(value, **settings):
+    encoded = Codec(**settings).encode(value)
+    return b"".join([*encoded.pieces, encoded.note()])
+
+
+def from_file(path, mode, **settings):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return Codec(mmap_mode=mode, **settings).load_file(descriptor, os.fstat(descriptor))
+    finally:
+        os.close(descriptor)
+
+
+def alike(one, other):
+    if isinstance(one, np.ndarray):
+        return (type(one), one.dtype, one.shape, one.strides) == (type(other), other.dtype, other.shape, other.strides) \
+            and pickle.dumps(np.ascontiguousarray(one)) == pickle.dumps(np.ascontiguousarray(other))
+    return pickle.dumps(one) == pickle.dumps(other)
+
+
+@pytest.mark.parametrize("durable", [False, True])
+@pytest.mark.parametrize("name", [*ARRAYS, *VALUES])
+def test_every_value_comes_back_from_its_file_in_each_mode_and_by_pickle_alone(name, durable, tmp_path):
+    value = {**ARRAYS, **VALUES}[name]()
+    data = content(value, durable=durable)
+    path = tmp_path / "value"
+    path.write_bytes(data)
+    expected = pickle.loads(pickle.dumps(value, 5))
+    assert alike(pickle.loads(data), expected)
+    pickletools.dis(data, out=io.StringIO())
+    for mode in ("auto", "c", "r", None):
+        for _ in range(2):  # the second time what an array's opcodes say is remembered
+            loaded, _ = from_file(path, mode)
+            assert alike(loaded, expected)
+            if isinstance(value, np.ndarray) and mode != "r":
+                assert loaded.flags.writeable == expected.flags.writeable
+    assert alike(load(io.BytesIO(data)), expected)
+    assert alike(Codec().decode(data), expected)
+
+
+@pytest.mark.parametrize("value", SMALL, ids=str)
+def test_small_values_come_back_and_their_hash_is_the_same_on_both_ways(value, tmp_path):
+    encoded = Codec().encode(value)
+    record = b"".join(encoded.pieces)
+    (tmp_path / "value").write_bytes(record + encoded.note())
+    loaded, stamp = from_file(tmp_path / "value", "auto")
+    assert pickle.dumps(loaded) == pickle.dumps(value) == pickle.dumps(Codec().decode(record))
+    assert stamp == encoded.stamp == hash(record)
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_each_large_array_is_aligned_and_stands_in_the_note(name):
+    value = [ARRAYS[name]() + 0 if name == "every other" else ARRAYS[name](), "x" * 1000, np.arange(N)]
+    data = content(value)
+    magic, stop, count, crc, _ = struct.unpack("<8sQIII", data[-28:])
+    arrays = list(struct.iter_unpack("<QQHHI", data[stop:-28]))
+    assert magic == b"\xffchest2\n" and len(arrays) == count > 0
+    at = opcodes = 0
+    for begin, size, _gap, _flags, _ in arrays:
+        assert begin % 64 == 0 and size >= 64 * 1024
+        opcodes, at = zlib.crc32(data[at:begin], opcodes), begin + size
+    assert zlib.crc32(data[at:stop], opcodes) == crc
+    assert bytes(memoryview(data)[arrays[-1][0] :][: N * 8]) == np.arange(N).tobytes()
+
+
+def test_an_array_is_not_copied_when_it_is_encoded_and_views_of_a_loaded_one_keep_it(tmp_path):
+    value = np.arange(N, dtype="f8")
+    encoded = Codec().encode(value)
+    assert any(isinstance(piece, memoryview) and np.shares_memory(np.frombuffer(piece, "u1"), value)
+               for piece in encoded.pieces)
+    (tmp_path / "value").write_bytes(content(value))
+    for mode in ("c", None):
+        loaded, _ = from_file(tmp_path / "value", mode)
+        assert loaded[5:].base is loaded and np.asarray(loaded) is loaded
+    loaded, _ = from_file(tmp_path / "value", None)
+    assert loaded.flags.owndata
+
+
+def test_pieces_are_passed_on_before_they_are_too_many():
+    value = {n: "x" * 1000 + str(n) for n in range(40_000)}
+    value["text"], value["bytes"] = "t" * 9_000_000, b"b" * 9_000_000
+    passed = []
+    encoded = Codec().encode(value, lambda pieces: passed.append(b"".join(pieces)))
+    rest = b"".join(encoded.pieces)
+    assert max(map(len, passed)) < 20_000_000 and len(rest) < 10_000_000
+    data = b"".join([*passed, rest, encoded.note()])
+    assert len(data) == encoded.nbytes + len(encoded.note())
+    assert pickle.loads(data) == value == load(io.BytesIO(data))
+
+
+def test_dump_writes_what_encode_gives_and_needs_only_write():
+    class File:
+        data = b""
+
+        def write(self, data):
+            self.data += data
+
+    for value in (*SMALL, np.arange(N), VALUES["dict of arrays"]()):
+        file = File()
+        dump(value, file)
+        assert file.data == content(value)
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+
+def refused_or_right(path, value, **settings):
+    """Does the file give the value or a `DamagedError`?  Anything else comes out."""
+    try:
+        loaded, _ = from_file(path, None, **settings)
+    except DamagedError:
+        return "refused"
+    assert alike(loaded, value)
+    return "right"
+
+
+@pytest.mark.parametrize("name", ["dict", "array", "dict of arrays"])
+def test_any_flipped_bit_is_noticed(name, tmp_path):
+    value = {"dict": SMALL[3], "array": np.arange(N), "dict of arrays": VALUES["dict of arrays"]()}[name]
+    data = content(value, durable=True)
+    path, draw = tmp_path / "value", random.Random(7)
+    ends = [*range(400), *range(len(data) - 400, len(data))] if len(data) > 800 else range(len(data))
+    for at in [*ends, *draw.choices(range(len(data)), k=300)]:
+        torn = bytearray(data)
+        torn[at] ^= 1 << draw.randrange(8)
+        path.write_bytes(torn)
+        assert refused_or_right(path, value) == "refused", at
+        descriptor = os.open(path, os.O_RDONLY)
+        with pytest.raises(DamagedError):
+            Codec().verify(descriptor)
+        os.close(descriptor)
+
+
+def test_opcodes_are_covered_without_durable_too_and_in_maps(tmp_path):
+    value = np.arange(N)
+    data, path = content(value), tmp_path / "value"
+    begin = data.index(value.tobytes())
+    for at in [*range(begin), *range(begin + value.nbytes, len(data))]:
+        path.write_bytes(data[:at] + bytes((data[at] ^ 16,)) + data[at + 1 :])
+        for mode in ("c", None):
+            with pytest.raises(DamagedError):
+                from_file(path, mode)
+
+
+@pytest.mark.parametrize("value", [SMALL[3], {"x": np.arange(N), "more": list(range(20_000))}], ids=["small", "large"])
+def test_a_file_that_is_cut_off_or_ends_in_zeros_is_damaged(value, tmp_path):
+    data, path = content(value), tmp_path / "value"
+    for length in range(0, len(data), 1 if len(data) < 1000 else 997):
+        for torn in (data[:length], data[:length] + bytes(len(data) - length)):
+            path.write_bytes(torn)
+            with pytest.raises(DamagedError):
+                from_file(path, "c")
+
+
+def test_pickles_of_others_load_and_their_errors_are_their_own(tmp_path):
+    path = tmp_path / "value"
+    for value in ({"a": 1}, [np.arange(N), "x"], list(range(100_000))):
+        for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+            path.write_bytes(pickle.dumps(value, protocol))
+            assert alike(from_file(path, "c")[0], pickle.loads(path.read_bytes()))
+    path.write_bytes(b"no pickle at all")
+    with pytest.raises(pickle.UnpicklingError):
+        from_file(path, None)
+
+
+class Gone:
+    def __reduce__(self):
+        return eval, ("1 / 0",)
+
+
+def test_what_unpickling_raises_comes_out_as_itself(tmp_path):
+    for value in (Gone(), [Gone(), np.arange(N)]):
+        (tmp_path / "value").write_bytes(content(value))
+        with pytest.raises(ZeroDivisionError):
+            from_file(tmp_path / "value", "c")
+
+
+# --- versions of numpy -----------------------------------------------------------------------------------------------
+
+
+def test_a_plain_array_names_nothing_that_one_numpy_lacks():
+    for name in ("floats", "two axes", "dates", "texts", "read-only"):
+        assert b"numpy.core" not in content(ARRAYS[name]()) and b"_core" not in content(ARRAYS[name]())
+
+
+@pytest.mark.parametrize("value", [np.arange(10.0), {"a": np.ones(N)}, np.float64(2)], ids=["small", "inside", "scalar"])
+def test_names_of_the_other_numpy_are_found(value, tmp_path):
+    mine, other = sorted((b"numpy.core", b"numpy._core"), key=lambda name: name not in pickle.dumps(np.float64(1)))
+    code = (
+        "import sys, pickle, warnings; warnings.simplefilter('error')\n"
+        "from chest.serialize.arrays import loads\n"
+        "value = loads(open(sys.argv[1], 'rb').read())\n"
+        "print(type(value).__name__)"
+    )
+    data = pickle.dumps(value, 2).replace(mine + b".", other + b".")
+    (tmp_path / "value").write_bytes(data)
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "value"], capture_output=True, text=True)
+    assert done.stdout.strip() == type(value).__name__, done.stderr

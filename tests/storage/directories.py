@@ -1,0 +1,50 @@
+"""What the tests of a local directory share: handles, children, faults."""
+from __future__ import annotations
+
+import os
+import traceback
+
+from chest.index.filenames import Names
+from chest.serialize.codec import Codec
+from chest.storage.directory import Directory
+
+
+def directory(path, durable=False, **codec):
+    """A handle on a directory that is there."""
+    handle = Directory(str(path), Codec(durable=durable, **codec), Names(), durable)
+    handle.make()
+    return handle
+
+
+def saved(handle, small=0, **items):
+    """Write values; returns their refs."""
+    done = handle.write(list(items.items()), small)
+    for one in done:
+        if one.error is not None:
+            raise one.error
+    return [one.ref for one in done]
+
+
+def values(handle, refs):
+    return [handle.load(ref).value for ref in refs]
+
+
+def in_child(action, how=os._exit):
+    """Run ``action`` in a forked child; its exit status is 0 if nothing was raised.  ``how`` ends it."""
+    pid = os.fork()
+    if not pid:
+        status = 99
+        try:
+            action()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            how(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def files(path):
+    """All that stands below ``path``, relative."""
+    return sorted(os.path.relpath(os.path.join(folder, name), path)
+                  for folder, _, names in os.walk(path) for name in names)

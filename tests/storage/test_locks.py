@@ -1,0 +1,282 @@
+"""The lock of a directory: between processes, between threads, and what becomes of it when somebody dies or forks."""
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import sys
+import threading
+
+import pytest
+from directories import in_child
+
+from chest.storage import locks, system
+from chest.storage.locks import DirectoryLock, directory_lock
+
+fcntl = pytest.importorskip("fcntl", reason="a lock on a directory is there on POSIX only")
+
+
+def is_free(directory):
+    """Could another process take the lock now?  A descriptor of its own stands for one."""
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+class Other:
+    """Another process that has the lock, until it is told to let go, or is killed."""
+
+    def __init__(self, path):
+        ready, told = os.pipe()
+        wait, self.go = os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            locks.after_fork()
+            os.close(self.go)
+            with directory_lock(str(path)):
+                os.write(told, b"!")
+                os.read(wait, 1)
+            os._exit(0)
+        assert os.read(ready, 1)
+        for fd in (ready, told, wait):
+            os.close(fd)
+
+    def let_go(self):
+        os.close(self.go)
+        os.waitpid(self.pid, 0)
+
+
+def test_a_directory_has_one_lock_however_its_path_is_spelled(tmp_path):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").symlink_to("here")
+    one = directory_lock(str(tmp_path / "here"))
+    os.chdir(tmp_path)
+    assert directory_lock("here") is one
+    assert directory_lock(str(tmp_path / "there" / ".." / "here")) is one
+    assert directory_lock(str(tmp_path)) is not one
+
+
+def test_it_is_re_entrant_and_held_until_its_thread_comes_out_for_the_last_time(tmp_path, leaks_nothing):
+    lock = directory_lock(str(tmp_path))
+    with pytest.raises(ZeroDivisionError), lock:
+        with lock:
+            assert not is_free(tmp_path)
+        assert not is_free(tmp_path)
+        raise ZeroDivisionError
+    assert is_free(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_directory_that_is_gone_is_an_error_and_the_lock_works_when_it_is_back(tmp_path):
+    lock = directory_lock(str(tmp_path / "there"))
+    with pytest.raises(FileNotFoundError), lock:
+        pass
+    (tmp_path / "there").mkdir()
+    with lock:
+        assert not is_free(tmp_path / "there")
+
+
+def test_one_thread_at_a_time_is_within(tmp_path):
+    lock, inside, most = directory_lock(str(tmp_path)), [], []
+
+    def often():
+        for _ in range(100):
+            with lock:
+                inside.append(None)
+                most.append(len(inside))
+                inside.pop()
+
+    threads = [threading.Thread(target=often) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 400
+
+
+def test_another_process_waits_and_the_log_says_for_what(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(locks, "WARN", 0.0)
+    other = Other(tmp_path)
+    looks = []
+    real = system.try_lock
+
+    def try_lock(fd):
+        looks.append(fd)
+        if len(looks) == 80:
+            other.let_go()
+        return real(fd)
+
+    monkeypatch.setattr(system, "try_lock", try_lock)
+    with caplog.at_level(logging.WARNING, "chest"), directory_lock(str(tmp_path)):
+        assert len(looks) >= 80
+    assert [str(tmp_path) in record.getMessage() for record in caplog.records] == [True]
+
+
+def test_a_process_that_is_killed_while_it_has_the_lock_holds_up_nobody(tmp_path):
+    other = Other(tmp_path)
+    assert not is_free(tmp_path)
+    os.kill(other.pid, signal.SIGKILL)
+    other.let_go()
+    with directory_lock(str(tmp_path)):
+        pass
+
+
+def test_ctrl_c_ends_the_wait_for_another_process(tmp_path, monkeypatch, leaks_nothing):
+    other = Other(tmp_path)
+    real, looks = system.try_lock, []
+
+    def try_lock(fd):
+        looks.append(fd)
+        if len(looks) == 100:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(fd)
+
+    monkeypatch.setattr(system, "try_lock", try_lock)
+    with pytest.raises(KeyboardInterrupt), directory_lock(str(tmp_path)):
+        pytest.fail("two are within")
+    other.let_go()
+    with directory_lock(str(tmp_path)):
+        assert not is_free(tmp_path)
+
+
+def test_ctrl_c_at_any_line_leaves_the_lock_free_or_to_be_mended(tmp_path, leaks_nothing):
+    """The n-th line of the lock's code raises, for each n until none does."""
+    count = 0
+    while interrupted_at(count, lock := DirectoryLock(str(tmp_path))):
+        lock.mend()
+        thread = threading.Thread(target=lambda lock=lock: (lock.__enter__(), lock.__exit__()), daemon=True)
+        thread.start()
+        thread.join(60)
+        assert not thread.is_alive(), f"interrupted at line {count}: another thread waits for ever"
+        assert is_free(tmp_path)
+        count += 1
+    assert count > 15
+
+
+def interrupted_at(count, lock):
+    """Go through the lock, with Ctrl-C at the line ``count`` of its code.  Was there such a line?"""
+    left = [count]
+
+    def trace(frame, event, argument):
+        if frame.f_code.co_filename == locks.__file__:
+            if event == "line":
+                left[0] -= 1
+                if left[0] < 0:
+                    sys.settrace(None)
+                    raise KeyboardInterrupt
+            return trace
+
+    old = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        with lock:
+            pass
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(old)
+    return False
+
+
+def test_a_directory_that_was_dropped_and_made_anew_meanwhile_is_locked_anew(tmp_path, monkeypatch):
+    there = tmp_path / "there"
+    there.mkdir()
+    real = system.try_lock
+
+    def try_lock(fd):
+        monkeypatch.setattr(system, "try_lock", real)
+        there.rmdir()
+        there.mkdir()
+        return real(fd)
+
+    monkeypatch.setattr(system, "try_lock", try_lock)
+    with directory_lock(str(there)):
+        assert not is_free(there)
+
+
+def test_a_file_system_without_locks_is_a_clear_error(tmp_path, monkeypatch, leaks_nothing):
+    def refused(fd, how):
+        raise OSError(errno.ENOTSUP, "not supported")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(system.fcntl, "flock", lambda fd, how: None if how == fcntl.LOCK_UN else refused(fd, how))
+        with pytest.raises(OSError, match="cannot lock") as caught, directory_lock(str(tmp_path)):
+            pass
+        assert caught.value.filename == str(tmp_path)
+    with directory_lock(str(tmp_path)):
+        pass
+
+
+def test_a_lock_whose_descriptor_the_program_closed_closes_nobody_elses(tmp_path):
+    lock = directory_lock(str(tmp_path))
+    with lock:
+        fd = lock._held[0]
+        os.close(fd)
+        mine = os.open(tmp_path / "mine", os.O_RDWR | os.O_CREAT)
+        assert mine == fd
+    os.write(mine, b"still open")
+    os.close(mine)
+
+
+def test_a_child_neither_unlocks_nor_keeps_what_its_parent_holds(tmp_path):
+    lock = directory_lock(str(tmp_path))
+
+    def child():
+        locks.after_fork()
+        lock.__exit__()  # as a fork within the block comes out of it
+        assert not is_free(tmp_path), "the child unlocked what its parent holds"
+
+    with lock:
+        assert in_child(child) == 0
+        assert not is_free(tmp_path)
+    assert is_free(tmp_path)
+
+
+def test_a_child_does_not_wait_for_a_thread_that_it_does_not_have(tmp_path):
+    lock, held, over = directory_lock(str(tmp_path)), threading.Event(), threading.Event()
+
+    def hold():
+        with lock:
+            held.set()
+            over.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+
+    def child():
+        locks.after_fork()
+        (tmp_path / "told").touch()
+        assert not lock._depth and lock._mutex.acquire(blocking=False)
+
+    assert in_child(child) == 0
+    over.set()
+    holder.join()
+
+
+def test_the_death_of_a_process_frees_its_lock_also_while_its_child_lives(tmp_path):
+    wait, done = os.pipe()
+    told, tell = os.pipe()
+
+    def middle():
+        lock = directory_lock(str(tmp_path))
+        with lock:
+            if os.fork() == 0:
+                locks.after_fork()
+                os.close(done)
+                os.write(tell, b"!")
+                os.read(wait, 1)
+                os._exit(0)
+            os.read(told, 1)
+            os._exit(7)
+
+    assert in_child(middle) == 7
+    assert is_free(tmp_path)
+    for fd in (wait, done, told, tell):
+        os.close(fd)

@@ -1,0 +1,157 @@
+"""Other systems, emulated: the branches of Windows and macOS, and file systems that can do less."""
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from directories import directory, files, saved, values
+
+import chest
+from chest.storage import system
+
+WINDOWS = """
+import os, sys, types
+sys.platform = "win32"
+for name in ("pread", "preadv", "writev", "fork", "register_at_fork", "mkfifo", "sched_yield", "O_NOFOLLOW", "O_NONBLOCK",
+             "O_DIRECTORY"):
+    if hasattr(os, name):
+        delattr(os, name)
+for name in ("supports_dir_fd", "supports_fd"):
+    setattr(os, name, set())
+sys.modules["fcntl"] = None
+locked, names, opens = {}, {}, os.open
+
+def key(fd):
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
+def locking(fd, how, size):
+    assert size == 1 and os.lseek(fd, 0, os.SEEK_CUR) > 1 << 30, "a locked byte cannot be read by others"
+    if how == 0:
+        locked.pop(key(fd), None)
+    elif locked.setdefault(key(fd), fd) != fd:
+        raise PermissionError(13, "locked")
+
+def in_use(path):
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            if os.path.samestat(os.fstat(int(fd)), os.stat(path)):
+                return True
+        except OSError:
+            pass
+
+unlink, replace, close = os.unlink, os.replace, os.close
+
+def closes(fd):
+    if locked.get(key(fd)) == fd:
+        del locked[key(fd)]
+    close(fd)
+
+def unlinks(path, **more):
+    if os.path.exists(path) and in_use(path):
+        raise PermissionError(13, "in use", path)
+    unlink(path)
+
+os.close, os.unlink, os.remove = closes, unlinks, unlinks
+sys.modules["msvcrt"] = types.SimpleNamespace(locking=locking, LK_NBLCK=2, LK_UNLCK=0)
+sys.path[:0] = sys.argv[2:]
+from directories import directory, files, saved, values
+from chest.storage import system
+from chest.storage.locks import directory_lock
+
+path = sys.argv[1]
+one, other = directory(path, durable=True, mmap_mode=None), directory(path)
+lock = directory_lock(path)
+with lock, lock:
+    assert os.path.exists(os.path.join(path, ".lock"))
+refs = saved(one, x=[1], y=b"y" * 100_000) + saved(one, 4096, z=[2], w="w" * 5000)
+refs += [done.ref for done in one.write([(("a", "b"), 3)], 0)]
+assert values(one, refs) == values(other, refs) == [[1], b"y" * 100_000, [2], "w" * 5000, 3]
+assert [two.value for two in other.load_many(refs)] == values(one, refs)
+other.reclaim(refs)
+linked = directory(path + "2")
+assert values(linked, [linked.link("q", one, ref).ref for ref in refs]) == values(one, refs)
+one.committed(plain=True)
+one.reclaim(refs)
+other.close()
+one.close()
+dead = {1: saved(other, 4096, p=1)[0], 2: saved(other, q=2)[0]}
+other.close()
+one.reclaim(refs)
+assert "q" not in files(path)
+one.drop(refs)
+linked.clear_away()
+left = [name for name in files(path) if name != ".lock"] if os.path.exists(path) else []
+assert left == [], left
+print("right")
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="what is in use is told by /proc")
+def test_the_branch_for_windows(tmp_path):
+    home = os.path.dirname(os.path.dirname(chest.__file__))
+    done = subprocess.run([sys.executable, "-c", WINDOWS, str(tmp_path / "c"), home, os.path.dirname(__file__)],
+                          capture_output=True, text=True, timeout=120)
+    assert done.stdout == "right\n", done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fcntl")
+def test_macos_flushes_the_disk_s_cache_where_it_can(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(system, "_FULL_SYNC", 51)
+    monkeypatch.setattr(system.fcntl, "fcntl", lambda fd, what: synced.append(what))
+    refs = saved(directory(tmp_path / "c", durable=True), x=1)
+    assert synced == [51]
+
+    def refused(fd, what):
+        raise OSError(25, "inappropriate ioctl")
+
+    monkeypatch.setattr(system.fcntl, "fcntl", refused)
+    assert values(directory(tmp_path / "c", durable=True), refs) == [1]
+    saved(directory(tmp_path / "d", durable=True), x=1)
+
+
+@pytest.mark.parametrize("missing", ["WALKS", "_WRITEV", "UTIME_BY_DESCRIPTOR"])
+def test_where_the_system_can_do_less(tmp_path, monkeypatch, missing):
+    monkeypatch.setattr(system, missing, False)
+    handle = directory(tmp_path / "c", durable=True)
+    refs = saved(handle, x=[1], y=b"y" * 100_000) + saved(handle, 4096, z=2)
+    refs += [one.ref for one in handle.write([(("a", "b"), 3)], 0)]
+    assert values(handle, refs) == [[1], b"y" * 100_000, 2, 3]
+    assert [handle.version(ref) for ref in refs] == [handle.load(ref).version for ref in refs]
+    (tmp_path / "c" / "_l").symlink_to(tmp_path)
+    (tmp_path / "x").write_text("outside")
+    with pytest.raises(OSError, match="directory"):
+        handle.load("_l/x")
+    handle.remove(["_l/x"])
+    assert (tmp_path / "x").exists()
+    (tmp_path / "c" / "_l").unlink()
+    handle.drop(refs)
+    assert not (tmp_path / "c").exists()
+
+
+def test_without_locks_values_are_written_and_nobody_is_taken_for_dead(tmp_path, monkeypatch):
+    def refused(fd):
+        raise OSError(95, "not supported")
+
+    monkeypatch.setattr(system, "try_lock", refused)
+    one, other = directory(tmp_path / "c"), directory(tmp_path / "c")
+    refs = saved(one, x=1) + saved(one, 4096, y=2)
+    other.reclaim([])
+    assert values(other, refs) == [1, 2]
+    one.committed(plain=True)
+    assert [name for name in files(tmp_path / "c") if name.endswith(".new")] == []
+
+
+def test_without_hard_links_a_link_is_an_error_of_the_system(tmp_path, monkeypatch):
+    def refused(*args, **more):
+        raise OSError(1, "Operation not permitted")
+
+    one, other = directory(tmp_path / "one"), directory(tmp_path / "other")
+    ref, = saved(one, x=1)
+    monkeypatch.setattr(os, "link", refused)
+    with pytest.raises(OSError, match="not permitted"):
+        other.link("x", one, ref)
+    assert files(tmp_path / "other") == []
