@@ -63,13 +63,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ERROR
 
 
+def _function(name: str | None) -> Any:
+    """What MODULE:NAME means."""
+    if not name:
+        return None
+    try:
+        return pkgutil.resolve_name(name)
+    except (AttributeError, ValueError):
+        raise ValueError(f"{name!r} is not a function; give MODULE:NAME, such as json:load or gzip:open") from None
+
+
 def _run(arguments: Any) -> int | None:
     if arguments.run is None:
         from chest.cli import demo
 
         demo.run(arguments.size, arguments.budget)
         return OK
-    load, opener = (pkgutil.resolve_name(name) if name else None for name in (arguments.load, arguments.open))
+    load, opener = map(_function, (arguments.load, arguments.open))
     with contextlib.closing(Inspection(arguments.path, arguments.trust, load, opener)) as chest:
         status: int | None = arguments.run(chest, arguments)
         return status

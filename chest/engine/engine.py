@@ -252,7 +252,7 @@ class Engine(Generic[K]):
             self._forget()
         elif not self._is_gone():
             if not self._forget_values():
-                self.committer.save(False, True, progress)
+                self.committer.save(bool(self.unsaved()), True, progress)
             if state.index.appended:
                 self.committer.commit(True)  # what others read is one plain list again
         state.index.close()

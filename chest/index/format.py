@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional
 from chest._version import __version__
 from chest.errors import ChestError, DamagedError, DumpError, LoadError, explain_os, raised_by_signal
 from chest.index.filenames import Ref
+from chest.log import log
 
 if TYPE_CHECKING:
     from chest.serialize.codec import Codec
@@ -171,6 +172,8 @@ class Parser:
     def changes(self, data: bytes) -> tuple[Pairs, int]:
         """What the whole records in ``data`` say, and where they end."""
         bodies, end = records(data)
+        if end < len(data):
+            log("debug", "%s ends in a torn record, which was never committed", self._path)
         changes = [pair for body in bodies for pair in self._unpickled(body)]
         checked(changes, {str, int, type(None)})
         return changes, end

@@ -7,15 +7,18 @@ import io
 import os
 import pickle
 import stat
+import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import IO, Any, Callable
+from contextlib import suppress
+from typing import IO, TYPE_CHECKING, Any, Callable
 from zlib import crc32
 
 from . import aligned, arrays, compare
 from .aligned import LEAST, MARK, Encoded, Encoder, Overflow
 from .compare import Stamp
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 __all__ = ["Codec", "Stamp", "dump", "dumping", "load"]
 
@@ -24,7 +27,6 @@ _LONGEST = 32 * 1024 * 1024  # bytes of opcodes of a value that is loaded again 
 
 
 class _Thread(threading.local):
-    dumping = False
     encoder: Encoder | None = None  # one at hand: to make a pickler takes longer than to pickle a small value
 
 
@@ -32,17 +34,16 @@ _thread = _Thread()
 
 
 def dumping() -> bool:
-    """Is this thread inside of a dump of a value?  A chest in that value is then pickled as a reference."""
-    return _thread.dumping
+    """Is this thread inside of a dump of a value?  A chest in that value is then pickled as a reference.
 
-
-@contextmanager
-def _dump_under_way() -> Iterator[None]:
-    before, _thread.dumping = _thread.dumping, True
-    try:
-        yield
-    finally:
-        _thread.dumping = before
+    Told by the stack: a flag would stay set where Ctrl-C comes between two lines.  Cost: O(frames).
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code in _DUMPS:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def dump(value: object, file: IO[bytes]) -> None:
@@ -110,22 +111,17 @@ class Codec:
         gathering begins anew.  Raises whatever dumping raises.  With ``checked`` (default: ``durable``) arrays have
         checksums, and are copied, so that these are right whoever changes the arrays meanwhile.
         """
-        before = _thread.dumping  # no `with _dump_under_way()`: that takes as long as to pickle a small value
-        try:
-            _thread.dumping = True
-            if not self._own_dump:
-                return self._dumped(value)
-            encoder, _thread.encoder = _thread.encoder or Encoder(), None  # a value's dump may dump another
-            encoder.overflow, encoder.checked = overflow, self.durable if checked is None else checked
-            plain = type(value).__name__ == "ndarray" and arrays.dump_plain(value, encoder)
-            if not plain:
-                encoder.dump(value)
-            encoded = encoder.end()
-            if plain or encoded.nbytes < LEAST:  # the memo of a pickler keeps the size that it once had
-                _thread.encoder = encoder
-            return encoded
-        finally:
-            _thread.dumping = before
+        if not self._own_dump:
+            return self._dumped(value)
+        encoder, _thread.encoder = _thread.encoder or Encoder(), None  # a value's dump may dump another
+        encoder.overflow, encoder.checked = overflow, self.durable if checked is None else checked
+        plain = type(value).__name__ == "ndarray" and arrays.dump_plain(value, encoder)
+        if not plain:
+            encoder.dump(value)
+        encoded = encoder.end()
+        if plain or encoded.nbytes < LEAST:  # the memo of a pickler keeps the size that it once had
+            _thread.encoder = encoder
+        return encoded
 
     def _dumped(self, value: object) -> Encoded:
         """What the user's dump makes of a value, in one piece."""
@@ -191,7 +187,7 @@ class Codec:
                 file = self.open(path, mode="w" + self.mode)
                 if self.mode == "b" and isinstance(file, io.IOBase):
                     file = _EncodingFile(file)
-            with _dump_under_way(), file as opened:
+            with file as opened:
                 self.dump(value, opened)
         except BaseException:
             if created:
@@ -222,12 +218,7 @@ class Codec:
             return compare.map_unchanged(value, stamp)  # type: ignore[arg-type]  # not narrowed by `type() is`
         if not self._own_dump:
             return self.encode(value).stamp == stamp
-        before = _thread.dumping
-        try:
-            _thread.dumping = True
-            return hash(MARK + pickle.dumps(value, 5)[2:]) == stamp
-        finally:
-            _thread.dumping = before
+        return hash(MARK + pickle.dumps(value, 5)[2:]) == stamp
 
     def same(self, value: object, data: bytes) -> bool:
         """Is ``value`` as the bytes of its record, or of its file read whole, have it?
@@ -256,8 +247,7 @@ class Codec:
         return self.same(value, content.encode("utf-8") if isinstance(content, str) else content)
 
     def _as_loaded(self, value: object, load: Callable[[], object]) -> bool:
-        with _dump_under_way():
-            return compare.same_as_loaded(value, load, self._unchecked)
+        return compare.same_as_loaded(value, load, self._unchecked)
 
     def _unchecked(self, value: object, overflow: Overflow) -> Encoded:
         return self.encode(value, overflow, checked=False)
@@ -277,3 +267,6 @@ class _EncodingFile(io.BufferedWriter):
     def write(self, data: Any) -> int:
         """Text is written as UTF-8."""
         return super().write(data.encode("utf-8") if isinstance(data, str) else data)
+
+
+_DUMPS = frozenset(method.__code__ for method in (Codec.encode, Codec.dump_to, Codec.unchanged, Codec._as_loaded))

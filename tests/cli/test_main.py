@@ -342,10 +342,10 @@ def test_a_leftover_that_was_committed_meanwhile_stays(run, filled):
     other.move_to_disk("late")
     inspection = Inspection(filled, trusted=False)
     left = list(inspection.leftovers())
-    assert [one.name for one in left if not one.name.startswith(".packs")] == ["late"]
+    assert [name for name, _, _ in left if not name.startswith(".packs")] == ["late"]
     other.close()
 
-    assert inspection.remove(left) == 0
+    assert inspection.remove([name for name, _, _ in left]) == 0
     inspection.close()
     assert Chest(path=filled)["late"] == "value"
 

@@ -192,6 +192,7 @@ def changed(c, key, before, after, n):
     return copy.copy(value)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Ctrl-C may come in a finaliser
 @pytest.mark.parametrize("method", ["sync", "flush"])  # which append to the list, and replace it
 @pytest.mark.parametrize("settings", [{}, {"min_file_size": 1000}], ids=["files", "packs"])
 def test_ctrl_c_while_others_changes_are_taken_over_loses_none_of_them(tmp_path, method, settings, leaks_nothing):

@@ -112,6 +112,8 @@ class Machine(RuleBasedStateMachine):
 
     @initialize(data=st.data())
     def start(self, data):
+        few = st.lists(st.sampled_from(type(self).keys), min_size=1, max_size=4, unique_by=repr)
+        self.keys = data.draw(few)  # so that much happens to each
         self.open(data)
 
     def open(self, data):
@@ -481,7 +483,7 @@ class Machine(RuleBasedStateMachine):
     # System calls that fail.
 
     @precondition(lambda self: not self.refuses)
-    @rule(data=st.data(), n=st.integers(1, 40), error=st.sampled_from([*injection.ERRORS, injection.SHORT]),
+    @rule(data=st.data(), n=st.one_of(st.integers(1, 6), st.integers(7, 30)), error=st.sampled_from([*injection.ERRORS, injection.SHORT]),
           operation=st.sampled_from(["sync", "flush", "close", "write_keys", "set", "get", "pop", "move", "prefetch", "items",
                                      "update", "rollback", "transaction", "open"]))
     def a_call_fails(self, data, n, error, operation):
