@@ -501,7 +501,7 @@ class Chest(MutableMapping[K, V]):
         state = self._engine.alive().state
         with state.lock:
             state.refresh()
-            refs = [ref for ref in state.index.refs.values() if ref is not None]
+            refs = [ref for ref in list(state.index.refs.values()) if ref is not None]
         packs = {ref >> 104 for ref in refs if isinstance(ref, int)}
         return sum(map(state.storage.size, refs)), sum(isinstance(ref, str) for ref in refs) + len(packs)
 

@@ -20,7 +20,7 @@ from chest.engine.state import Flight, State, nothing
 from chest.errors import ChestError, explain_dump, explain_os
 from chest.index import KEYS, Committed
 from chest.log import log
-from chest.memory.cache import Saved
+from chest.memory.cache import ABSENT, Saved
 from chest.memory.changes import owned
 from chest.storage.base import Ref
 
@@ -115,7 +115,7 @@ class Committer(Generic[K]):
         cache = self.state.cache
         cache.access.release()
         unsaved = {item[0] for item in items}
-        return {key: saved for key, saved in cache.saved.items() if key not in unsaved}
+        return {key: saved for key, saved in cache.saved.copy().items() if key not in unsaved}
 
     def _unstick(self) -> None:
         """What could not be dumped may be by now, but for what is the parent's to save."""
@@ -130,7 +130,9 @@ class Committer(Generic[K]):
         cache.take_hits()
         keys = [key for key in self.state.index.own() if refs.get(key, "") is None and key in cache.values]
         keys += cache.watch
-        items: list[Item] = [(key, cache.values[key], refs.get(key), cache.saved.get(key)) for key in keys]
+        # A finaliser of the user's that uses the chest may run at any of these lines, and let values leave.
+        items: list[Item] = [(key, value, refs.get(key), cache.saved.get(key)) for key in keys
+                             if (value := cache.values.get(key, ABSENT)) is not ABSENT]
         items += [(key, value, refs[key], saved) for key, value, saved in cache.departed() if key in refs]
         return items
 
@@ -206,7 +208,7 @@ class Committer(Generic[K]):
             cache.take_hits()
             stay = flight.given | cache.access.pinned()
             refs = state.index.refs
-            leaving = [key for key in cache.values if key in saved and key not in stay and key not in cache.given
+            leaving = [key for key in list(cache.values) if key in saved and key not in stay and key not in cache.given
                        and refs.get(key) is not None]
             gone = self.spiller.evict(leaving, saved, 2)
             state.torn = torn
@@ -236,10 +238,11 @@ class Committer(Generic[K]):
             while state.refresh():
                 pass  # a value that is dropped may run code of the user's, and that may commit by another handle
             try:
-                done = state.index.commit(plain, moved)
-                # Another thread's write may have returned, and wait for the lock to say where its values lie.
-                others = any(flight is not mine and not flight.loads for flight in state.flights.values())
-                state.storage.committed(plain, pending=others or bool(state.index.fresh))
+                with state.undisturbed:
+                    done = state.index.commit(plain, moved)
+                    # Another thread's write may have returned, and wait for the lock to say where its values lie.
+                    others = any(flight is not mine and not flight.loads for flight in state.flights.values())
+                    state.storage.committed(plain, pending=others or bool(state.index.fresh))
             except OSError as error:
                 state.refresh()
                 raise explain_os(error, "commit the index", state.storage.file(KEYS),
@@ -265,7 +268,8 @@ class Committer(Generic[K]):
             torn, state.torn = state.torn, True
             state.flights.clear()
             gone = state.cache.clear()  # first: what the index has of a value that is nowhere is not taken for one
-            unnamed = state.index.rollback()
+            with state.undisturbed:
+                unnamed = state.index.rollback()
             state.count_change()
             state.landed.notify_all()
             state.torn = torn

@@ -12,6 +12,7 @@ Three rules keep threads out of each other's way.
 from __future__ import annotations
 
 import _thread
+import gc
 import os
 import sys
 import threading
@@ -63,6 +64,30 @@ class Flight:
         return False
 
 
+class _Undisturbed:
+    """In this block the garbage collector does not come, as it may run a finaliser of the user's that uses the chest."""
+
+    depth = 0
+    collects = False
+
+    def __enter__(self) -> None:
+        if not self.depth:
+            self.collects = gc.isenabled()
+        self.depth += 1
+        gc.disable()
+
+    def __exit__(self, *error: object) -> None:
+        self.depth -= 1
+        if self.depth <= 0:
+            self.end()
+
+    def end(self) -> None:
+        """Behind an interruption too: all is as it was."""
+        if self.collects:
+            gc.enable()
+        self.depth, self.collects = 0, False
+
+
 class State(Generic[K]):
     """The parts of one handle."""
 
@@ -75,6 +100,7 @@ class State(Generic[K]):
         self.counts = Counts(cache.access.counted)
         self.flights: dict[K, Flight] = {}
         self.torn = False
+        self.undisturbed = _Undisturbed()
         self.large: set[K] = set()  # keys in memory whose values are larger than the budget: these leave first
         self.unnamed: list[Ref] = []  # bytes of interrupted operations, to be removed behind the next commit
         self.is_exposed = False  # if so, no value is known to be in nobody's hands
@@ -95,13 +121,14 @@ class State(Generic[K]):
         """
         if self.torn and not self._in_a_section():
             log("debug", "an operation was interrupted; what is derived is made anew")
+            self.undisturbed.end()
             mend_lock: Any = getattr(self.index.lock, "mend", None)
             if mend_lock is not None:
                 mend_lock()
             self.flights.clear()
             self.unnamed += self.index.rebuild(self.cache.values)
             refs, saved = self.index.refs, self.cache.saved
-            for key in [key for key in self.cache.values if refs.get(key) is not None and key not in saved]:
+            for key in [key for key in list(self.cache.values) if refs.get(key) is not None and key not in saved]:
                 self.unnamed += filter(None, [self.index.set(key)])  # it was being set, or written
             self.cache.rebuild(refs)
             self.torn = False
@@ -141,9 +168,12 @@ class State(Generic[K]):
     def refresh(self) -> bool:
         """Take over what others committed, and drop the values that they replaced.  Returns whether there was any."""
         with self.lock:
+            if self.index.is_current():
+                return False
             before, self.torn = self.torn, True
             try:
-                changes = self.index.refresh()
+                with self.undisturbed:
+                    changes = self.index.refresh()
             except (OSError, ChestError):  # nothing was taken over
                 self.torn = before
                 raise
@@ -160,9 +190,9 @@ class State(Generic[K]):
 
     def _of_other_files(self) -> list[K]:
         """The keys whose values in memory are no longer those of their loose files."""
-        found: list[K] = [key for key, flight in self.flights.items() if flight.loads]
+        found: list[K] = [key for key, flight in self.flights.copy().items() if flight.loads]
         pending, refs = self.index.pending, self.index.refs
-        for key, (_, version) in [*self.cache.saved.items(), *((k, e[1]) for k, e in list(self.cache.left.items()))]:
+        for key, (_, version) in [*self.cache.saved.copy().items(), *((k, e[1]) for k, e in self.cache.left.copy().items())]:
             ref = refs.get(key)
             if isinstance(ref, str) and key not in pending and self.storage.version(ref) != version:
                 found.append(key)
@@ -193,7 +223,7 @@ class State(Generic[K]):
         with self.lock:
             self.mend()
             self.is_exposed = True
-            for key in self.cache.values:
+            for key in list(self.cache.values):
                 self.cache.give(key)
             return self.cache.values
 
@@ -238,7 +268,7 @@ class State(Generic[K]):
         try:
             while not done():
                 if not self.landed.wait(LOOK_AGAIN) and not flight.under_way():
-                    for key in [key for key, other in self.flights.items() if other is flight]:
+                    for key in [key for key, other in self.flights.copy().items() if other is flight]:
                         del self.flights[key]
                     return
         finally:

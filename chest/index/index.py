@@ -143,13 +143,17 @@ class Index(Generic[K]):
         reads, changed = self._reads, self._keys.changed
         return lambda: not changed() and self._reads == reads  # in this order: who reads counts before
 
+    def is_current(self) -> bool:
+        """Does the next `refresh` take over nothing?  One ``stat``."""
+        return not (self._uncertain or self._torn or self._keys.changed())
+
     def refresh(self) -> Changes | None:
         """Take over what others committed; `None` if that is nothing.  One ``stat``, then O(what changed), or O(keys)
         where the list was replaced."""
+        if self.is_current():
+            return None
         if self._uncertain or self._torn:
             self._keys.close()  # so that all is read: did our commit succeed, and how far did we come?
-        elif not self._keys.changed():
-            return None
         else:
             self._stale = {}
         self._torn = True

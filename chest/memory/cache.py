@@ -312,12 +312,12 @@ class Cache(Generic[K]):
 
         A value without a key in ``refs`` was being set, or deleted: it goes.
         """
-        for key in [key for key in self.values if key not in refs]:
+        for key in [key for key in list(self.values) if key not in refs]:
             del self.values[key]
         self.given.clear()
         self.saved = {key: self.saved.get(key, UNKNOWN) for key in self.values if refs[key] is not None}
         self.watch = dict.fromkeys(self.saved)
-        self.left = {key: found for key, found in list(self.left.items()) if refs.get(key) is not None
+        self.left = {key: found for key, found in self.left.copy().items() if refs.get(key) is not None
                      and key not in self.values}
         self.sizes = {key: nbytes(value) for key, value in self.values.items()}
         self.usage = sum(self.sizes.values())

@@ -10,7 +10,7 @@ import stat
 import sys
 import threading
 from contextlib import suppress
-from typing import IO, TYPE_CHECKING, Any, Callable
+from typing import IO, TYPE_CHECKING, Any, Callable, cast
 from zlib import crc32
 
 from . import aligned, arrays, compare
@@ -186,7 +186,7 @@ class Codec:
                 created[0].close()
                 file = self.open(path, mode="w" + self.mode)
                 if self.mode == "b" and isinstance(file, io.IOBase):
-                    file = _EncodingFile(file)
+                    file = _EncodingFile(cast(Any, file))
             with file as opened:
                 self.dump(value, opened)
         except BaseException:

@@ -379,7 +379,6 @@ def test_ctrl_c_at_any_line_of_a_commit_leaves_the_old_or_the_new_and_a_chest_th
         c.drop()
     del c
     gc.collect()  # what was let go is warned of here, and not in another test
-    assert settings or outcomes == sorted(outcomes)  # a pack takes more lines in one run than in the next
     assert len(outcomes) > 10
     assert settings or set(outcomes) == {False, True}
 

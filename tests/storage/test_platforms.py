@@ -12,7 +12,7 @@ import chest
 from chest.storage import system
 
 WINDOWS = """
-import os, sys, types
+import os, shutil, sys, types
 sys.platform = "win32"
 for name in ("pread", "preadv", "writev", "fork", "register_at_fork", "mkfifo", "sched_yield", "O_NOFOLLOW", "O_NONBLOCK",
              "O_DIRECTORY"):
