@@ -65,7 +65,7 @@ class Flight:
 
 
 class _Undisturbed:
-    """In this block the garbage collector does not come, as it may run a finaliser of the user's that uses the chest."""
+    """In this block the garbage collector does not come: it may run a finaliser of the user's that uses the chest."""
 
     depth = 0
     collects = False
@@ -192,7 +192,8 @@ class State(Generic[K]):
         """The keys whose values in memory are no longer those of their loose files."""
         found: list[K] = [key for key, flight in self.flights.copy().items() if flight.loads]
         pending, refs = self.index.pending, self.index.refs
-        for key, (_, version) in [*self.cache.saved.copy().items(), *((k, e[1]) for k, e in self.cache.left.copy().items())]:
+        left = [(key, saved) for key, (_, saved) in self.cache.left.copy().items()]
+        for key, (_, version) in [*self.cache.saved.copy().items(), *left]:
             ref = refs.get(key)
             if isinstance(ref, str) and key not in pending and self.storage.version(ref) != version:
                 found.append(key)

@@ -237,7 +237,7 @@ class Store:
                 found = [fs.cat_file(self._inner(names[0]), *next(zip(*bounds)))]
             found = [self._explained(item) if isinstance(item, Exception) else bytes(item) for item in found]
             for item in found:
-                if isinstance(item, ConnectionError) or isinstance(item, OSError) and item.errno == errno.ENOSYS:
+                if isinstance(item, ConnectionError) or (isinstance(item, OSError) and item.errno == errno.ENOSYS):
                     raise item
             return found
 
