@@ -11,6 +11,7 @@ How values leave memory:
 """
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Generic, Optional, TypeVar
 
@@ -150,8 +151,8 @@ class Spiller(Generic[K]):
             state.large.intersection_update(stay)
             if large:  # these alone, as without them the others fit
                 return large
-        if excess < SMALL and self.threshold():
-            excess = max(excess, int(state.available / 8))
+        if excess < SMALL:
+            excess = max(excess, int(state.available / (8 if self.threshold() else 32)))
         return cache.policy.choose(excess, stay)
 
     def withdraw(self, keys: Sequence[K], flight: Flight) -> list[Item]:
@@ -247,7 +248,7 @@ class Spiller(Generic[K]):
             gone = self.evict(leaving, saved, 2)  # besides, each is in its item, and in the cache
             state.land(flight, leaving if len(leaving) == len(items) else [item[0] for item in items])
             state.torn = torn
-        if leaving:
+        if leaving and "logging" in sys.modules:  # else nobody listens
             log("debug", "spilled %s and %d more of %s, wrote %d of them, %d bytes", Key(leaving[0]), len(leaving) - 1,
                 state.storage.path, len(written), sum([one.nbytes for _, one in written]))
         del gone

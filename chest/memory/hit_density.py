@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Container, Hashable, Iterable
-from itertools import count, islice
+from itertools import islice
 from typing import Generic, TypeVar
 
 from heapdict import heapdict
@@ -72,7 +72,6 @@ class HitDensity(Generic[K]):
 
     def clear(self) -> None:
         """Forget everything, what was learnt too."""
-        self._ticks = count(1)
         self._now = self._next_learning = 0
         self._waits = Waits()
         self._rates = Rates()
@@ -93,7 +92,7 @@ class HitDensity(Generic[K]):
 
     def put(self, key: K, size: int, dirty: bool) -> None:
         """The value was set (`dirty`: no file holds it, so that leaving costs a write) or loaded.  A use either way."""
-        tick = next(self._ticks)
+        tick = self._now = self._now + 1
         mark = self._marks.pop(key, 0) or self._away.pop(key, 0)
         if mark:
             self._at.pop(mark >> TICK, None)
@@ -102,7 +101,6 @@ class HitDensity(Generic[K]):
         self._sizes[key] = size
         self._marks[key] = mark
         self._at[tick] = key
-        self._now = tick
         if tick < self._fresh_until:
             self._fresh.append(mark)
 
@@ -120,12 +118,11 @@ class HitDensity(Generic[K]):
             except TypeError:
                 continue
             if mark:
-                tick = next(self._ticks)
+                tick = self._now = self._now + 1
                 self._at.pop(mark >> TICK, None)
                 mark = self._waits.again(mark, tick, READ) | tick << TICK | mark & ((2 << DIRTY) - 1)
                 marks[key] = mark
                 self._at[tick] = key
-                self._now = tick
                 if tick < self._fresh_until:
                     self._fresh.append(mark)
 
@@ -227,7 +224,9 @@ class HitDensity(Generic[K]):
         marks = list(self._marks.copy().values())       # a copy: finalisers may change it meanwhile
         self._singly = len(marks) < FEW and sum(self._sizes.copy().values()) >= LARGE * len(marks)
         runs = sorted(self._runs(marks))
-        room = 1 + len(marks) // (128 if self._singly else 2)
+        if self._singly:
+            return Ranks(runs[: 1 + len(marks) // 128])
+        room = 1 + len(marks) // 2
         most = 0
         while room > 0 and most < len(runs):
             room -= len(runs[most][2])
@@ -253,19 +252,20 @@ class HitDensity(Generic[K]):
     def _runs(self, marks: list[int]) -> list[Run]:
         """Put marks of the same state and age together, or, if few values are in memory, each by itself."""
         now, at, sizes, known, of = self._now, self._at, self._sizes, self._rates.known, self._rates.of
+        runs: list[Run] = []
         if self._singly:
-            found = [(mark, tick, sizes.get(at[tick]) or 1) for mark in marks if (tick := mark >> TICK) in at]
-            return [
-                ((known.get(group := (mark & STATE) >> DIRTY) or of(group))[bisect_right(EDGES, now - tick)]
-                 * (1 + OPENING / size), tick, [tick])
-                for mark, tick, size in found
-            ]
+            for mark in marks:
+                tick, group = mark >> TICK, (mark & STATE) >> DIRTY
+                if tick in at:
+                    rates = known[group] if group in known else of(group)
+                    worth = rates[bisect_right(EDGES, now - tick)] * (1 + OPENING / (sizes.get(at[tick]) or 1))
+                    runs.append((worth, tick, [tick]))
+            return runs
         states: defaultdict[int, list[int]] = defaultdict(list)
         kept = STATE if self._waits.returns >= ENOUGH else SIZES    # nothing learnt: all of a size are of one group
         for mark in sorted(marks):
             if mark >> TICK in at:
                 states[mark & kept].append(mark >> TICK)
-        runs: list[Run] = []
         for state, ticks in states.items():
             rates, price = known.get(state >> DIRTY) or of(state >> DIRTY), PRICES[state & SIZES]
             start = 0

@@ -108,21 +108,27 @@ def _nbytes(value: object, /) -> int:
         if type(value) in _plain:
             return _sizeof(value)
         parts: list[Any] = [value]
-        room = _room
+        room, whole = _room, 1
         for part in parts:  # It grows meanwhile.
             kind = type(part)
             if kind not in _plain:
                 if kind is not dict and kind is not list and kind is not tuple:
+                    array: Any = value
+                    if part is value and _plans.get(kind) is _array and array.base is None:
+                        if not array.dtype.hasobject:
+                            return int(array.nbytes)
                     break
                 count = len(part)
                 room -= count
+                whole += count
                 if count > _SAMPLES or room < 0:  # Long, or a cycle.
                     break
                 parts += part
                 if kind is dict:
                     parts += part.values()
+                    whole += count
         else:
-            if len({*map(id, parts)}) < len(parts):
+            if len({*map(id, parts)}) < whole:
                 parts = [*dict(zip(map(id, parts), parts)).values()]
             return sum(map(_sizeof, parts))
     except _ODD:  # A dict that another thread changes, or a type that cannot be hashed.

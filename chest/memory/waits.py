@@ -125,7 +125,8 @@ class Waits:
         age = bisect_right(EDGES, tick - (mark >> TICK))
         self.returns += 1
         self._ended[(mark & STATE) >> GAP << 8 | 3 * age + how] += self._weight
-        uses = min((mark >> USES & MOST_USES) + 1, MOST_USES)
+        uses = mark >> USES & MOST_USES
+        uses += uses < MOST_USES
         return uses << USES | uses.bit_length() << OFTEN | (age + 1 >> 1) << GAP
 
     def learn(self, now: int, known: int, marks: list[int], each: int) -> Rates:
