@@ -23,8 +23,8 @@ from chest.storage.locks import DirectoryLock
 fcntl = pytest.importorskip("fcntl", reason="the steps are those of POSIX")
 
 THOROUGH = bool(os.environ.get("CHEST_STRESS"))
-LIMIT = None if THOROUGH else 40  # runs of a scenario with more orders than the short test has time for
-DEATHS = None if THOROUGH else 100  # and of one in which somebody may be killed at each step
+LIMIT = None if THOROUGH else 20  # runs of a scenario with more orders than the short test has time for
+DEATHS = None if THOROUGH else 40  # and of one in which somebody may be killed at each step
 
 GONE = object()
 
