@@ -1,0 +1,467 @@
+"""Loss of power, in the manner of ALICE (Pillai et al., OSDI 2014): what may stand on the disk afterwards.
+
+`Recorder` puts itself between chest and the system, and notes the calls that change files and names.  `Disk` replays
+them up to a crash, and knows what no ``fsync`` has confirmed by then: `States` are what may be left of that.
+
+- *Data* of a file that was not synced may be there, lost, zeroed, torn at any byte, or any of these for each sector.
+- *Names* in a folder that was not synced: a prefix of what was done, in all folders together or in each by itself, or
+  any part of it, as nothing but an ``fsync`` of the folder forbids that.  A ``rename`` is one step.
+- An ``fsync`` that failed confirms nothing, and what it was for is in doubt for ever: a later one does not tell.
+"""
+from __future__ import annotations
+
+import errno
+import io
+import os
+import pickle
+import sys
+import zlib
+from contextlib import contextmanager
+
+SECTOR = 512
+CALLS = ("open", "mkdir", "rmdir", "unlink", "remove", "rename", "replace", "link", "write", "writev", "pwrite",
+         "ftruncate", "truncate", "fsync", "fdatasync")
+REAL = {name: getattr(os, name) for name in CALLS if hasattr(os, name)}
+
+
+class Recorder:
+    """The calls that change what is below ``root``, in order, in terms of files and folders and not of paths."""
+
+    def __init__(self, root):
+        self.root = root
+        self.ops = []
+        self.ids = {self._inode(os.stat(root)): 0}  # of what there is: (device, inode) to a number that never comes again
+        self.next = 1
+        self.killed_at = None  # so many calls, and this process dies
+        self.failing = 0  # the how manieth sync from now on fails
+        self.report = -1
+
+    # Between chest and the system.
+
+    @contextmanager
+    def recording(self, monkeypatch):
+        """Until the block ends, all calls are noted that chest makes by `os` and by `io.FileIO`."""
+        with monkeypatch.context() as patch:
+            for name, real in REAL.items():
+                call = self._wrapped(getattr(self, "_" + name), real)
+                patch.setattr(os, name, call)
+                for support in (os.supports_fd, os.supports_dir_fd, os.supports_follow_symlinks):
+                    if real in support:
+                        support.add(call)
+                for module in [module for key, module in list(sys.modules.items()) if key.startswith("chest.")]:
+                    for held in [held for held, value in vars(module).items() if value is real]:
+                        patch.setattr(module, held, call)
+            patch.setattr(io, "FileIO", self._file_io())
+            patch.setattr("chest.storage.system._FULL_SYNC", None, raising=False)
+            yield self
+
+    def _wrapped(self, method, real):
+        def call(*args, **more):
+            return method(real, *args, **more)
+        return call
+
+    def _file_io(recorder):
+        class File(io.FileIO):
+            def __init__(self, path, mode):
+                super().__init__(path, mode)
+                recorder._made("create", path, None)
+
+            def write(self, data):
+                return recorder._written(self.fileno(), super().write, data, data)
+
+        return File
+
+    def note(self, *op):
+        self.ops.append(op)
+        if self.killed_at is not None and len(self.ops) >= self.killed_at:
+            with open(self.report, "wb") as pipe:
+                pickle.dump((self.ops, self.ids, self.next), pipe)
+            os._exit(0)
+
+    def killed(self, calls, action):
+        """``action()`` in a process that is killed after so many ``calls``; returns whether it was."""
+        report, self.report = os.pipe()
+        pid = os.fork()
+        if not pid:
+            self.killed_at = len(self.ops) + calls
+            action()
+            self.killed_at = 0
+            self.note("through")
+        os.close(self.report)
+        with open(report, "rb") as pipe:
+            self.ops, self.ids, self.next = pickle.load(pipe)
+        os.waitpid(pid, 0)
+        if self.ops[-1] == ("through",):
+            self.ops.pop()
+            return False
+        return True
+
+    @staticmethod
+    def _inode(status):
+        return status.st_dev, status.st_ino
+
+    def _place(self, path, folder=None):
+        """The folder's number, and the name in it; `None` if that is not below the root."""
+        above, name = os.path.split(path)
+        status = os.stat(above or (os.curdir if folder is None else folder))
+        number = self.ids.get(self._inode(status))
+        return None if number is None else (number, name)
+
+    def _of(self, fd):
+        return self.ids.get(self._inode(os.fstat(fd)))
+
+    def _made(self, what, path, folder):
+        place = self._place(path, folder)
+        if place is not None:
+            self.ids[self._inode(os.stat(path, dir_fd=folder, follow_symlinks=False))] = self.next
+            self.next += 1
+            self.note(what, *place, self.next - 1)
+
+    def _gone(self, status):
+        if status.st_nlink < 2 or os.path.stat.S_ISDIR(status.st_mode):
+            self.ids.pop(self._inode(status), None)
+
+    def _open(self, real, path, flags, mode=0o777, *, dir_fd=None):
+        new = flags & os.O_CREAT and not self._is_there(path, dir_fd)
+        fd = real(path, flags, mode, dir_fd=dir_fd)
+        assert not flags & os.O_TRUNC or self._of(fd) is None
+        if new:
+            self._made("create", path, dir_fd)
+        return fd
+
+    def _is_there(self, path, folder):
+        try:
+            return bool(os.stat(path, dir_fd=folder, follow_symlinks=False))
+        except OSError:
+            return False
+
+    def _mkdir(self, real, path, mode=0o777, *, dir_fd=None):
+        real(path, mode, dir_fd=dir_fd)
+        self._made("mkdir", path, dir_fd)
+
+    def _remove_by(self, what, real, path, folder):
+        place = self._place(path, folder)
+        status = os.stat(path, dir_fd=folder, follow_symlinks=False) if place else None
+        real(path, dir_fd=folder)
+        if place:
+            self._gone(status)
+            self.note(what, *place)
+
+    def _rmdir(self, real, path, *, dir_fd=None):
+        self._remove_by("unlink", real, path, dir_fd)
+
+    def _unlink(self, real, path, *, dir_fd=None):
+        self._remove_by("unlink", real, path, dir_fd)
+
+    _remove = _unlink
+
+    def _rename(self, real, source, target, **more):
+        assert not more
+        old, new = self._place(source), self._place(target)
+        over = os.stat(target) if self._is_there(target, None) else None
+        real(source, target)
+        if old or new:
+            assert old[0] == new[0], "within one folder only"
+            if over:
+                self._gone(over)
+            self.note("rename", *old, new[1])
+
+    _replace = _rename
+
+    def _link(self, real, source, target, *, src_dir_fd=None, dst_dir_fd=None, follow_symlinks=True):
+        more = {} if src_dir_fd is None else dict(src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+        real(source, target, follow_symlinks=follow_symlinks, **more)
+        place = self._place(target, dst_dir_fd)
+        if place:
+            status = os.stat(target, dir_fd=dst_dir_fd, follow_symlinks=False)
+            self.note("link", *place, self.ids[self._inode(status)])
+
+    def _written(self, fd, real, data, *args):
+        number = self._of(fd)
+        before = os.fstat(fd).st_size if self._appends(fd) else os.lseek(fd, 0, os.SEEK_CUR)
+        done = real(*args)
+        if number is not None and done:
+            self.note("write", number, before, bytes(data)[:done])
+        return done
+
+    @staticmethod
+    def _appends(fd):
+        import fcntl
+
+        return fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND
+
+    def _write(self, real, fd, data):
+        return self._written(fd, real, data, fd, data)
+
+    def _writev(self, real, fd, pieces):
+        return self._written(fd, real, b"".join(map(bytes, pieces)), fd, pieces)
+
+    def _pwrite(self, real, fd, data, offset):
+        raise AssertionError("chest does not write in the middle of files")
+
+    def _ftruncate(self, real, fd, size):
+        real(fd, size)
+        if self._of(fd) is not None:
+            self.note("truncate", self._of(fd), size)
+
+    _truncate = _pwrite
+
+    def _fsync(self, real, fd):
+        number = self._of(fd)
+        if number is None:
+            return
+        if self.failing:
+            self.failing -= 1
+            if not self.failing:
+                self.note("failed", number)
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+        self.note("sync", number)
+
+    _fdatasync = _fsync
+
+
+class _Content:
+    """A file: what a sync confirmed, what was done since, and which bytes a failed one left in doubt for ever."""
+
+    def __init__(self):
+        self.synced = b""
+        self.pending = []
+        self.doubts = []
+
+    def sync(self):
+        self.synced = self.newest()
+        self.pending = []
+
+    def fail(self):
+        self.doubts += [(op[2], op[2] + len(op[3])) for op in self.pending if op[0] == "write"]
+
+    def versions(self):
+        found = [self.synced]
+        for op in self.pending:
+            found.append(_after(found[-1], op))
+        return found
+
+    def newest(self):
+        return self.versions()[-1]
+
+    def doubted(self, data):
+        """``data`` without the bytes in doubt."""
+        for start, end in self.doubts:
+            part = data[start:end]
+            data = data[:start] + bytes(len(part)) + data[end:]
+        return data
+
+    # What may be there.
+
+    def lost(self, rng):
+        return self.synced
+
+    def zeroed(self, rng):
+        """The newest size, and none of the bytes."""
+        size = len(self.newest())
+        return self.synced[:size].ljust(size, b"\0")
+
+    def torn(self, rng):
+        """Some of what was done, and of the last a part."""
+        if not self.pending:
+            return self.synced
+        at = rng.randrange(len(self.pending))
+        before, op = self.versions()[at], self.pending[at]
+        if op[0] == "truncate":
+            return before
+        size, edge = len(op[3]), rng.randrange(1, 9)
+        cut = rng.choice([rng.randrange(size + 1), min(edge, size), max(size - edge, 0)])
+        torn = _after(before, (*op[:3], op[3][:cut]))
+        size = len(_after(before, op))
+        return torn.ljust(size, b"\0") if rng.random() < 0.5 else torn
+
+    def mixed(self, rng):
+        """The size that it had at one time, and each sector as it was at any, or zeros."""
+        versions = self.versions()
+        size = len(rng.choice([*versions, versions[-1]]))
+        sectors = []
+        for start in range(0, size, SECTOR):
+            end = min(start + SECTOR, size)
+            part = rng.choice(versions)[start:end]
+            sectors.append(part.ljust(end - start, b"\0"))
+        return b"".join(sectors)
+
+
+def _after(data, op):
+    if op[0] == "truncate":
+        return data[: op[2]].ljust(op[2], b"\0")
+    _, _, start, new = op
+    return data[:start].ljust(start, b"\0") + new + data[start + len(new) :]
+
+
+class _Folder:
+    def __init__(self):
+        self.synced = {}
+        self.pending = []  # calls, each with its place among all
+
+    def entries(self, keep):
+        """The names, with those of the calls that ``keep(place)`` lets through."""
+        found = dict(self.synced)
+        for at, op in self.pending:
+            if not keep(at):
+                continue
+            if op[0] == "unlink":
+                found.pop(op[2], None)
+            elif op[0] == "rename":
+                moved = op[4]
+                found[op[3]] = moved
+                if found.get(op[2]) == moved:
+                    del found[op[2]]
+            else:
+                found[op[2]] = op[3]
+        return found
+
+
+class Disk:
+    """What the calls up to now leave on a disk, and what of it is confirmed."""
+
+    def __init__(self):
+        self.files, self.folders, self.count = {}, {0: _Folder()}, 0
+
+    def apply(self, op):
+        self.count += 1
+        if op[0] in ("write", "truncate"):
+            self.files[op[1]].pending.append(op)
+        elif op[0] == "sync" and op[1] in self.files:
+            self.files[op[1]].sync()
+        elif op[0] == "sync":
+            folder = self.folders[op[1]]
+            folder.synced, folder.pending = folder.entries(lambda at: True), []
+        elif op[0] == "failed":
+            if op[1] in self.files:
+                self.files[op[1]].fail()
+        else:
+            folder = self.folders[op[1]]
+            if op[0] == "create":
+                self.files[op[3]] = _Content()
+            elif op[0] == "mkdir":
+                self.folders[op[3]] = _Folder()
+            elif op[0] == "rename":
+                op = (*op, folder.entries(lambda at: True)[op[2]])
+            folder.pending.append((self.count, op))
+
+    def tree(self, keep, data):
+        """Relative paths with the bytes of files, `None` for folders; and the number of each file, as some are linked."""
+        found, numbers, contents = {}, {}, {}
+
+        def walk(number, above):
+            for name, inner in sorted(self.folders[number].entries(lambda at: keep(number, at)).items()):
+                path = above + name
+                if inner in self.folders:
+                    found[path] = None
+                    walk(inner, path + "/")
+                    continue
+                if inner not in contents:
+                    contents[inner] = self.files[inner].doubted(data(inner, self.files[inner]))
+                found[path], numbers[path] = contents[inner], inner
+
+        walk(0, "")
+        return found, numbers
+
+    def states(self, rng):
+        """Endless choices ``(keep, data)`` for `tree`: all or nothing, one step that is missing or there alone, or any."""
+        plain = [(everything, newest), (nothing, confirmed), (everything, confirmed),
+                 (everything, lambda number, file: file.zeroed(rng)), (nothing, newest)]
+        steps = [at for folder in self.folders.values() for at, _ in folder.pending]
+        unsynced = [number for number, file in self.files.items() if file.pending]
+        while True:
+            kind = rng.randrange(8)
+            data = newest
+            if kind == 7:
+                keep, data = rng.choice(plain)
+            elif kind == 0 and steps:
+                one = rng.choice(steps)
+                keep = (lambda number, at, one=one: at != one)
+            elif kind == 1 and steps:
+                one = rng.choice(steps)
+                keep = (lambda number, at, one=one: at == one)
+            elif kind == 2 and unsynced:
+                keep, one = everything, rng.choice(unsynced)
+                data = _of_one(one, _any(rng), newest)
+            elif kind == 3 and unsynced:
+                keep, one = everything, rng.choice(unsynced)
+                data = _of_one(one, newest, _any(rng))
+            else:
+                keep, data = rng.choice([_prefix, _prefixes, _some])(rng, steps), _any(rng)
+            yield keep, data
+
+
+def everything(number, at):
+    return True
+
+
+def nothing(number, at):
+    return False
+
+
+def newest(number, file):
+    return file.newest()
+
+
+def confirmed(number, file):
+    return file.synced
+
+
+def _of_one(one, this, others):
+    return lambda number, file: (this if number == one else others)(number, file)
+
+
+def _any(rng):
+    """One fate for all files, or one for each."""
+    fates = [_Content.lost, _Content.zeroed, _Content.torn, _Content.mixed, lambda file, rng: file.newest()]
+    fate = rng.choice([*fates, None])
+    return lambda number, file: (fate or rng.choice(fates))(file, rng)
+
+
+def _prefix(rng, steps):
+    cut = rng.choice([*steps, 0])
+    return lambda number, at: at <= cut
+
+
+def _prefixes(rng, steps):
+    cuts = {}
+    return lambda number, at: at <= cuts.setdefault(number, rng.choice([*steps, 0]))
+
+
+def _some(rng, steps):
+    share = rng.choice([0.2, 0.5, 0.8])
+    kept = {at for at in steps if rng.random() < share}
+    return lambda number, at: at in kept
+
+
+def fingerprint(tree):
+    """What tells one tree from another."""
+    return tuple([(path, None if data is None else (len(data), zlib.crc32(data))) for path, data in tree.items()])
+
+
+def make(tree, numbers, root):
+    """Make the files and folders of a state below ``root``."""
+    os.mkdir(root)
+    first = {}
+    for path, data in tree.items():
+        full = os.path.join(root, path)
+        if data is None:
+            os.mkdir(full)
+        elif numbers[path] in first:
+            os.link(first[numbers[path]], full)
+        else:
+            first[numbers[path]] = full
+            with open(full, "wb") as file:
+                file.write(data)
+
+
+def real_tree(root):
+    """The files and folders that really are below ``root``, as `Disk.tree` has them."""
+    found = {}
+    for above, folders, files in os.walk(root):
+        for name in folders:
+            found[os.path.relpath(os.path.join(above, name), root)] = None
+        for name in files:
+            with open(os.path.join(above, name), "rb") as file:
+                found[os.path.relpath(os.path.join(above, name), root)] = file.read()
+    return found

@@ -1,0 +1,380 @@
+"""What is left after a loss of power: whatever the disk did not confirm may be missing, torn, or there alone.
+
+Each script runs once, with its system calls recorded (`powerloss`); then the states that a crash may leave are built, a
+seeded sample of them, or with ``CHEST_STRESS=1`` many more, and each is opened and read.
+
+``durable=True``: exactly the last commit that returned, or the whole one that was under way.  Without: each value is one
+that was committed for its key, or an error that names what is damaged; an index that opens is one of a commit.
+"""
+from __future__ import annotations
+
+import gc
+import os
+import pathlib
+import pickle
+import random
+import shutil
+import tempfile
+
+import pytest
+from powerloss import Disk, Recorder, fingerprint, make, real_tree
+
+from chest import Chest
+from chest.errors import ChestError
+
+STRESS = bool(os.environ.get("CHEST_STRESS"))
+STATES = 20000 if STRESS else 600  # of each script, about
+SMALL = 3000  # bytes below which values go to packs, where there are any
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="simulates POSIX")
+
+tried = {}
+
+
+@pytest.fixture
+def quick(tmp_path):
+    """A directory in memory where there is one: what is built there is the same, and takes less time."""
+    if not os.path.isdir("/dev/shm"):
+        yield tmp_path
+    else:
+        with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="chest-test-") as made:
+            yield pathlib.Path(made)
+
+
+def text(key, n, size=2000):
+    """A value that says whose it is in every part, with opcodes around it."""
+    return [f"{key!r} {n} "[:16].ljust(16, ".") * (size // 16), n]
+
+
+class Run:
+    """A script's chests, and what they are to hold: ``c[k] = v`` goes to `model` as well."""
+
+    def __init__(self, recorder, **settings):
+        self.recorder, self.settings = recorder, settings
+        self.path = os.path.join(recorder.root, "chest")
+        self.model, self.count = {}, 0
+
+    def open(self, **more):
+        return Chest(**{"path": self.path, **self.settings, **more})
+
+    def set(self, c, *keys, size=2000):
+        for key in keys:
+            self.count += 1
+            c[key] = self.model[key] = text(key, self.count, size)
+
+    def delete(self, c, *keys):
+        for key in keys:
+            del c[key], self.model[key]
+
+    def commit(self, action):
+        self.recorder.note("begin", dict(self.model))
+        action()
+        self.recorder.note("end")
+
+
+# The scripts.
+
+
+def loose(run):
+    c = run.open()
+    run.set(c, "a", "b", ("t", "u"), 1, "1", "same")
+    run.commit(c.flush)
+    run.set(c, "a", ("t", "u"), ("t", "v", "w"), size=5000)
+    run.set(c, "large", size=60_000)
+    for key in list(c.inmem):
+        c.move_to_disk(key)
+    run.delete(c, "b")
+    run.commit(c.sync)
+    run.set(c, 1)
+    run.commit(c.sync)
+    run.set(c, "1", "b")
+    run.commit(c.sync)
+    c["a"] = "never committed"
+    c.move_to_disk("a")
+    c.rollback()
+    run.delete(c, ("t", "u"), ("t", "v", "w"))
+    run.commit(c.flush)
+    run.set(c, ("t", "u"), "1")
+    c["a"].append(3)
+    run.model["a"] = run.model["a"] + [3]
+    run.commit(c.close)
+
+
+def packed(run):
+    c = run.open(min_file_size=SMALL)
+    run.set(c, *range(5), "a", ("t", 1))
+    run.set(c, "large", size=9000)
+    run.commit(c.flush)
+    run.set(c, 0, 1, ("t", 1))
+    for key in list(c.inmem):
+        c.move_to_disk(key)
+    run.set(c, 7)
+    run.commit(c.sync)
+    run.delete(c, 2)
+    run.set(c, "large", size=9000)
+    run.commit(c.sync)
+    run.set(c, "a", "large", 3)
+    run.commit(c.close)
+    c = run.open(min_file_size=SMALL)
+    run.set(c, 4, "more")
+    run.commit(c.sync)
+    run.commit(c.close)
+
+
+def compacted(run):
+    c = run.open(min_file_size=SMALL)
+    run.set(c, *range(50))
+    run.commit(c.close)
+    before = set(os.listdir(os.path.join(run.path, ".packs")))
+    c = run.open(min_file_size=SMALL)
+    run.set(c, *range(44))
+    run.commit(c.flush)
+    assert before - set(os.listdir(os.path.join(run.path, ".packs"))), "nothing was compacted"
+    run.set(c, 48, 49)
+    run.commit(c.close)
+
+
+def outgrown(run):
+    """A list that is appended to until it is replaced, by two handles that take turns."""
+    c, d = run.open(), run.open(min_file_size=SMALL)
+    for n in range(6):
+        run.set((c, d)[n % 2], "k" * 9000 + str(n), size=16)
+        run.commit((c, d)[n % 2].sync)
+    c.close()
+    d.close()
+
+
+def linked(run):
+    other = run.open(path=os.path.join(run.recorder.root, "other"), min_file_size=SMALL, durable=False)
+    for key in ("a", "x", ("t", "y")):
+        other[key] = text(key, "other", 5000)
+    other["record"] = text("record", "other")
+    other.flush()
+    c = run.open(min_file_size=SMALL)
+    run.set(c, "a", "b")
+    run.commit(c.flush)
+    c.update(other)
+    run.model.update({key: text(key, "other", 5000) for key in ("a", "x", ("t", "y"))}, record=text("record", "other"))
+    run.commit(c.sync)
+    other.drop()
+    run.set(c, "x")
+    run.commit(c.close)
+
+
+def dropped(run):
+    c = run.open(min_file_size=SMALL)
+    run.set(c, "a", ("t", "u"), size=4000)
+    run.set(c, "small")
+    run.commit(c.flush)
+    run.set(c, "a")
+    c.move_to_disk("a")
+    run.model.clear()
+    run.commit(c.drop)
+    c = run.open()
+    run.set(c, "a", "b")
+    run.commit(c.close)
+    run.model.clear()
+    run.recorder.note("begin", {})
+    c = run.open(flag="n")
+    run.recorder.note("end")
+    run.set(c, "b")
+    run.commit(c.close)
+
+
+def killed(run):
+    """Another process is killed as it commits, at several of its calls; the first handle goes on each time."""
+    c = run.open(min_file_size=SMALL)
+    run.set(c, "a", "b", 1)
+    run.commit(c.flush)
+
+    def other():
+        d = run.open(min_file_size=SMALL)
+        d["b"] = d["theirs"] = text("b", "theirs", 5000)
+        d[1] = text(1, "theirs")
+        d.flush()
+
+    for calls in (1, 4, 7, 9):
+        was = run.recorder.killed(calls, other)
+        assert was
+        run.set(c, "a", ("t", calls), size=4000 if calls < 7 else 1000)
+        run.commit(c.sync if calls < 9 else c.flush)
+    c.close()
+
+
+def refused(run):
+    """A sync that fails: nothing that it was for is trusted again."""
+    c = run.open(min_file_size=SMALL)
+    run.set(c, "a", "small")
+    run.set(c, "large", size=5000)
+    run.commit(c.flush)
+    for commit in (c.sync, c.flush, c.sync):
+        for nth in range(1, 12):
+            run.set(c, "small", "a")
+            run.set(c, "large", ("t", "large"), size=5000)
+            run.recorder.failing = nth
+            run.recorder.note("begin", dict(run.model))
+            try:
+                commit()
+            except OSError:
+                pass
+            else:
+                run.recorder.note("end")
+            if run.recorder.failing:
+                run.recorder.failing = 0
+                break
+            if nth % 2:
+                run.set(c, "later")
+            run.commit(commit)
+    c.close()
+
+
+def clashing(run):
+    """Keys that share a plain name, so that a name that is free is soon another key's."""
+    c = run.open(key_to_filename=lambda key: "n")
+    run.set(c, "a", "b", "c")
+    run.commit(c.flush)
+    for key, commit in zip("abcacb", [c.sync, c.flush] * 3):
+        run.set(c, key)
+        run.commit(commit)
+    c.close()
+
+
+def plain(run):
+    c = run.open(dump=pickle.dump, load=pickle.load)
+    run.set(c, "a", "b", ("t", "u"))
+    run.commit(c.flush)
+    run.set(c, "a", ("t", "v"))
+    c.move_to_disk("a")
+    run.delete(c, "b")
+    run.commit(c.sync)
+    run.set(c, "b")
+    run.commit(c.close)
+
+
+SCRIPTS = [loose, packed, compacted, outgrown, linked, dropped, killed, clashing]
+REREAD = {plain: dict(dump=pickle.dump, load=pickle.load), clashing: dict(key_to_filename=lambda key: "n")}
+
+
+# What must hold.
+
+
+class Lost:
+    """Instead of a value that cannot be read."""
+
+    def __init__(self, error):
+        self.error = error
+
+
+def read(path, **settings):
+    """All that can be read there, with `Lost` where that is none; or the error of opening it."""
+    try:
+        c = Chest(path=path, **settings)
+    except (ChestError, OSError) as error:
+        return error
+    found = {}
+    for key in list(c):
+        try:
+            found[key] = c[key]
+        except (KeyError, ChestError, OSError) as error:
+            found[key] = Lost(error)
+    c.close()
+    return found
+
+
+def right_if_durable(found, models, path):
+    assert not isinstance(found, Exception), found
+    for key, value in found.items():
+        assert not isinstance(value, Lost), (key, value.error)
+    assert found in models, {key: ("there", found.get(key, "nothing")[-1:], "not", models[0].get(key, "nothing")[-1:])
+                             for key in {*found, *models[0]} if found.get(key) != models[0].get(key)}
+
+
+def right_if_not(found, models, path):
+    if isinstance(found, Exception):
+        assert os.path.join(path, ".keys") in str(found)
+        return
+    assert any(set(found) == set(model) for model in models), "the keys of no commit"
+    for key, value in found.items():
+        if isinstance(value, Lost):
+            assert path in str(value.error) and repr(key) in str(value.error)
+        else:
+            assert any(key in model and model[key] == value for model in models), (key, value[0][:40], value[1:])
+
+
+def life_goes_on(path, found, durable, **settings):
+    """What can be read after a crash can be after the next commit too."""
+    if isinstance(found, Exception):
+        return
+    with Chest(path=path, durable=durable, **settings) as c:
+        c["after"] = "life goes on"
+        c.flush()
+    again = read(path, **settings)
+    assert again.pop("after") == "life goes on"
+    assert {key: value for key, value in again.items() if not isinstance(value, Lost)} == {
+        key: value for key, value in found.items() if not isinstance(value, Lost)}
+
+
+def play(script, durable, quick, monkeypatch, states=STATES):
+    """Run a script, and crash it.  Returns how many different states were tried."""
+    root = str(quick / "root")
+    os.mkdir(root)
+    run = Run(Recorder(root), durable=durable)
+    with run.recorder.recording(monkeypatch):
+        script(run)
+        gc.collect()
+    ops = run.recorder.ops
+    rng = random.Random(f"{script.__name__} {durable}")
+    disk, models, seen, begun = Disk(), [{}], set(), 1
+    settings = REREAD.get(script, {})
+    share = 0.0
+    for op in ops:
+        if op[0] == "begin":
+            models.append(op[1])
+        elif op[0] == "end":
+            if durable:
+                models = models[-1:]
+        else:
+            disk.apply(op)
+        if op[0] == "sync" and not durable:
+            raise AssertionError("nothing is synced unless it is asked for")
+        share += states / len(ops)
+        for keep, data in disk.states(rng):
+            share -= 1
+            if share < 0:
+                share += 1
+                break
+            tree, numbers = disk.tree(keep, data)
+            mark = fingerprint(tree)
+            if (mark, len(models), begun) in seen:
+                continue
+            seen.add((mark, len(models), begun))
+            where = str(quick / str(len(seen)))
+            make(tree, numbers, where)
+            path = os.path.join(where, "chest")
+            found = read(path, **settings)
+            (right_if_durable if durable else right_if_not)(found, models, path)
+            if len(seen) % 4 == 0:
+                life_goes_on(path, found, durable, **settings)
+            shutil.rmtree(where)
+        begun += op[0] == "end"
+    tree, _ = disk.tree(lambda number, at: True, lambda number, file: file.newest())
+    if script is not refused:
+        assert tree == real_tree(root), "a call was not recorded"
+    return len(seen)
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, refused, plain], ids=lambda script: script.__name__)
+def test_a_durable_chest_is_the_last_commit_or_the_whole_one_under_way(script, quick, monkeypatch):
+    tried[script, True] = play(script, True, quick, monkeypatch)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
+def test_without_durable_no_value_is_anothers_or_torn(script, quick, monkeypatch):
+    tried[script, False] = play(script, False, quick, monkeypatch)
+
+
+def test_many_states_were_tried(capsys):
+    """The last test of this file: it counts what those above did."""
+    with capsys.disabled():
+        print(f"\n{sum(tried.values())} states after a loss of power, of {len(tried)} scripts")
+    assert sum(tried.values()) > STATES * len(tried) // 2
