@@ -206,8 +206,11 @@ class KeysFile:
         return self._codec.load_from(self.path + "~")
 
     def erase(self) -> None:
-        """Remove the file, so that nothing that it names is a value any more."""
+        """Remove the file, so that nothing that it names is a value any more: with ``durable`` before a value goes."""
         _unlink(self.path)
+        if self._codec.durable:
+            with suppress(FileNotFoundError):
+                self._system.sync_directory(self._directory)
 
     # The descriptor that is held open.
 

@@ -1,0 +1,26 @@
+"""A few seconds of `benchmarks/chaos.py`: processes that share a chest and are killed at random lose nothing."""
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+from children import HOME, python
+
+SCRIPT = os.path.join(HOME, "benchmarks", "chaos.py")
+SECONDS = 60 if os.environ.get("CHEST_STRESS") else 3
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork") or not os.path.exists(SCRIPT), reason="needs POSIX, a checkout")
+
+
+def chaos(*, code=0, **options):
+    arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
+    found = python(SCRIPT, *arguments, options=("-W", "ignore"), code=code, stderr=None)
+    return [int(number) for number in re.findall(r"\d+", found.splitlines()[-1])], found
+
+
+def test_processes_that_are_killed_at_random_lose_nothing_that_was_committed():
+    (commits, kills, violations, _), told = chaos(seconds=SECONDS, processes=4, seed=1)
+    assert violations == 0, told
+    assert commits > 0
+    assert kills > 4
