@@ -234,7 +234,7 @@ class Store:
             if len(wanted) > 1 or not cached:
                 found = fs.cat_ranges(list(map(self._inner, names)), *bounds, on_error="return")
             else:  # some versions of fsspec's caches know no other
-                found = [fs.cat_file(self._inner(names[0]), *next(zip(*bounds)))]
+                found = [fs.cat_file(self._inner(names[0]), start=wanted[0].start, end=wanted[0].end)]
             found = [self._explained(item) if isinstance(item, Exception) else bytes(item) for item in found]
             for item in found:
                 if isinstance(item, ConnectionError) or (isinstance(item, OSError) and item.errno == errno.ENOSYS):

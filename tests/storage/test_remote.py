@@ -72,7 +72,8 @@ class Objects(AsyncFileSystem):
         self.store[path] = bytearray(value)
         return {"ETag": str(id(self.store[path]))}
 
-    async def _cat_file(self, path, start=None, end=None):
+    async def _cat_file(self, path, version_id=None, start=None, end=None):  # in the order of s3fs
+        assert version_id is None
         await self._call("get", path)
         return bytes(self._there(path)[start:end])
 
