@@ -1,9 +1,8 @@
 """Values of a chest in an object store, or wherever else fsspec reaches.
 
-The promises are those of a directory, kept by other means.  An object gets a name that nobody picks twice, as it ends
-in a random part, so it is written once without a look at what is there.  The small values of a batch become one object,
-a pack.  A round trip takes 10 to 100 ms, so that lists of objects are put, got and removed at once, and what can be
-known without asking is not asked: a name tells the size, and whether a value changed is told by a digest.
+A round trip takes 10 to 100 ms.  So objects are put, got and removed in lists, the small values of a batch share an
+object (a pack), and nothing is asked that can be known: a name ends in a random part, so that nobody picks it twice,
+and in the size; whether a value changed is told by a digest.
 
 There is no lock in a store: one process at a time writes, any number read.
 """
@@ -54,12 +53,10 @@ def connect(url: str, storage_options: Mapping[str, Any] | None, codec: Codec,
 
 
 class Remote(Generic[K]):
-    """A `Storage` in a store.  A ref never comes again, so that what lies there is what the index meant: all versions
-    are 0.
+    """A `Storage` in a store.  A ref never comes again, so that all versions are 0.
 
-    A pack is put whole by one `write`, and never added to.  Nobody can tell in a store whether the writer of a pack is
-    alive.  So only such packs are compacted or removed as a commit named: what else was in them is committed too, or
-    was superseded before.  What a writer left that was killed before its commit stays until the chest is dropped.
+    A pack is put whole by one `write`.  As nobody can tell whether a pack's writer is alive, only packs that a commit
+    named are compacted or removed; what a writer left that was killed before stays until the chest is dropped.
 
     ``path`` and `file` show no secrets.  Cost: one round trip for each call, none for `same`, `size` and `version`.
     """
@@ -151,7 +148,7 @@ class Remote(Generic[K]):
         return f"{plain}~{base64.b32encode(os.urandom(8))[:12].decode().lower()}"
 
     def reserve(self, key: K) -> str:
-        """The name that the next object of ``key`` will have, kept for the key, which then lies in no pack."""
+        """The name that the next object of ``key`` will have, which then lies in no pack."""
         if key not in self._names.reserved:
             self._names.reserve(key, self._new_name(key))
         return self._names.reserved[key]
@@ -167,8 +164,7 @@ class Remote(Generic[K]):
         return self._loaded(ref, self._get([ref])[ref])
 
     def load_many(self, refs: Sequence[Ref]) -> Iterator[Loaded | Exception]:
-        """The values in order, or what went wrong with each.  Up to 64 MB are got at once, and made into values one by
-        one, in the calling thread."""
+        """The values in order, or what went wrong with each.  Up to 64 MB are got at once."""
         for chunk in self._chunks(refs):
             found = self._get(chunk)
             for ref in chunk:
@@ -197,28 +193,24 @@ class Remote(Generic[K]):
         """The verified bytes of each, or an error; records that are near each other in a pack are got as one."""
         ranges = [Range(ref) for ref in refs if isinstance(ref, str)]
         places: list[tuple[Ref, int, int]] = [(one.name, at, 0) for at, one in enumerate(ranges)]
-        for ref in sorted(ref for ref in refs if not isinstance(ref, str)):
-            name, start, end = one = self._range(ref)
+        for record in sorted(ref for ref in refs if not isinstance(ref, str)):
+            name, start, end = one = self._range(record)
             last = ranges[-1] if ranges else Range("")
             if last.name == name and (start or 0) <= (last.end or 0) + _GAP:
                 ranges[-1] = last._replace(end=end)
             else:
                 ranges.append(one)
-            places.append((ref, len(ranges) - 1, (start or 0) - (ranges[-1].start or 0)))
+            places.append((record, len(ranges) - 1, (start or 0) - (ranges[-1].start or 0)))
         got = self._store.get(ranges)
-        return {ref: self._verified(ref, got[at], start) for ref, at, start in places}
-
-    def _verified(self, ref: Ref, data: bytes | Exception, start: int) -> bytes | Exception:
-        """The bytes of ``ref`` in ``data``, an error if they are not those that were written."""
-        told = self._told(ref)
-        if isinstance(data, Exception) or told is None:
-            return data
-        if isinstance(ref, str):
-            right = len(data) == told
-        else:
-            data = data[start : start + told]
-            right = len(data) == told and zlib.crc32(data) == ref & CRC
-        return data if right else DamagedError(f"{self.file(ref)} does not hold what was written")
+        found: dict[Ref, bytes | Exception] = {}
+        for ref, at, start in places:
+            data, told = got[at], self._told(ref)
+            if isinstance(data, bytes) and told is not None:
+                data = data if isinstance(ref, str) else data[start : start + told]
+                if len(data) != told or (isinstance(ref, int) and zlib.crc32(data) != ref & CRC):
+                    data = DamagedError(f"{self.file(ref)} does not hold what was written")
+            found[ref] = data
+        return found
 
     def _loaded(self, ref: Ref, data: bytes | Exception) -> Loaded:
         if isinstance(data, Exception):
@@ -265,10 +257,7 @@ class Remote(Generic[K]):
     # Commits.
 
     def remove(self, refs: Iterable[Ref]) -> None:
-        """Remove objects, and packs of which no record was ever committed and none is left.
-
-        One that is gone already is as well, and one that cannot go stays.
-        """
+        """Remove objects, and packs of which no record was ever committed and none is left; what cannot go stays."""
         names = []
         for ref in refs:
             self._digests.pop(ref, None)
@@ -285,9 +274,8 @@ class Remote(Generic[K]):
         """Nothing has to be done: no journal tells what was written."""
 
     def compact(self, refs: Mapping[K, Ref | None]) -> dict[int, int]:
-        """Copy the records of packs that hold more than twice what lives in them to a new pack.
+        """Copy the records of committed packs that hold more than twice what lives in them to a new pack.
 
-        Only packs that a commit named: those in ``refs`` of which this handle knows no record that waits for one.
         Cost: O(keys); one listing for a handle that meets packs of others.  The old ones go with `reclaim`.
         """
         living: defaultdict[int, list[int]] = defaultdict(list)

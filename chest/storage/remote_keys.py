@@ -22,9 +22,8 @@ _HEAD = 300  # bytes of an index that hold all that its header says
 class RemoteKeys:
     """``.keys`` in a store, as one handle last read or wrote it; the `Keys` of an index.  Never appended to.
 
-    A version is told by the tag (ETag) that S3 gives it, which its conditional puts need; elsewhere by the head of the
-    list, where every commit leaves a random mark.  Times will not do, as they often have whole seconds.
-    Cost: `changed` is one round trip, `read` another one, O(keys) bytes; `replace` one, O(keys) bytes.
+    A version is told by its tag (ETag) on S3; elsewhere by the head of the list, where every commit leaves a random
+    mark.  Cost: one round trip for each method; `read` and `replace` move O(keys) bytes.
     """
 
     def __init__(self, store: Store, codec: Codec):
@@ -67,10 +66,10 @@ class RemoteKeys:
         """``(True, all pairs)``.  `LoadError` for what is no index of ours, `DamagedError` where checksums prove it."""
         seen, self._seen = self._seen or self._look(), None  # before: what is read now is no older
         try:
-            data = self._get() if seen is not None else None
+            if seen is None:
+                raise FileNotFoundError
+            data = self._get()
         except FileNotFoundError:
-            data = None
-        if data is None:
             self.close()
             return True, []
         with self._parser.explaining():
@@ -85,11 +84,16 @@ class RemoteKeys:
     def replace(self, pairs: Pairs) -> None:
         """Commit ``pairs`` as the whole list.
 
-        `ChestError` if another writer committed since we read: nothing was saved, and nothing of the other's is lost.
-        The next commit takes over what the other committed.  Where the store has no conditional puts nobody can tell.
+        `ChestError`, and nothing done, if another writer committed since we read; the next commit takes over what that
+        one committed.  Where the store has no conditional puts nobody can tell.
         """
-        ours = self._codec.native or not self._parser.keeps(pairs, self._dumped_and_loaded)
-        data = whole_list(pairs, os.urandom(16)) if ours else self._dumped(pairs)
+        def dumped_and_loaded(pairs: Pairs) -> Any:
+            return self._codec.decode(b"".join(self._codec.encode(pairs).pieces))
+
+        if self._codec.native or not self._parser.keeps(pairs, dumped_and_loaded):
+            data = whole_list(pairs, os.urandom(16))
+        else:
+            data = b"".join(self._codec.encode(pairs).pieces)
         try:
             tag = self._store.swap(KEYS, data, self._signature)
         except ConnectionError:
@@ -102,12 +106,6 @@ class RemoteKeys:
                 ) from error
             raise
         self._signature = tag or (self._look() if self._store.tags else _mark(data))
-
-    def _dumped(self, pairs: Pairs) -> bytes:
-        return b"".join(self._codec.encode(pairs).pieces)
-
-    def _dumped_and_loaded(self, pairs: Pairs) -> Any:
-        return self._codec.decode(self._dumped(pairs))
 
     def erase(self) -> None:
         """Remove the index."""

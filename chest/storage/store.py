@@ -1,7 +1,7 @@
-"""One place of a store, by way of fsspec: its objects are put, got and removed in bulk; its errors come as `OSError`.
+"""One place of a store, by way of fsspec: objects are put, got and removed in bulk, and errors come as `OSError`.
 
-No secret of the URL or of ``storage_options`` stands in an error: its text is made anew, with the secrets cut out, and
-it is not chained to what fsspec raised, whose frames would also keep alive whoever called.
+An error shows no secret: its text is made anew, and it is not chained to what fsspec raised, whose frames would also
+keep alive whoever called.
 """
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import re
 import secrets
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple, TypeVar
 from urllib.parse import unquote
@@ -84,11 +84,10 @@ class _Inline(concurrent.futures.thread.ThreadPoolExecutor):
 class Store:
     """One URL, with all that a chest does there.
 
-    ``folders``: it is a file system with a rename, and not only objects, of which putting one is a single step.
-    ``tags``: it tells versions of an object apart.  ``hooked``: objects are opened by the user's ``open``, one after
-    another, as nobody knows whether several threads may call it.  A file system that is asynchronous inside is shared
-    with whoever uses it, and does a list of objects at once; any other has a connection of its own, and one call at a
-    time.
+    ``folders``: it is a file system with a rename; elsewhere putting an object is a single step.  ``tags``: it tells
+    versions of an object apart.  ``hooked``: the user's ``open`` opens objects, one after another.  A file system that
+    is asynchronous inside is shared, and does a list of objects at once; any other has a connection of its own, and
+    one call at a time.
     """
 
     def __init__(self, url: str, options: Mapping[str, Any], codec: Codec):
@@ -149,10 +148,9 @@ class Store:
                     protocol = link.partition("://")[0]
                     options[protocol] = {**options.get(protocol, {}), **private}
                 self._fs, self._base = importlib.import_module("fsspec.core").url_to_fs(self.url, **private, **options)
-            below = self._below(self._fs)
             if self._shared and concurrent.futures.thread._shutdown:
-                below.loop.set_default_executor(_Inline(1))
-            return self._fs if cached else below
+                self._below(self._fs).loop.set_default_executor(_Inline(1))
+            return self._fs if cached else self._below(self._fs)
 
     def _below(self, fs: Any) -> Any:
         caching = importlib.import_module("fsspec.implementations.cached").CachingFileSystem
@@ -163,7 +161,7 @@ class Store:
     def run(self, work: Callable[[Any], T], cached: bool = False) -> T:
         """What ``work`` makes of the file system, of the one below all caches unless ``cached``.
 
-        A connection of our own may have broken while nobody used it: then ``work`` is tried once more with a new one.
+        It is tried twice with a connection of our own, which may have broken while nobody used it.
         """
         if sys.is_finalizing():  # fsspec's own thread has ended, and would be waited for for ever
             raise ConnectionError(errno.ECONNABORTED, "the interpreter has ended", self._shown)
@@ -198,13 +196,13 @@ class Store:
             return ImportError(f"a chest at {shown} needs a package that is not installed: {text}")
         if self._fs is None and isinstance(error, ValueError):
             return ValueError(f"there can be no chest at {shown}: {text}")
-        for known, usual in _NUMBERS.items():
-            if isinstance(error, known):
-                return OSError(number or usual, text, shown)
+        usual = [usual for known, usual in _NUMBERS.items() if isinstance(error, known)]
         if "ParamValidation" in kind.__name__:  # of botocore: it knows no such condition
-            return OSError(errno.ENOSYS, text, shown)
-        if isinstance(error, OSError) and (number is not None or (kind is OSError and "closed" not in text)):
-            return OSError(number or errno.EIO, text, shown)
+            usual = [errno.ENOSYS]
+        elif isinstance(error, OSError) and (number is not None or (kind is OSError and "closed" not in text)):
+            usual.append(errno.EIO)
+        if usual:
+            return OSError(number or usual[0], text, shown)
         return ConnectionError(errno.ECONNABORTED, f"the store does not answer ({kind.__name__}: {text})", shown)
 
     def close(self) -> None:
@@ -262,20 +260,23 @@ class Store:
     def put(self, objects: Mapping[str, bytes]) -> None:
         """Write new objects, all at once where the store can.  After an `OSError` any of them may be there, or not."""
         paths = {self._inner(name): data for name, data in objects.items()}
+        folders = {path.rpartition("/")[0] for path in paths} if self.folders else ()
         if self.hooked:
             self._clearly(lambda: [self._hook("w", name, data) for name, data in objects.items()])
-        else:
-            self.run(lambda fs: self._in_folders(fs, paths, lambda: fs.pipe(paths)))
+            return
 
-    def _in_folders(self, fs: Any, paths: Iterable[str], put: Callable[[], T]) -> T:
-        """``put``, again if the folders are not there, or another handle has just removed them as they were empty."""
-        for _ in range(3 if self.folders else 0):
-            try:
-                return put()
-            except FileNotFoundError:
-                for folder in {path.rpartition("/")[0] for path in paths}:
+        def pipe(fs: Any) -> None:
+            for tries in range(4):
+                try:
+                    fs.pipe(paths)
+                    return
+                except FileNotFoundError:  # or another handle has just removed the folders, as they were empty
+                    if not folders or tries == 3:
+                        raise
+                for folder in folders:
                     fs.makedirs(folder, exist_ok=True)
-        return put()
+
+        self.run(pipe)
 
     def swap(self, name: str, data: bytes, tag: object) -> object:
         """Replace ``name`` in one step, and only if it is still the version ``tag`` where the store can tell.
@@ -287,7 +288,17 @@ class Store:
             self.put({name: data})
             return None
         if self.folders:
-            self._rename(self._inner(f"{name}~{secrets.token_hex(6)}"), data, self._inner(name))
+            spare = f"{name}~{secrets.token_hex(6)}"
+
+            def put_and_rename(fs: Any) -> None:  # both again, if the connection breaks: a rename may have been done
+                self.put({spare: data})
+                fs.mv(self._inner(spare), self._inner(name))
+
+            try:
+                self.run(put_and_rename)
+            except BaseException:
+                self._tried("rm_file", self._inner(spare))
+                raise
             return None
         condition: dict[str, Any] = {"mode": "create"} if tag is None else {"IfMatch": tag} if self._matches else {}
         try:
@@ -299,17 +310,6 @@ class Store:
             told = self.run(lambda fs: fs.pipe_file(self._inner(name), data))
         return told.get("ETag") if self.tags and isinstance(told, dict) else None
 
-    def _rename(self, spare: str, data: bytes, target: str) -> None:
-        def put_and_rename(fs: Any) -> None:
-            self._in_folders(fs, [spare], lambda: fs.pipe_file(spare, data))
-            fs.mv(spare, target)
-
-        try:
-            self.run(put_and_rename)
-        except BaseException:
-            self._tried("rm_file", spare)
-            raise
-
     def info(self, name: str, verb: str = "info", **options: bool) -> Any:
         """What the store says of the object now, and not what fsspec remembers of a listing."""
         def ask(fs: Any) -> Any:
@@ -319,7 +319,7 @@ class Store:
         return self.run(ask)
 
     def listed(self, folder: str) -> dict[str, int]:
-        """The names of what is in ``folder``, and the bytes that it has; nothing where one may not look."""
+        """The names and bytes of what is in ``folder``; nothing where one may not look."""
         try:
             found = self.info(folder, "ls", detail=True)
         except (FileNotFoundError, PermissionError):
@@ -329,10 +329,10 @@ class Store:
     def remove(self, names: Sequence[str]) -> bool:
         """Remove objects, and folders that this leaves empty.  `False` if the store does not answer."""
         paths = list(map(self._inner, names))
-        bulk = len(paths) > 1 and not any(set(path) & set("*?[") for path in paths)  # which fsspec takes for a pattern
+        patterns = any(set(path) & set("*?[") for path in paths)
         folders = {name[:at] for name in names for at, sign in enumerate(name) if sign == "/"} if self._tidy else ()
         try:
-            if not (bulk and self._tried("rm", paths)):
+            if len(paths) == 1 or patterns or not self._tried("rm", paths):
                 for path in paths:
                     self._tried("rm_file", path)
             for folder in sorted(folders, key=len, reverse=True):
@@ -359,10 +359,8 @@ class Store:
 
     def exists(self) -> bool:
         """Is there such a folder?  Where there are none: is there an index, or did this handle `make` the place?"""
-        if self._made and not self.folders:
-            return True
         try:
-            return bool(self.info("" if self.folders else KEYS))
+            return (self._made and not self.folders) or bool(self.info("" if self.folders else KEYS))
         except FileNotFoundError:
             return False
 
