@@ -11,6 +11,7 @@ import json
 import lzma
 import pickletools
 import re
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -71,7 +72,10 @@ def kind(file: IO[bytes], size: int = -1) -> str:
         whole = 0 <= size <= HEAD and len(inside) < HEAD
         file, head, size = io.BytesIO(inside), inside, len(inside) if whole else -1
     found = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), "")
-    found = found or _pickle(file, head, size) or _json(head, size) or UNKNOWN
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of `pickletools`: a text with an escape that there is not
+        found = found or _pickle(file, head, size)
+    found = found or _json(head, size) or UNKNOWN
     return printable(f"{found} ({packed})" if packed and (packed, found) != ("zlib", UNKNOWN) else found, most=60)
 
 

@@ -141,6 +141,10 @@ def test_what_is_crafted_to_stall_is_told_at_once(data):
     assert time.process_time() - start < 2
 
 
+def test_a_text_with_an_escape_that_there_is_not_is_no_warning():
+    assert kind_of(b"S'a\\_b'\n.").startswith("str")
+
+
 @given(st.binary(max_size=300), st.sampled_from([b"", b"\x80\x04", b"\x93NUMPY\x01\x00", b"PK\x03\x04", b"\x1f\x8b"]))
 def test_any_bytes_have_a_kind(data, head):
     assert kind_of(head + data).isprintable()
