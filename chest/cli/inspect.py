@@ -96,14 +96,14 @@ class Inspection:
 
     def _read(self, name: str, start: int = 0, size: int = HEAD) -> bytes:
         """The bytes there, fewer at the end of the file.  `OSError` if it is gone, a link, or not regular."""
-        if not self.url:
-            with self._open(name) as file:
-                file.seek(start)
-                return file.read(size)
-        (data,) = self._store.get([Range(name, start, start + size)])
-        if isinstance(data, Exception):
-            raise data
-        return data
+        if self.url:
+            (data,) = self._store.get([Range(name, start, start + size)])
+            if isinstance(data, Exception):
+                raise data
+            return data
+        with self._open(name) as file:
+            file.seek(start)
+            return file.read(size)
 
     def _value(self, ref: Ref, most: int = sys.maxsize) -> bytes:
         start = 0 if isinstance(ref, str) else ref >> OFFSET & (1 << PACK - OFFSET) - 1
@@ -138,8 +138,7 @@ class Inspection:
     def leftovers(self) -> Iterator[tuple[str, int, bool]]:
         """Files that no index names, with their bytes, and whether it is certain that a chest wrote them.
 
-        While another process has the chest open, that may be what it has not committed yet.  None for a URL: nobody can
-        tell there whether a writer is alive.
+        Another process that has the chest open may commit them yet.  None for a URL: no writer's life shows there.
         """
         named = {KEYS, *map(self.file, self.refs.values())}
         for name in () if self.url else self._files(""):
@@ -186,15 +185,12 @@ class Inspection:
                 yield Fault(key, self.file(ref), damage or why, bool(damage), needs_trust)
 
     def _damage(self, ref: Ref) -> str:
-        """What proves that nobody will ever load this value; '' if nothing does.
-
-        What loading it raises is no proof: a library is missing, a class has changed, memory is short.
-        """
+        """What proves that nobody will ever load this value; '' if nothing does, such as an error of its class."""
         try:
             data = self._value(ref)
-            if isinstance(ref, int):
-                return "" if zlib.crc32(data) == ref & CRC else "the checksum of the record differs"
-            layout = read_layout(data, len(data)) if self._codec.native else None
+            if isinstance(ref, int) and zlib.crc32(data) != ref & CRC:
+                return "the checksum of the record differs"
+            layout = read_layout(data, len(data)) if self._codec.native and isinstance(ref, str) else None
             if layout:
                 layout.verify()
         except FileNotFoundError:

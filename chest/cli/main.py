@@ -135,9 +135,7 @@ def _ls(chest: Inspection, arguments: Any) -> None:
     entries = ((key, chest.kind(ref), chest.size(ref), chest.file(ref)) for key, ref in chest.refs.items())
     orders: dict[str, Callable[[Any], Any]] = {
         "key": lambda entry: (type(entry[0]).__name__, key_text(entry[0])),
-        "kind": lambda entry: entry[1],
-        "size": lambda entry: -entry[2],
-    }
+        "kind": lambda entry: entry[1], "size": lambda entry: -entry[2]}
     listed = sorted(entries, key=orders[arguments.sort]) if arguments.sort else entries
     if arguments.json:
         print(json.dumps([{"key": key_text(key), "kind": kind, "bytes": nbytes, "file": file}
@@ -207,18 +205,18 @@ def _check(chest: Inspection, arguments: Any) -> int:
     if arguments.leftovers and not arguments.repair:
         raise ValueError("--leftovers says what --repair may remove; give both")
     faults = []
+    elsewhere = " (not dropped: a missing library or another load= may read it; see --load)"
     for one in chest.faults():
         faults.append(one)
-        elsewhere = " (not dropped: a missing library or another load= may read it; see --load)"
         print(f"{key_text(one.key, most=200)}: {printable(one.file)}: {printable(one.why, most=300)}"
               f"{'' if one.lost or one.refused else elsewhere}")
     left = list(chest.leftovers())
     for name, nbytes, ours in left:
         print(f"{printable(name)}: {amount(nbytes)}, no key's{'' if ours else ', and not by chest'}")
-    lost, refused = [one.key for one in faults if one.lost], sum(one.refused for one in faults)
-    bad = len(faults) - refused
+    lost, untrusted = [one.key for one in faults if one.lost], sum(one.refused for one in faults)
+    bad = len(faults) - untrusted
     more = f", {bad - len(lost)} unreadable here" if bad > len(lost) else ""
-    more += f", {refused} not loaded without --trust" if refused else ""
+    more += f", {untrusted} not loaded without --trust" if untrusted else ""
     print(f"{plural(len(chest.refs), 'key')}, {len(lost)} damaged{more}; {plural(len(left), 'leftover')}")
     names = ", ".join(key_text(key, most=60) for key in lost)
     if arguments.repair and lost and _agreed(f"Drop {plural(len(lost), 'key')} ({names})", arguments.yes):

@@ -38,7 +38,7 @@ _OURS = re.compile(r"~[a-z2-7]{12}-([0-9a-f]+)\Z")  # the end of a name: 60 rand
 _ROOM = 220  # bytes of a name's last part that leave room for it: file systems allow 255
 _UNKNOWN = 16 * 2**20  # bytes that an object is taken to have while its size is not known
 _AT_ONCE = 64 * 2**20  # bytes under way at once, but for a single larger object
-_OBJECTS = 128  # objects got at once
+_OBJECT = 2**19  # bytes that an object counts as at least: so no more than 128 are got at once
 _GAP = 2**14  # bytes between two records of a pack that are rather read than asked for separately
 
 
@@ -91,7 +91,7 @@ class Remote(Generic[K]):
     def write(self, items: Sequence[tuple[K, object]], small: int) -> list[Written]:
         """Write each value to a new object, the small ones of a batch of up to 64 MB to one object together.
 
-        An object whose name was reserved is written by itself, and so are all where the user has an ``open``.
+        Not so a value whose name was reserved, and none where the user has an ``open``.
         """
         written: list[Written] = []
         batch = _Batch()
@@ -107,7 +107,13 @@ class Remote(Generic[K]):
                 if batch.nbytes and batch.nbytes + encoded.nbytes > _AT_ONCE:
                     written += self._put(batch)
                     batch = _Batch()
-                ref = self._add(batch, key, encoded, small)
+                name = self._names.reserved.get(key)
+                if name is None and 0 < encoded.nbytes < min(small, 1 << LENGTH) and not self._store.hooked:
+                    ref = batch.add(b"".join(encoded.pieces), None, encoded.stamp)
+                else:
+                    data = b"".join((*encoded.pieces, encoded.note()))
+                    ref = batch.add(data, name or f"{self._new_name(key)}-{len(data):x}", encoded.stamp)
+                    self._names.release(key)
                 if encoded.stamp is None and can_change(value):
                     self._digests[ref] = _digest(encoded)
             return written + self._put(batch)
@@ -115,19 +121,11 @@ class Remote(Generic[K]):
             self.remove([one.ref for one in written if one.ref is not None])
             raise
 
-    def _add(self, batch: _Batch, key: K, encoded: Encoded, small: int) -> Ref:
-        name = self._names.reserved.get(key)
-        if 0 < encoded.nbytes < min(small, 1 << LENGTH) and name is None and not self._store.hooked:
-            return batch.add(b"".join(encoded.pieces), None, encoded.stamp)
-        data = b"".join((*encoded.pieces, encoded.note()))
-        self._names.release(key)
-        return batch.add(data, name or f"{self._new_name(key)}-{len(data):x}", encoded.stamp)
-
     def _put(self, batch: _Batch) -> list[Written]:
         """Put the objects; if that fails none of them counts, nor stays."""
-        objects = batch.objects
+        objects = dict(batch.objects)
         if batch.records:
-            objects = {**objects, _pack_name(batch.pack): b"".join(batch.records)}
+            objects[_pack_name(batch.pack)] = b"".join(batch.records)
         try:
             if objects:
                 self._store.put(objects)
@@ -138,7 +136,7 @@ class Remote(Generic[K]):
             return [one if one.error else Written(None, 0, 0, None, error) for one in batch.written]
         if batch.records:
             self._new[batch.pack] = {one.ref for one in batch.written if type(one.ref) is int}
-            self._sizes[batch.pack] = sum(map(len, batch.records))
+            self._sizes[batch.pack] = batch.end
         return batch.written
 
     def _new_name(self, key: K) -> str:
@@ -176,16 +174,18 @@ class Remote(Generic[K]):
 
     def _chunks(self, refs: Sequence[Ref]) -> Iterator[list[Ref]]:
         chunk: list[Ref] = []
-        weight = objects = 0
+        weight = 0
         for ref in refs:
             size = self._told(ref)
-            size = _UNKNOWN if size is None else size
-            if chunk and (weight + size > _AT_ONCE or objects >= _OBJECTS):
+            if size is None:
+                size = _UNKNOWN
+            elif isinstance(ref, str):
+                size = max(size, _OBJECT)
+            if chunk and weight + size > _AT_ONCE:
                 yield chunk
-                chunk, weight, objects = [], 0, 0
+                chunk, weight = [], 0
             chunk.append(ref)
             weight += size
-            objects += isinstance(ref, str)
         if chunk:
             yield chunk
 
@@ -290,11 +290,11 @@ class Remote(Generic[K]):
         moved: dict[int, int] = {}
         for chunk in self._chunks(sorted(ref for pack in worth for ref in living[pack])):
             batch = _Batch()
-            found = {ref: data for ref, data in self._get(chunk).items() if isinstance(data, bytes)}
+            found = {int(ref): data for ref, data in self._get(chunk).items() if isinstance(data, bytes)}
             for data in found.values():
                 batch.add(data, None, None)
             # What cannot be put stays where it is, and its pack with it.
-            moved.update((int(ref), int(one.ref)) for ref, one in zip(found, self._put(batch)) if one.ref is not None)
+            moved.update((ref, int(one.ref)) for ref, one in zip(found, self._put(batch)) if one.ref is not None)
         return moved
 
     def reclaim(self, refs: Collection[Ref]) -> None:
@@ -344,15 +344,15 @@ class _Batch:
         self.records: list[bytes] = []
         self.written: list[Written] = []
         self.nbytes = 0
-        self._end = 0  # of the pack
+        self.end = 0  # of the pack
 
     def add(self, data: bytes, name: str | None, stamp: int | None) -> Ref:
         """Add an object, or a record where there is no name.  Returns its ref."""
         ref: Ref
         if name is None:
-            ref = self.pack << PACK | self._end << OFFSET | len(data) << LENGTH | zlib.crc32(data)
+            ref = self.pack << PACK | self.end << OFFSET | len(data) << LENGTH | zlib.crc32(data)
             self.records.append(data)
-            self._end += len(data)
+            self.end += len(data)
         else:
             ref, self.objects[name] = name, data
         self.written.append(Written(ref, len(data), 0, stamp, None))

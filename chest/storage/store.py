@@ -224,15 +224,15 @@ class Store:
 
     def get(self, wanted: Sequence[Range], cached: bool = True) -> list[bytes | Exception]:
         """The bytes of each, or its `OSError`; all at once where the store can, through a cache if the URL has one."""
-        names, *bounds = map(list, zip(*wanted))
         if self.hooked:
-            return [self._read(name) for name in names]
+            return [self._read(one.name) for one in wanted]
 
         def got(fs: Any) -> list[bytes | Exception]:
+            paths, starts, ends = map(list, zip(*((self._inner(one.name), one.start, one.end) for one in wanted)))
             if len(wanted) > 1 or not cached:
-                found = fs.cat_ranges(list(map(self._inner, names)), *bounds, on_error="return")
+                found = fs.cat_ranges(paths, starts, ends, on_error="return")
             else:  # some versions of fsspec's caches know no other
-                found = [fs.cat_file(self._inner(names[0]), start=wanted[0].start, end=wanted[0].end)]
+                found = [fs.cat_file(paths[0], start=starts[0], end=ends[0])]
             found = [self._explained(item) if isinstance(item, Exception) else bytes(item) for item in found]
             for item in found:
                 if isinstance(item, ConnectionError) or (isinstance(item, OSError) and item.errno == errno.ENOSYS):
