@@ -23,4 +23,4 @@ def test_processes_that_are_killed_at_random_lose_nothing_that_was_committed():
     (commits, kills, violations, _), told = chaos(seconds=SECONDS, processes=4, seed=1)
     assert violations == 0, told
     assert commits > 0
-    assert kills > 4
+    assert kills > 0
