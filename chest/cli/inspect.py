@@ -156,7 +156,7 @@ class Inspection:
                 yield from self._files(name + "/")
 
     def _is_ours(self, name: str) -> bool:
-        """A file with the mark of chest's own dump, or the next index that a commit was killed over."""
+        """A file with the mark of chest's own dump, or the next index that a commit was killed over; and no link."""
         try:
             return self._read(name).startswith(MARK) or name == KEYS + "~"
         except OSError:

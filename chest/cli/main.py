@@ -159,8 +159,7 @@ def _info(chest: Inspection, arguments: Any) -> None:
         return
     records = f" and {plural(about['records'], 'record')} in packs" if about["records"] else ""
     told = {
-        "path": about["path"],
-        "keys": f"{about['keys']:,}",
+        "path": chest.path, "keys": f"{about['keys']:,}",
         "values": f"{amount(about['bytes'])} in {plural(about['files'], 'file')}{records}",
         "index": f"{amount(index_bytes)}, written by {writer}",
         "leftovers": f"{plural(len(ours), 'file')} ({amount(sum(ours))}) of its own" if ours else "none",

@@ -69,10 +69,10 @@ def table(chest: Chest[Any, Any]) -> str:
 def _keys(in_memory: Mapping[Any, int], on_disk: Mapping[Any, int]) -> str:
     """The largest keys, by what their values take in memory, or on disk where they are not in memory."""
     sizes = {**on_disk, **in_memory}
-    body = "".join(
-        f"<tr><td>{html.escape(key_text(key, most=60))}</td>"
-        + "".join(f'<td class="number">{amount(place[key]) if key in place else "–"}</td>'
-                  for place in (in_memory, on_disk)) + "</tr>"
-        for key in heapq.nlargest(LARGEST, sizes, key=sizes.__getitem__))
+    body = ""
+    for key in heapq.nlargest(LARGEST, sizes, key=sizes.__getitem__):
+        memory, disk = (amount(place[key]) if key in place else "–" for place in (in_memory, on_disk))
+        body += (f'<tr><td>{html.escape(key_text(key, most=60))}</td>'
+                 f'<td class="number">{memory}</td><td class="number">{disk}</td></tr>')
     return body and ('<table class="keys"><tr><th>largest keys</th><th class="number">in memory</th>'
                      f'<th class="number">on disk</th></tr>{body}</table>')

@@ -259,24 +259,21 @@ class Store:
 
     def put(self, objects: Mapping[str, bytes]) -> None:
         """Write new objects, all at once where the store can.  After an `OSError` any of them may be there, or not."""
-        paths = {self._inner(name): data for name, data in objects.items()}
-        folders = {path.rpartition("/")[0] for path in paths} if self.folders else ()
         if self.hooked:
             self._clearly(lambda: [self._hook("w", name, data) for name, data in objects.items()])
-            return
+        else:
+            self.run(lambda fs: self._pipe(fs, objects))
 
-        def pipe(fs: Any) -> None:
-            for tries in range(4):
-                try:
-                    fs.pipe(paths)
-                    return
-                except FileNotFoundError:  # or another handle has just removed the folders, as they were empty
-                    if not folders or tries == 3:
-                        raise
-                for folder in folders:
+    def _pipe(self, fs: Any, objects: Mapping[str, bytes]) -> None:
+        paths = {self._inner(name): data for name, data in objects.items()}
+        for _ in range(3 if self.folders else 0):
+            try:
+                fs.pipe(paths)
+                return
+            except FileNotFoundError:  # or another handle has just removed the folders, as they were empty
+                for folder in {path.rpartition("/")[0] for path in paths}:
                     fs.makedirs(folder, exist_ok=True)
-
-        self.run(pipe)
+        fs.pipe(paths)
 
     def swap(self, name: str, data: bytes, tag: object) -> object:
         """Replace ``name`` in one step, and only if it is still the version ``tag`` where the store can tell.
@@ -291,7 +288,7 @@ class Store:
             spare = f"{name}~{secrets.token_hex(6)}"
 
             def put_and_rename(fs: Any) -> None:  # both again, if the connection breaks: a rename may have been done
-                self.put({spare: data})
+                self._pipe(fs, {spare: data})
                 fs.mv(self._inner(spare), self._inner(name))
 
             try:
