@@ -115,13 +115,14 @@ class Tree:
 
         `OSError` for links, named pipes and devices.  Cost: an ``open`` and an ``fstat`` where the name has no "/".
         """
+        before = len(opened)
         try:
             if "/" not in name:
                 return system.open_regular(self.prefix + name, flags, opened)
             with self.entry(name, make) as (path, folder):
                 return system.open_regular(path, flags, opened, folder)
         except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE) or not descriptors.make_room():
+            if len(opened) > before or error.errno not in (errno.EMFILE, errno.ENFILE) or not descriptors.make_room():
                 raise
         return self.open(name, flags, opened, make)
 
