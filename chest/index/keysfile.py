@@ -26,17 +26,6 @@ SPARE = 1 << 15  # bytes of records that a list may have behind it however short
 Signature = tuple[int, int, int, int]  # device, inode, size in bytes, time of the last change in ns
 
 
-class _Opened(list[int]):
-    """Descriptors.  They are closed with the list, should an interruption keep all else from closing them."""
-
-    def close(self) -> None:
-        while self:
-            os.close(self.pop())
-
-    def __del__(self) -> None:
-        self.close()
-
-
 class KeysFile:
     """``.keys`` as one handle last read or wrote it.  Implements `chest.index.index.Keys`; of one thread at a time.
 
@@ -75,7 +64,7 @@ class KeysFile:
 
         `DamagedError` where checksums prove it, `LoadError` for all else that is no index.
         """
-        opened = _Opened()
+        opened = self._system.Opened()
         try:
             with self._parser.explaining():
                 try:
@@ -90,7 +79,7 @@ class KeysFile:
         finally:
             opened.close()
 
-    def _newest(self, opened: _Opened) -> tuple[os.stat_result, int]:
+    def _newest(self, opened: Any) -> tuple[os.stat_result, int]:
         """Open the file as it is now.  Returns what it is, and how many of its bytes were read before."""
         found = self._take(opened)
         if found is not None:
@@ -132,7 +121,7 @@ class KeysFile:
         data = record(changes)
         if self._end + len(data[0]) > 2 * self._list_end + SPARE:
             return False
-        opened = _Opened()
+        opened = self._system.Opened()
         try:
             found = self._system.open_regular(self.path, self._system.READ | os.O_RDWR | os.O_APPEND, opened)
             # A file that somebody linked is another chest's as well; one that is not what was read is not ours.
@@ -173,7 +162,7 @@ class KeysFile:
     def replace(self, pairs: Pairs) -> None:
         """Commit ``pairs`` as the whole list.  `DumpError`, and nothing done, if a key cannot be pickled."""
         spare = self.path + "~"  # of a commit that was killed, maybe; nobody else writes it while we have the lock
-        opened = _Opened()
+        opened = self._system.Opened()
         _unlink(spare)
         try:
             native = self._codec.native or not self._parser.keeps(pairs, self._dumped_and_loaded)
@@ -214,7 +203,7 @@ class KeysFile:
 
     # The descriptor that is held open.
 
-    def _take(self, opened: _Opened) -> os.stat_result | None:
+    def _take(self, opened: Any) -> os.stat_result | None:
         """Put the descriptor that is held open into ``opened``, so that no other thread closes it; says what it is.
 
         `None` if there is none that is ours: a program may close descriptors that are not its own, and the number is
@@ -233,7 +222,7 @@ class KeysFile:
         opened.clear()
         return None
 
-    def _keep(self, opened: _Opened, found: os.stat_result) -> None:
+    def _keep(self, opened: Any, found: os.stat_result) -> None:
         """Hold open what was read or written."""
         self._signature = _signature(found)
         self.used = True
@@ -247,7 +236,7 @@ class KeysFile:
 
     def close_idle(self) -> bool:
         """Close the descriptor, if nobody uses it just now: it is opened again when it is needed.  By any thread."""
-        opened = _Opened()
+        opened = self._system.Opened()
         had = self._take(opened) is not None
         self._listed = self._listed and not had
         opened.close()

@@ -27,7 +27,9 @@ APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | _NOFOLLOW | _COMMON
 FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _NOFOLLOW | _COMMON
 WALKS = hasattr(os, "link") and {os.open, os.mkdir, os.stat, os.unlink, os.rmdir, os.link} <= os.supports_dir_fd
 HOLDS_OPEN = sys.platform != "win32"  # a file that is open can be replaced and removed, and its inode stays its own
+_WRITEV = hasattr(os, "writev")
 _PIECES = 1024  # that one writev takes
+_AT_ONCE = 1 << 30  # bytes that one write takes: Windows takes less than 2 GB
 UTIME_BY_DESCRIPTOR = os.utime in os.supports_fd
 _UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY}
 
@@ -41,24 +43,23 @@ if sys.platform == "win32":
         """Windows cannot lock a directory: a file stands in for it, which goes with its last descriptor."""
         return os.open(os.path.join(directory, ".lock"), os.O_RDWR | os.O_CREAT | getattr(os, "O_TEMPORARY", 0))
 
-    def try_lock(fd: int) -> bool:
+    def _locking(fd: int, how: int) -> None:
         place = os.lseek(fd, 0, os.SEEK_CUR)
         os.lseek(fd, _FAR, os.SEEK_SET)
         try:
-            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
+            msvcrt.locking(fd, how, 1)
         finally:
             os.lseek(fd, place, os.SEEK_SET)
+
+    def try_lock(fd: int) -> bool:
+        try:
+            _locking(fd, msvcrt.LK_NBLCK)
+        except OSError:
+            return False
         return True
 
     def unlock(fd: int) -> None:
-        place = os.lseek(fd, 0, os.SEEK_CUR)
-        os.lseek(fd, _FAR, os.SEEK_SET)
-        try:
-            msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
-        finally:
-            os.lseek(fd, place, os.SEEK_SET)
+        _locking(fd, msvcrt.LK_UNLCK)
 
     def replace(source: str, target: str, patience: float = 10.0) -> None:
         """Rename ``source`` over ``target``, for up to ``patience`` seconds while a reader has ``target`` open."""
@@ -175,41 +176,22 @@ def open_regular(path: str, flags: int, opened: list[int], folder: int | None = 
 
 
 def write_all(fd: int, pieces: Sequence[Buffer]) -> None:
-    """Write all of ``pieces``: one ``writev``; after a short one the rest, until an error says why not."""
-    if _WRITEV and len(pieces) <= _PIECES:
-        done = os.writev(fd, pieces)
-        for piece in pieces:
-            done -= piece.nbytes if type(piece) is memoryview else len(piece)
-        if not done:
-            return
-        rest = _tail(pieces, -done)
-    else:
-        rest = [memoryview(piece).cast("B") for piece in pieces]
-    while rest:
-        some = rest[:_PIECES] if _WRITEV else rest[:1]
-        done = os.writev(fd, some) if _WRITEV else os.write(fd, some[0][:_AT_ONCE])
-        if not done and any(map(len, some)):
-            raise OSError(errno.EIO, "the system writes no more, and does not say why")
-        while rest and done >= len(rest[0]):
-            done -= len(rest.pop(0))
-        if done:
-            rest[0] = rest[0][done:]
-
-
-_WRITEV = hasattr(os, "writev")
-_AT_ONCE = 1 << 30  # bytes: Windows takes less than 2 GB
-
-
-def _tail(pieces: Sequence[Buffer], left: int) -> list[memoryview]:
-    """The last ``left`` bytes of ``pieces``."""
-    tail: list[memoryview] = []
-    for piece in reversed(pieces):
-        view = memoryview(piece).cast("B")
-        if left <= 0:
-            break
-        tail.insert(0, view[max(len(view) - left, 0) :])
-        left -= len(view)
-    return tail
+    """Write all of ``pieces``: one ``writev`` for up to 1,024; what that leaves one by one, until an error says why."""
+    for first in range(0, len(pieces), _PIECES):
+        group = pieces[first : first + _PIECES]
+        done = os.writev(fd, group) if _WRITEV else 0
+        for piece in group:
+            size = piece.nbytes if type(piece) is memoryview else len(piece)
+            if done >= size:
+                done -= size
+                continue
+            rest = memoryview(piece).cast("B")[done:]
+            done = 0
+            while rest:
+                written = os.write(fd, rest[:_AT_ONCE])
+                if not written:
+                    raise OSError(errno.EIO, "the system writes no more, and does not say why")
+                rest = rest[written:]
 
 
 if hasattr(os, "pread"):
