@@ -140,8 +140,7 @@ class Directory(Generic[K]):
             for place, *_ in batch:
                 done[place] = self.write([items[place]], 0)[0]
         except OSError as error:
-            if system.of_a_signal(error):
-                raise
+            system.raise_of_a_signal(error)
             for place, *_ in batch:
                 done[place] = Written(None, 0, 0, None, error)
         else:
@@ -333,8 +332,8 @@ class Directory(Generic[K]):
             check_inside(name, self.path)
             self._tree.unlink(name)
         except (OSError, ChestError) as error:
-            if isinstance(error, OSError) and system.of_a_signal(error):
-                raise
+            if isinstance(error, OSError):
+                system.raise_of_a_signal(error)
             return error
         return None
 

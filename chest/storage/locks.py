@@ -118,8 +118,7 @@ class DirectoryLock:
         try:
             return system.try_lock(fd)
         except OSError as error:
-            if system.of_a_signal(error):
-                raise
+            system.raise_of_a_signal(error)
             raise OSError(error.errno, f"cannot lock the directory ({error.strerror}): without locks, processes that "
                                        f"share a chest would undo each other's commits", self.directory) from error
 

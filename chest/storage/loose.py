@@ -65,8 +65,7 @@ class Journal:
                     self._owned = owned = Owned(self._tree, ENDING)
                 os.write(owned.descriptor.fd, f"{inode} {name}\0".encode("utf-8", "surrogateescape"))
             except OSError as error:
-                if system.of_a_signal(error):
-                    raise
+                system.raise_of_a_signal(error)
                 log("debug", "no journal of %s: %s", self._tree.root, error)
 
     def empty(self, remove: bool) -> None:
@@ -81,8 +80,7 @@ class Journal:
                 try:
                     os.ftruncate(self._owned.descriptor.fd, 0)
                 except OSError as error:  # a reclaimer removes nothing that an index names
-                    if system.of_a_signal(error):
-                        raise
+                    system.raise_of_a_signal(error)
 
     def _remove(self, owned: Owned) -> None:
         if not system.HOLDS_OPEN:
@@ -235,8 +233,7 @@ class Loose(Generic[K]):
                 new.fds.append(os.open(self.tree.prefix + name, system.CREATE, 0o666))
                 new.name = name
             except OSError as error:  # it is taken; or what is wrong is wrong below too
-                if system.of_a_signal(error):
-                    raise
+                system.raise_of_a_signal(error)
         if not new.name:
             self._create_anyhow(new)
         new.inode = os.fstat(new.fds[0]).st_ino
@@ -291,8 +288,7 @@ class Loose(Generic[K]):
             os.utime(fd if system.UTIME_BY_DESCRIPTOR else self.tree.path(new.name), ns=(when, when))
             exact = self._exact
         except OSError as error:  # as on mounts where all files are one fixed user's: the system's own time has to do
-            if system.of_a_signal(error):
-                raise
+            system.raise_of_a_signal(error)
             exact = False
         if not exact:
             status = os.fstat(fd)

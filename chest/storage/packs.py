@@ -52,7 +52,12 @@ class Owned:
                     tree.open(self.name, system.APPEND, opened, make=True)
                 except FileExistsError:
                     continue
-                locked = _locked(opened[-1])
+                locked: bool | None
+                try:
+                    locked = system.try_lock(opened[-1])
+                except OSError as error:  # there are no locks
+                    system.raise_of_a_signal(error)
+                    locked = None
                 status = os.fstat(opened[-1])
                 if locked is None or (locked and (status.st_nlink or not system.HOLDS_OPEN)):
                     break
@@ -138,8 +143,7 @@ class Packs:
         try:
             own = Owned(self._tree)
         except OSError as error:
-            if system.of_a_signal(error):
-                raise
+            system.raise_of_a_signal(error)
             raise NoPack from error
         self._take_in(own.number, _Reader(own.descriptor, self._mutex, kept=True))
         if self._durable:
@@ -176,10 +180,9 @@ class Packs:
             try:
                 data = system.pread(reader.descriptor.fd, ref >> LENGTH & CRC, ref >> OFFSET & _OFFSETS)
             except OSError as error:  # the number is another file's, or none's: see below
-                if system.of_a_signal(error):
-                    raise
+                system.raise_of_a_signal(error)
                 data = b""
-            if crc32(data) == ref & CRC and len(data) == ref >> LENGTH & CRC:
+            if crc32(data) == ref & CRC and len(data) == ref >> LENGTH & CRC:  # as `_right`, without its call
                 return data
         return self._read_anew(ref)
 
@@ -193,7 +196,7 @@ class Packs:
                 raise DamagedError(f"{self._tree.path(self.name(ref))} has {status.st_size} bytes, and a record at "
                                    f"{offset} to {offset + length}")
             data = system.pread(opened[0], length, offset)
-            if crc32(data) != ref & CRC or len(data) != length:
+            if not _right(data, ref):
                 raise DamagedError(f"{self._tree.path(self.name(ref))}: the checksum of the record at {offset} is not "
                                    f"that of what was written")
             own = self._own
@@ -224,27 +227,24 @@ class Packs:
         return found
 
     def _read_run(self, refs: list[int], start: int, size: int, found: dict[int, bytes | Exception]) -> None:
-        reader, data = self._open.get(refs[0] >> PACK), b""
-        if reader is not None and len(refs) > 1:
-            reader.used = True
-            try:
-                data = system.pread(reader.descriptor.fd, size, start & _OFFSETS)
-            except OSError as error:
-                if system.of_a_signal(error):
-                    raise
+        data = b""
         for ref in refs:
+            reader = self._open.get(ref >> PACK)  # by the second record it is open
+            if reader is not None and not data and len(refs) > 1:
+                reader.used = True
+                try:
+                    data = system.pread(reader.descriptor.fd, size, start & _OFFSETS)
+                except OSError as error:  # as in `read`
+                    system.raise_of_a_signal(error)
             at = (ref >> OFFSET) - start
             part = data[at : at + (ref >> LENGTH & CRC)]
-            if crc32(part) == ref & CRC and len(part) == ref >> LENGTH & CRC:
+            if _right(part, ref):
                 found[ref] = part
                 continue
             try:
                 found[ref] = self.read(ref)
-                reader = self._open.get(ref >> PACK)  # now it is open
-                if not data and len(refs) > 1 and reader is not None:
-                    data = system.pread(reader.descriptor.fd, size, start & _OFFSETS)
             except (OSError, DamagedError) as error:
-                found.setdefault(ref, error)
+                found[ref] = error
 
     def name(self, ref: int) -> str:
         return f"{FOLDER}/{ref >> PACK:010x}"
@@ -286,8 +286,8 @@ class Packs:
             for number in waste:
                 self._copy(sorted(live[number]), moved)
         except (OSError, NoPack) as error:  # a full disk: what was copied is right, and the rest stays where it is
-            if isinstance(error, OSError) and system.of_a_signal(error):
-                raise
+            if isinstance(error, OSError):
+                system.raise_of_a_signal(error)
             log("warning", "cannot compact the packs of %s: %s", self._tree.root, error)
         return moved
 
@@ -348,6 +348,10 @@ class Packs:
         self.close()
 
 
+def _right(data: bytes, ref: int) -> bool:
+    return crc32(data) == ref & CRC and len(data) == ref >> LENGTH & CRC
+
+
 def number_of(name: str) -> int | None:
     """The number of the pack of this name, `None` if it is no pack's."""
     try:
@@ -387,18 +391,7 @@ def taken(tree: Tree, name: str, opened: list[int]) -> bool:
     return False
 
 
-def _locked(fd: int) -> bool | None:
-    """Take the lock of a new file; `None` where there are no locks."""
-    try:
-        return system.try_lock(fd)
-    except OSError as error:
-        if system.of_a_signal(error):
-            raise
-        return None
-
-
 def _stays(tree: Tree, name: str, error: OSError) -> None:
-    if system.of_a_signal(error):
-        raise error
+    system.raise_of_a_signal(error)
     if error.errno not in (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS):
         log("warning", "%s cannot be reclaimed: %s", tree.path(name), error)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Union
 
 __all__ = ["APPEND", "CREATE", "FOLDER", "HOLDS_OPEN", "READ", "UTIME_BY_DESCRIPTOR", "WALKS", "Buffer", "Opened",
-           "lock_file", "of_a_signal", "open_lock", "open_regular", "pread", "replace", "sync_directory",
+           "lock_file", "open_lock", "open_regular", "pread", "raise_of_a_signal", "replace", "sync_directory",
            "sync_file", "try_lock", "unlock", "write_all"]
 
 Buffer = Union[bytes, memoryview]
@@ -130,12 +130,11 @@ else:
                 os.close(fd)
 
 
-def of_a_signal(error: OSError) -> bool:
-    """Is this none of the system's errors, which have a number, but one that a signal's handler raised?
-
-    Such an error (a limit of time is a `TimeoutError`) must never be passed over.
-    """
-    return error.errno is None
+def raise_of_a_signal(error: OSError) -> None:
+    """Raise ``error`` again if a signal's handler raised it: such an error (a limit of time is a `TimeoutError`) has no
+    number, as the system's have, and must never be passed over."""
+    if error.errno is None:
+        raise error
 
 
 def lock_file(fd: int) -> bool:
@@ -143,8 +142,7 @@ def lock_file(fd: int) -> bool:
     try:
         return try_lock(fd)
     except OSError as error:
-        if of_a_signal(error):
-            raise
+        raise_of_a_signal(error)
         return False
 
 

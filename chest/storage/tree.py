@@ -138,8 +138,7 @@ class Tree:
         try:
             return self.status(name).st_size
         except OSError as error:
-            if system.of_a_signal(error):
-                raise
+            system.raise_of_a_signal(error)
             return 0
 
     def unlink(self, name: str, inode: int | None = None) -> bool:
@@ -164,8 +163,7 @@ class Tree:
                 with self.entry(name) as (path, folder):
                     os.rmdir(path, dir_fd=folder)
             except OSError as error:
-                if system.of_a_signal(error):
-                    raise
+                system.raise_of_a_signal(error)
                 return  # somebody keeps something in it, or was quicker
 
     def listed(self, folder: str) -> list[str]:
@@ -174,8 +172,7 @@ class Tree:
             with self.entry(folder + "/x") as (path, fd):
                 return os.listdir(os.path.dirname(path) if fd is None else fd)
         except OSError as error:
-            if system.of_a_signal(error):
-                raise
+            system.raise_of_a_signal(error)
             return []
 
     def sync_folders(self, names: Iterable[str]) -> None:
