@@ -38,7 +38,7 @@ _WAITS = Written(None, 0, 0, None, None)  # stands for a record that is not writ
 
 
 class Directory(Generic[K]):
-    """The values of one directory, as one handle writes and reads them: `Storage`.
+    """The values of one directory, as one handle writes and reads them.  `Storage` says what each method does.
 
     ``names`` says which names are taken; ``durable`` that what was written survives a loss of power when `write`
     returns.  File systems that refuse to sync a directory, to set a file's time, or to lock, get what they can.
@@ -159,17 +159,12 @@ class Directory(Generic[K]):
                 done[place] = Written(None, 0, 0, None, error)
 
     def reserve(self, key: K) -> str:
-        """The name that the next file of ``key`` will have, as far as anyone can tell now; kept for the key."""
         return self._loose.reserve(key)
 
     # Back.
 
     def load(self, ref: Ref) -> Loaded:
-        """The value at ``ref``.
-
-        `FileNotFoundError` if it is gone, `DamagedError` if its bytes are not those that were written, `ChestError` for
-        a ref that is none, or leads out of the directory.
-        """
+        """`ChestError` for a ref that is none, or leads out of the directory."""
         if type(ref) is int:
             data = self._packs.read(ref)
             value, size = self.codec.decode(data), len(data)
@@ -204,10 +199,7 @@ class Directory(Generic[K]):
             opened.close()
 
     def load_many(self, refs: Sequence[Ref]) -> Iterator[Loaded | Exception]:
-        """The values in order, or what went wrong with each.
-
-        Records are read up to 1,000 or 4 MB ahead, in the order of their places; large loose files by up to 4 threads.
-        """
+        """Records are read up to 1,000 or 4 MB ahead, in the order of their places; large loose files by threads."""
         names = [ref for ref in refs if type(ref) is not int]
         if self._open_many is None:
             files = load_ahead(self.load, names, self.codec.native)
@@ -246,10 +238,6 @@ class Directory(Generic[K]):
             return error
 
     def same(self, ref: Ref, value: object, version: int | None = None) -> bool:
-        """Is the value as its bytes are?  `False` if nobody can tell, as they are gone or damaged.
-
-        With ``version``, `FileNotFoundError` if the file is gone or is another one.
-        """
         opened = system.Opened()
         try:
             if isinstance(ref, int):
@@ -270,11 +258,9 @@ class Directory(Generic[K]):
             opened.close()
 
     def size(self, ref: Ref) -> int:
-        """Bytes that the value takes on disk, 0 if it is gone.  A loose file costs one ``stat``, a record nothing."""
         return ref >> LENGTH & CRC if isinstance(ref, int) else self._tree.size(ref)
 
     def version(self, ref: Ref) -> int | None:
-        """What tells this file from others that had its name or will have it; 0 for a record, `None` if it is gone."""
         if isinstance(ref, int):
             return 0
         try:
@@ -289,10 +275,7 @@ class Directory(Generic[K]):
     # Between chests, and away.
 
     def link(self, key: K, other: Storage[K], ref: Ref) -> Written:
-        """A second name, for ``key``, of the other's loose file, or a copy of a record's bytes.
-
-        `OSError` where that cannot be: another file system or storage, or no hard links there.
-        """
+        """A hard link to the other's loose file, or a copy of a record's bytes."""
         if not isinstance(other, Directory):
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), other.path)
         if isinstance(ref, int):
@@ -318,9 +301,7 @@ class Directory(Generic[K]):
         return Written(name, status.st_size, version_of(status), None, None)
 
     def remove(self, refs: Iterable[Ref]) -> None:
-        """Remove loose files, and the folders that this leaves empty.  Records need nothing.
-
-        A file that is gone already is as well; one that the system does not let go stays, and nothing names it."""
+        """A file that the system does not let go stays, and nothing names it."""
         for ref in refs:
             if isinstance(ref, str):
                 error = self._unlink(ref)
@@ -331,29 +312,23 @@ class Directory(Generic[K]):
         try:
             check_inside(name, self.path)
             self._tree.unlink(name)
-        except (OSError, ChestError) as error:
-            if isinstance(error, OSError):
-                system.raise_of_a_signal(error)
+        except ChestError as error:
+            return error
+        except OSError as error:
+            system.raise_of_a_signal(error)
             return error
         return None
 
     def committed(self, plain: bool = False, pending: bool = False) -> None:
-        """A commit names all that was written so far, or nobody ever will.
-
-        ``plain``: it was one of all keys, so that the journal goes too.  ``pending``: other threads write, or have
-        written what no index names yet: nothing that protects their files from a reclaimer is given up.
-        """
-        if not pending:
+        if not pending:  # else nothing that protects other threads' files from a reclaimer is given up
             self._packs.committed(plain)
             self._loose.journal.empty(remove=plain)
 
     def compact(self, refs: Mapping[K, Ref | None]) -> dict[int, int]:
-        """Copy records out of packs that no living writer holds and that hold more than twice what lives in them, to
-        this handle's own.  Returns old and new ref of each.  Cost: O(keys) if there is any such pack."""
+        """Of packs without a living writer that hold more than twice what lives in them.  Cost: O(keys)."""
         return self._packs.compact(refs.values())
 
     def reclaim(self, refs: Collection[Ref]) -> None:
-        """Remove packs and loose files of dead writers that no ref of ``refs``, which are all committed, names."""
         names = self._tree.listed(FOLDER)
         if names:
             self._packs.reclaim(refs, names)
@@ -361,11 +336,10 @@ class Directory(Generic[K]):
             self._tree.prune(FOLDER + "/")
 
     def make(self) -> None:
-        """Make the directory, and those above it, where it is not there.  `NotADirectoryError` if there is a file."""
+        """With the directories above it.  `NotADirectoryError` if there is a file."""
         self._tree.make(self._durable)
 
     def exists(self) -> bool:
-        """Is the directory there?"""
         try:
             return stat.S_ISDIR(os.stat(self.path).st_mode)
         except (FileNotFoundError, NotADirectoryError):
@@ -407,18 +381,15 @@ class Directory(Generic[K]):
                 pass
 
     def clear_away(self) -> None:
-        """Remove a temporary directory with all that is in it."""
         import shutil
 
         self.close()
         shutil.rmtree(self.path, ignore_errors=True)
 
     def close(self) -> None:
-        """Let go of all that is held open; what is wanted again is opened again."""
         self._packs.close()
         self._loose.journal.close()
 
     def after_fork(self) -> None:
-        """In a fork's child: what is open, and locked, stays the parent's."""
         self._packs.after_fork()
         self._loose.journal.after_fork()

@@ -95,11 +95,14 @@ class Journal:
         """Remove the files that it lists, and the journal: the chest is dropped."""
         owned = self._owned
         for inode, name in self._entries(owned.name) if owned is not None and owned.size() > 0 else ():
-            try:
-                self._tree.unlink(name, inode)
-            except OSError as error:
-                log("warning", "%s, which no index names, stays: %s", self._tree.path(name), error)
+            self._unlink(name, inode)
         self.empty(remove=True)
+
+    def _unlink(self, name: str, inode: int) -> None:
+        try:
+            self._tree.unlink(name, inode)
+        except OSError as error:
+            log("warning", "%s, which no index names, stays: %s", self._tree.path(name), error)
 
     def close(self) -> None:
         """Let go of the journal: what it lists now is nobody's."""
@@ -141,10 +144,7 @@ class Journal:
             for journal in reversed(dead):
                 for inode, name in self._entries(journal):
                     if name not in named and (inode, name) not in spared and inside(name):
-                        try:
-                            self._tree.unlink(name, inode)
-                        except OSError as error:
-                            log("warning", "%s, which no index names, stays: %s", self._tree.path(name), error)
+                        self._unlink(name, inode)
                 os.close(locks.pop())
                 idle(self._tree, journal, remove=True)
         finally:
@@ -200,8 +200,7 @@ class NewFile(Generic[K]):
 
     def cancel(self) -> None:
         """Remove what was written so far: a half-written file must not stay, whatever stopped us."""
-        while self.fds:
-            os.close(self.fds.pop())
+        self.fds.close()
         if self.name:
             try:
                 self._loose.tree.unlink(self.name)
