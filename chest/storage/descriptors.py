@@ -37,14 +37,13 @@ class Descriptor:
         return status if (status.st_dev, status.st_ino) == (self.device, self.inode) else None
 
     def lost(self) -> bool:
-        """Is the number no longer ours?  It is where the system fails to say (a stale handle): it is to be closed."""
+        """Is the number no longer ours?  It is ours where the system fails to say (a stale handle), to be closed."""
         try:
-            status = os.fstat(self.fd)
+            return self.status() is None
         except OSError as error:
             if error.errno is None:
                 raise
-            return error.errno == errno.EBADF
-        return (status.st_dev, status.st_ino) != (self.device, self.inode)
+            return False
 
     def close(self) -> None:
         """Close the file, if it is still this one."""

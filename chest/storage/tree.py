@@ -183,9 +183,5 @@ class Tree:
                 folder = folder.rpartition("/")[0]
                 folders.add(folder)
         for folder in sorted(folders, reverse=True):
-            if not system.WALKS:
-                system.sync_directory(self.path(folder))
-                continue
-            with self.entry(folder + "/x" if folder else "x") as (_, fd):
-                assert fd is not None
-                system.sync_directory(fd)
+            with self.entry(folder + "/x" if folder else "x") as (path, fd):
+                system.sync_directory(os.path.dirname(path) if fd is None else fd)
