@@ -114,7 +114,7 @@ def load(descriptor: int, status: os.stat_result, mode: str | None, trusted: boo
     opcodes = layout.without_arrays()
     if len(arrays) == 1 and len(opcodes) < _LONGEST:
         described = _describe(opcodes, arrays[0][1])
-        if described is not None:
+        if described is not None and (trusted or described[0].kind != "U"):  # else its characters are looked at below
             return _make(descriptor, arrays[0], under, *described), under
     return loads(opcodes, trusted, lambda: _buffers(descriptor, layout, under)), under
 

@@ -13,7 +13,7 @@ import zlib
 
 import pytest
 
-from chest.errors import DamagedError
+from chest.errors import DamagedError, LoadError
 from chest.serialize import Codec, dump, load
 
 np = pytest.importorskip("numpy")
@@ -210,6 +210,19 @@ def test_pickles_of_others_load_and_their_errors_are_their_own(tmp_path):
     path.write_bytes(b"no pickle at all")
     with pytest.raises(pickle.UnpicklingError):
         from_file(path, None)
+
+
+@pytest.mark.parametrize("wrap", [lambda array: array, lambda array: {"x": array}], ids=["array", "inside"])
+@pytest.mark.parametrize("mode", ["auto", "c", "r", None])
+def test_a_strangers_text_with_characters_that_do_not_exist_is_refused(mode, wrap, tmp_path):
+    value = np.array(["text"] * 100_000)
+    path = tmp_path / "value"
+    path.write_bytes(content(wrap(value)))
+    assert alike(from_file(path, mode, trusted=False)[0], wrap(value))
+    value.view("u4")[-1] = 0x110000
+    path.write_bytes(content(wrap(value)))
+    with pytest.raises(LoadError, match="characters"):
+        from_file(path, mode, trusted=False)
 
 
 class Gone:
