@@ -12,7 +12,7 @@ from typing import Any, Callable
 
 from .bounds import MOST_ALIKE, Refused
 
-__all__ = ["HOW", "LAZY", "NAMES", "Global", "Later", "Mapping", "Own", "State", "Uuid"]
+__all__ = ["HOW", "NAMES", "OF_ARRAYS", "Global", "Later", "Mapping", "Own", "State", "Uuid"]
 
 HOW = ("open the chest with trusted=True if you trust whoever could write to it, or have it keep such values in a "
        "format that is data, such as parquet, with dump= and load=")
@@ -190,7 +190,7 @@ def _slice(state: State, *parts: Any) -> Later:
 
 
 def _getattr(state: State, owner: Any, name: str) -> Global:
-    if type(owner) is Global and owner.function is NAMES["zoneinfo", "ZoneInfo"] and name == "_unpickle":
+    if type(owner) is Global and owner.name == ("zoneinfo", "ZoneInfo") and name == "_unpickle":
         return Global(("zoneinfo", "_unpickle"), _zone, state)
     raise Refused("it asks for an attribute")
 
@@ -298,20 +298,6 @@ def _path(name: str) -> Callable[..., Later]:
     return build
 
 
-def _numpy(name: str) -> Callable[..., Any]:
-    """A function of `restricted_arrays`, which imports numpy, put in its own place in `NAMES` when it is first met."""
-
-    def find() -> Callable[..., Any]:
-        from . import restricted_arrays
-
-        made: Callable[..., Any] = getattr(restricted_arrays, name)
-        return made
-
-    LAZY.add(find)
-    return find
-
-
-LAZY: set[Callable[..., Any]] = set()
 _FACTORIES: dict[tuple[str, str], Any] = {
     **{("builtins", kind.__name__): kind for kind in (list, dict, int, set, tuple, float, str, bool, bytes, frozenset)},
     **{("collections", kind.__name__): kind for kind in (deque, OrderedDict, Counter)},
@@ -326,14 +312,17 @@ NAMES: dict[tuple[str, str], Callable[..., Any]] = {
     ("collections", "defaultdict"): _defaultdict,
     **{("datetime", name): _of_datetime(name) for name in ("datetime", "date", "time")},
     ("datetime", "timedelta"): _timedelta, ("datetime", "timezone"): _timezone,
-    ("zoneinfo", "ZoneInfo"): lambda state, *arguments: _no(state), ("zoneinfo", "ZoneInfo._unpickle"): _zone,
+    ("zoneinfo", "ZoneInfo"): _no, ("zoneinfo", "ZoneInfo._unpickle"): _zone,
     ("decimal", "Decimal"): _decimal, ("fractions", "Fraction"): _fraction,
     **{(module, pure + kind): _path("Pure" + kind) for module in ("pathlib", "pathlib._local") for pure in ("Pure", "")
        for kind in ("PosixPath", "WindowsPath")},
-    ("numpy", "dtype"): _numpy("make_dtype"), ("numpy", "ndarray"): _numpy("over_memory"),
-    **{(f"numpy.{core}.{module}", name): _numpy(make) for core in ("core", "_core") for module, name, make in
+    **{(module, "MaskedArray"): _no for module in ("numpy.ma", "numpy.ma.core")},
+}
+# What needs numpy: names in `restricted_arrays`, which is put into `NAMES` when it is first met.
+OF_ARRAYS = {
+    ("numpy", "dtype"): "make_dtype", ("numpy", "ndarray"): "over_memory",
+    **{(f"numpy.{core}.{module}", name): make for core in ("core", "_core") for module, name, make in
        (("numeric", "_frombuffer", "from_buffer"), ("multiarray", "_reconstruct", "reconstruct"),
         ("multiarray", "scalar", "scalar"))},
-    **{(module, name): _numpy(make) for module in ("numpy.ma", "numpy.ma.core") for name, make in
-       (("_mareconstruct", "reconstruct_masked"), ("MaskedArray", "masked"))},
+    **{(module, "_mareconstruct"): "reconstruct_masked" for module in ("numpy.ma", "numpy.ma.core")},
 }

@@ -40,12 +40,12 @@ import re
 import sys
 from collections import deque
 from collections.abc import Iterable
-from typing import IO, Any, Callable
+from typing import IO, Any
 
-from .allowed import HOW, LAZY, NAMES, Global, Mapping, Own, State, Uuid
+from .allowed import HOW, NAMES, OF_ARRAYS, Global, Mapping, Own, State, Uuid
 from .bounds import DEEPEST, MOST_ALIKE, Careful, Refused, Whole, asks_too_much, check
 
-__all__ = ["Refused", "array", "load", "loads", "plain_load", "plain_loads"]
+__all__ = ["Refused", "loads", "plain_load", "plain_loads"]
 
 _PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 _SPARSE = re.compile(r"scipy\.sparse\._?(csr|csc|coo)")
@@ -60,19 +60,21 @@ class _Rules:
         """Called for each name."""
         if module in _PYTHON_2:
             module, name = _PYTHON_2[module], "range" if name == "xrange" else name
-        function = NAMES.get((module, name))
-        if function is None:
-            if _SPARSE.fullmatch(module) and name in (module[-3:] + "_matrix", module[-3:] + "_array"):
-                from . import restricted_arrays
+        if _SPARSE.fullmatch(module) and name in (module[-3:] + "_matrix", module[-3:] + "_array"):
+            from . import restricted_arrays
 
-                self.state.later = True
-                return restricted_arrays.sparse(name)
-            raise Refused(f"it names {_shown(module)}.{_shown(name)}; {HOW}")
+            self.state.later = True
+            return restricted_arrays.sparse(name)
+        function = NAMES.get((module, name))
         if function is Uuid:
             self.state.later = True
             return Uuid
-        if function in LAZY:
-            function = NAMES[module, name] = function()
+        if function is None:
+            if (module, name) not in OF_ARRAYS:
+                raise Refused(f"it names {_shown(module)}.{_shown(name)}; {HOW}")
+            from . import restricted_arrays
+
+            function = NAMES[module, name] = getattr(restricted_arrays, OF_ARRAYS[module, name])
         made = Global((module, name), function, self.state)
         self.state.made.append(made)
         return made
@@ -111,12 +113,17 @@ def loads(data: bytes | memoryview, buffers: Iterable[Any] | None = None) -> obj
     ``buffers``: memory for the arrays, as for `pickle.loads`; each is taken as bytes, and must stay as it is.
     `Refused` for what is not allowed; for what is no whole pickle, whatever unpickling raises.
     """
-    return _load(bytes(data), buffers)[0]
-
-
-def load(file: IO[bytes], buffers: Iterable[Any] | None = None) -> object:
-    """As `loads`, from where ``file`` stands; it then stands behind the pickle, if it can be positioned."""
-    return _from_file(file, lambda data: _load(data, buffers))
+    data = bytes(data)
+    state = State(4 * len(data) + 65_536)
+    unpickler = (_Fast if _prepared(data) else _Slow)(Whole(data), buffers=buffers)
+    unpickler.state = state
+    value = _run(unpickler, data)
+    del unpickler  # and its memo
+    if state.later or (state.made and max(map(sys.getrefcount, state.made)) > _UNUSED):
+        value = Finisher()(value)
+    for made in state.arrays:
+        made.flags.writeable = True
+    return value
 
 
 def plain_loads(data: bytes | memoryview) -> object:
@@ -131,20 +138,7 @@ def plain_load(file: IO[bytes], bounded: bool = True) -> object:
     """
     if not bounded:
         return _NoNames(file).load()
-    return _from_file(file, _plain_load)
-
-
-def array(dtype: str, shape: tuple[int, ...], order: str, buffer: Any) -> Any:
-    """A plain array over ``buffer``, which must be exactly as long; ``dtype`` as `numpy.dtype.str` gives it."""
-    from . import restricted_arrays
-
-    state = State(0)
-    return restricted_arrays.from_buffer(state, buffer, restricted_arrays.make_dtype(state, dtype), shape, order)
-
-
-def _from_file(file: IO[bytes], load: Callable[[bytes], tuple[Any, int]]) -> Any:
-    data = file.read()
-    value, rest = load(data)
+    value, rest = _plain_load(file.read())
     if rest and file.seekable():
         file.seek(-rest, io.SEEK_CUR)
     return value
@@ -166,21 +160,6 @@ def _plain_load(data: bytes) -> tuple[Any, int]:
 class _CarefulNoNames(Careful):
     find_class = _NoNames.find_class
     persistent_load = _NoNames.persistent_load
-
-
-def _load(data: bytes, buffers: Iterable[Any] | None) -> tuple[Any, int]:
-    source = Whole(data)
-    state = State(4 * len(data) + 65_536)
-    unpickler = (_Fast if _prepared(data) else _Slow)(source, buffers=buffers)
-    unpickler.state = state
-    value = _run(unpickler, data)
-    rest = len(source.data) - source.at
-    del unpickler  # and its memo
-    if state.later or (state.made and max(map(sys.getrefcount, state.made)) > _UNUSED):
-        value = Finisher()(value)
-    for made in state.arrays:
-        made.flags.writeable = True
-    return value, rest
 
 
 def _run(unpickler: Any, data: bytes) -> Any:

@@ -11,6 +11,7 @@ import pickle
 import re
 import sys
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib import import_module
 from typing import Any, Callable
 
@@ -25,34 +26,23 @@ _MOST_FIELDS = 10_000  # of a dtype, those of its fields included
 _DEEPEST = 16  # dtypes within dtypes
 _NDARRAY = ("numpy", "ndarray")
 _NATIVE = ("=", "|", "<" if sys.byteorder == "little" else ">")
-_MOST_KNOWN = 1_000  # dtypes; then all are forgotten
-_known: dict[tuple[str, Any], Any] = {}  # by text and state: plain dtypes, which were made from these before
 _MEMORY = frozenset({bytes, bytearray, memoryview, pickle.PickleBuffer})
 
 
 class Dtype(Own):
     """A dtype: made at once from its text, and anew from its parts by BUILD."""
 
-    __slots__ = ("depth", "fields", "real", "text")
+    __slots__ = ("depth", "fields", "real")
 
-    def __init__(self, real: Any, text: str = "") -> None:
+    def __init__(self, real: Any) -> None:
         self.real = real
-        self.text = text
         self.fields = 1
         self.depth = 0
 
     def __setstate__(self, state: Any) -> None:
         try:
-            plain = self.text and state[2:5] == (None, None, None) and len(state) == 8
-            real = _known.get((self.text, state)) if plain else None
-            if real is not None:
-                self.real = real
-                return
-            self._build(*state)
-            if plain:
-                if len(_known) >= _MOST_KNOWN:
-                    _known.clear()
-                _known[self.text, state] = self.real
+            if state[1] not in _NATIVE or state[2:] != (None, None, None, -1, -1, 0):  # else it changes nothing
+                self._build(*state)
         except (Refused, MemoryError):
             raise
         except Exception as error:
@@ -123,22 +113,20 @@ def make_dtype(state: State, text: Any, align: Any = False, copy: Any = False) -
         made = Dtype(text.real)
         made.fields, made.depth = text.fields, text.depth
     else:
-        made = Dtype(_of_text(text), text)
+        if type(text) is not str:
+            raise Refused("it has a dtype of an unknown kind")
+        made = Dtype(_of_text(text))
     state.made.append(made)
     return made
 
 
-def _of_text(text: Any) -> Any:
-    real = _known.get((text, None)) if type(text) is str else None
-    if real is None:
-        if type(text) is not str or _TEXT.fullmatch(text) is None:
-            raise Refused("it has a dtype of an unknown kind")
-        if len(_known) >= _MOST_KNOWN:
-            _known.clear()
-        if text.lstrip("<>=|")[0] in "SUV":  # older versions of numpy do not notice that a size is none
-            _judge_size(4 * int(text.lstrip("<>=|SUV") or 0))
-        real = _known[text, None] = numpy.dtype(text)
-    return real
+@lru_cache(1_000)
+def _of_text(text: str) -> Any:
+    if _TEXT.fullmatch(text) is None:
+        raise Refused("it has a dtype of an unknown kind")
+    if text.lstrip("<>=|")[0] in "SUV":  # older versions of numpy do not notice that a size is none
+        _judge_size(4 * int(text.lstrip("<>=|SUV") or 0))
+    return numpy.dtype(text)
 
 
 def _judge_size(size: Any) -> int:
@@ -303,11 +291,6 @@ def reconstruct_masked(state: State, kind: Any, base: Any, shape: Any, code: Any
     made = Masked(state)
     state.made.append(made)
     return made
-
-
-def masked(state: State, *arguments: Any) -> Any:
-    """`numpy.ma.MaskedArray`, which is only named."""
-    raise Refused("it calls numpy.ma.MaskedArray")
 
 
 class Sparse(Own):
