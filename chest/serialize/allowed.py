@@ -251,12 +251,6 @@ def _timedelta(state: State, *arguments: int) -> Any:
     return state.distinct(datetime.timedelta(*arguments))
 
 
-def _timezone(state: State, *arguments: Any) -> Any:
-    import datetime
-
-    return datetime.timezone(*arguments)
-
-
 def _zone(state: State, key: str, from_cache: bool = True) -> Any:
     import zoneinfo
 
@@ -310,8 +304,8 @@ NAMES: dict[tuple[str, str], Callable[..., Any]] = {
     ("copyreg", "_reconstructor"): _reconstructor, ("uuid", "UUID"): Uuid,
     ("collections", "deque"): _deque, ("collections", "OrderedDict"): _ordered, ("collections", "Counter"): _counter,
     ("collections", "defaultdict"): _defaultdict,
-    **{("datetime", name): _of_datetime(name) for name in ("datetime", "date", "time")},
-    ("datetime", "timedelta"): _timedelta, ("datetime", "timezone"): _timezone,
+    **{("datetime", name): _of_datetime(name) for name in ("datetime", "date", "time", "timezone")},
+    ("datetime", "timedelta"): _timedelta,
     ("zoneinfo", "ZoneInfo"): _no, ("zoneinfo", "ZoneInfo._unpickle"): _zone,
     ("decimal", "Decimal"): _decimal, ("fractions", "Fraction"): _fraction,
     **{(module, pure + kind): _path("Pure" + kind) for module in ("pathlib", "pathlib._local") for pure in ("Pure", "")

@@ -225,6 +225,7 @@ class Array(Own):
     __slots__ = ("known", "state")
 
     def __init__(self, state: State) -> None:
+        state.made.append(self)
         self.state = state
         self.known: tuple[Any, ...] | None = None
 
@@ -279,18 +280,14 @@ def reconstruct(state: State, kind: Any, shape: Any, code: Any) -> Array:
     """`numpy._core.multiarray._reconstruct`."""
     if type(kind) is not Global or kind.name != _NDARRAY:
         raise Refused("it has an array of a class of its own")
-    made = Array(state)
-    state.made.append(made)
-    return made
+    return Array(state)
 
 
 def reconstruct_masked(state: State, kind: Any, base: Any, shape: Any, code: Any) -> Masked:
     """`numpy.ma.core._mareconstruct`."""
     if type(kind) is not Global or type(base) is not Global or kind.name[1] != "MaskedArray" or base.name != _NDARRAY:
         raise Refused("it has a masked array of a class of its own")
-    made = Masked(state)
-    state.made.append(made)
-    return made
+    return Masked(state)
 
 
 class Sparse(Own):
