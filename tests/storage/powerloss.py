@@ -82,6 +82,13 @@ class _Content:
             sectors.append(part.ljust(end - start, b"\0"))
         return b"".join(sectors)
 
+    def holed(self, rng):
+        """The newest, but for some sectors in a row, which are as they were confirmed, or zeros."""
+        data = self.newest()
+        start = rng.randrange(len(data) // SECTOR + 1) * SECTOR
+        end = min(start + SECTOR * rng.choice([1, 1, 4]), len(data))
+        return data[:start] + self.synced[start:end].ljust(end - start, b"\0") + data[end:]
+
 
 def _after(data, op):
     if op[0] == "truncate":
@@ -218,7 +225,7 @@ def _of_one(one, this, others):
 
 def _any(rng):
     """One fate for all files, or one for each."""
-    fates = [_Content.lost, _Content.zeroed, _Content.torn, _Content.mixed, lambda file, rng: file.newest()]
+    fates = [_Content.lost, _Content.zeroed, _Content.torn, _Content.mixed, _Content.holed, lambda file, rng: file.newest()]
     fate = rng.choice([*fates, None])
     return lambda number, file: (fate or rng.choice(fates))(file, rng)
 

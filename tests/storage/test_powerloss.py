@@ -194,11 +194,20 @@ def killed(run):
         d[1] = text(1, "theirs")
         d.flush()
 
-    for calls in (1, 4, 7, 9):
+    was, calls = True, 0
+    while was:
+        calls += 2
+        before, theirs = dict(run.model), {**run.model, "b": text("b", "theirs", 5000), 1: text(1, "theirs")}
+        theirs["theirs"] = theirs["b"]
+        run.recorder.note("begin", theirs)
         was = run.recorder.killed(calls, other)
-        assert was
-        run.set(c, "a", ("t", calls), size=4000 if calls < 7 else 1000)
-        run.commit(c.sync if calls < 9 else c.flush)
+        run.model = dict(c.items())
+        assert run.model == (theirs if "theirs" in run.model else before)
+        run.set(c, "a", 1, ("t", calls % 5), size=4000 if calls % 4 else 1000)
+        if "theirs" in run.model:
+            run.delete(c, "theirs")
+        run.commit(c.flush if calls % 10 == 0 else c.sync)
+    assert calls > 10
     c.close()
 
 
