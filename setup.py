@@ -38,8 +38,8 @@ setup(
         "numpy": ["numpy"],
         "remote": ["fsspec"],
         "test": [
-            "cachetools", "diskcache", "fsspec", "h5py", "hypothesis", "joblib", "numpy", "pandas", "pyarrow", "pytest",
-            "scipy", "toolz", "zict",
+            "cachetools", "diskcache", "fsspec", "h5py", "hypothesis", "joblib", "mypy", "numpy", "pandas", "pyarrow",
+            "pytest", "scipy", "toolz", "zict",
         ],
         # What the tests of object stores, of dask and of progress bars meet; the other tests do without.
         "servers": [
