@@ -114,6 +114,16 @@ def check(c, path, before, after, error, what):
         assert isinstance(error, (OSError, ChestError, KeyError)), repr(error)
 
 
+@pytest.fixture
+def little_garbage():
+    """The collector looks at what the test makes alone: it is asked behind each fault."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("little_garbage")
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_system_call_that_fails_loses_nothing(operation, variant, tmp_path, monkeypatch, record_property):
