@@ -195,11 +195,8 @@ class KeysFile:
         return self._codec.load_from(self.path + "~")
 
     def erase(self) -> None:
-        """Remove the file, so that nothing that it names is a value any more: with ``durable`` before a value goes."""
+        """Remove the file, so that nothing that it names is a value any more."""
         _unlink(self.path)
-        if self._codec.durable:
-            with suppress(FileNotFoundError):
-                self._system.sync_directory(self._directory)
 
     # The descriptor that is held open.
 

@@ -6,7 +6,7 @@ import io
 import os
 import stat
 from collections.abc import Collection, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, Callable, Generic, TypeVar
 from zlib import crc32
 
@@ -349,8 +349,12 @@ class Directory(Generic[K]):
         """Remove these values, what this handle wrote and no commit names, what dead handles left, and the directory if
         that leaves it empty.  What other handles wrote and have not committed stays.
 
-        All is tried before the first `OSError` is raised.
+        With ``durable`` the index, which is removed by now, is gone from the disk before a value goes; an `OSError`
+        there leaves the values' files.  Behind that all is tried before the first `OSError` is raised.
         """
+        if self._durable:
+            with suppress(FileNotFoundError):
+                system.sync_directory(self.path)
         names = [ref for ref in refs if isinstance(ref, str)]
         errors = [self._unlink(name) for name in names]
         self._loose.journal.erase_own()

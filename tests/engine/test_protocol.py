@@ -243,4 +243,4 @@ def test_in_every_order(orders, name, kills):
 def test_in_many_orders(orders, name, kills):
     count = run(orders, MANY[name], kills=kills, few=False)
     print(f"\n{name}, killed: {kills or 'nobody'}: {count} orders")
-    assert count >= (20 if kills else 10)
+    assert count >= 5

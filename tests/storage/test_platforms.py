@@ -13,6 +13,7 @@ from chest.storage import system
 
 WINDOWS = """
 import os, shutil, sys, types
+shutil._use_fd_functions = False
 sys.platform = "win32"
 for name in ("pread", "preadv", "writev", "fork", "register_at_fork", "mkfifo", "sched_yield", "O_NOFOLLOW", "O_NONBLOCK",
              "O_DIRECTORY"):
