@@ -48,11 +48,11 @@ def forked(action, ends=os._exit):
 @functools.cache
 def without_signals(code):
     """Where lines begin at which no signal is handled: those with nothing but ``try:``, and, as the interpreter is about
-    to leave a ``with``, its first statement again.  And jumps in Python 3.13, whose compiler forgets that there is a
-    ``with`` or ``try`` around some: nobody's lock is free after a Ctrl-C there."""
+    to leave a ``with``, its first statement again.  And, since Python 3.12, the jumps and heads of loops: what a trace
+    function raises there may miss the ``with`` around them."""
     begun, found = set(), set()
-    if sys.version_info[:2] == (3, 13):
-        found = {at.offset for at in dis.get_instructions(code) if "JUMP" in at.opname}
+    if sys.version_info >= (3, 12):
+        found = {at.offset for at in dis.get_instructions(code) if "JUMP" in at.opname or at.opname == "FOR_ITER"}
     for at, line in dis.findlinestarts(code):
         text = linecache.getline(code.co_filename, line or 0).strip()
         if text == "try:" or (text.startswith("with ") and line in begun):

@@ -84,7 +84,7 @@ class Committer(Generic[K]):
         state, flight = self.state, Flight(False)
         saved: dict[K, Saved] = {}
         try:
-            with state.lock:
+            with state.lock, state.undisturbed:
                 state.mend()
                 torn, state.torn = state.torn, True
                 self._unstick()
@@ -146,7 +146,7 @@ class Committer(Generic[K]):
                 if not new:
                     continue
                 written = self.spiller.write(new)
-                with state.lock:
+                with state.lock, state.undisturbed:
                     torn, state.torn = state.torn, True
                     orphans += self.spiller.record(written, saved, flight)
                     for item, one in written:
@@ -180,7 +180,7 @@ class Committer(Generic[K]):
               flight: Flight) -> None:
         """Note which values are known to be as their bytes are: those saved that nobody but the chest can reach."""
         state, cache = self.state, self.state.cache
-        with state.lock:
+        with state.lock, state.undisturbed:
             torn, state.torn = state.torn, True
             cache.take_hits()
             for key, *_ in items:
@@ -203,7 +203,7 @@ class Committer(Generic[K]):
                     self.spiller.on_overflow(key)
             self.spiller.leave([key for key in saved if state.index.refs.get(key) is not None], announced=True)
             return
-        with state.lock:
+        with state.lock, state.undisturbed:
             torn, state.torn = state.torn, True
             cache.take_hits()
             stay = flight.given | cache.access.pinned()
@@ -234,15 +234,14 @@ class Committer(Generic[K]):
     def _commit(self, plain: bool, moved: dict[int, int], mine: Flight | None) -> tuple[Committed, list[Ref]]:
         """Returns what the commit left, and refs of interrupted operations that may go now."""
         state = self.state
-        with state.lock, state.index.lock:
+        with state.lock, state.undisturbed, state.index.lock:
             while state.refresh():
                 pass  # a value that is dropped may run code of the user's, and that may commit by another handle
             try:
-                with state.undisturbed:
-                    done = state.index.commit(plain, moved)
-                    # Another thread's write may have returned, and wait for the lock to say where its values lie.
-                    others = any(flight is not mine and not flight.loads for flight in state.flights.values())
-                    state.storage.committed(plain, pending=others or bool(state.index.fresh))
+                done = state.index.commit(plain, moved)
+                # Another thread's write may have returned, and wait for the lock to say where its values lie.
+                others = any(flight is not mine and not flight.loads for flight in state.flights.values())
+                state.storage.committed(plain, pending=others or bool(state.index.fresh))
             except OSError as error:
                 state.refresh()
                 raise explain_os(error, "commit the index", state.storage.file(KEYS),

@@ -308,7 +308,7 @@ class Engine(Generic[K]):
         with state.lock:
             state.mend()
             if self.owner == os.getpid() and state.storage.exists():
-                with state.index.lock:
+                with state.undisturbed, state.index.lock:
                     state.refresh()
                     state.index.erase()  # from now on the chest is empty, whatever becomes of its files
                     state.storage.drop(self._forget())

@@ -223,7 +223,7 @@ class Spiller(Generic[K]):
         """Values that were to leave do so if they are saved, and were left alone; else they are back in the order."""
         state, cache = self.state, self.state.cache
         orphans: list[Ref] = []
-        with state.lock:
+        with state.lock, state.undisturbed:
             torn, state.torn = state.torn, True
             if cache.access.log:
                 cache.take_hits()
