@@ -4,6 +4,7 @@ import os
 import threading
 
 import pytest
+from children import open_files
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("default", deadline=None, suppress_health_check=list(HealthCheck))
@@ -21,17 +22,6 @@ def in_a_fresh_directory(tmp_path, monkeypatch):
 def path(tmp_path):
     """The path of a chest that is not there yet."""
     return str(tmp_path / "a-chest")
-
-
-def open_files():
-    """The descriptors that this process has open, and what they are; empty where the system does not tell."""
-    found = {}
-    for fd in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
-        try:
-            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
-        except OSError:
-            continue
-    return found
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import warnings
 
 import faults as injection
 import pytest
-from conftest import open_files
+from children import open_files
 
 from chest import Chest
 from chest.errors import ChestError
