@@ -8,14 +8,12 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
-import pathlib
 import pickle
 import random
 import re
 import shutil
 import signal
 import subprocess
-import tempfile
 
 import pytest
 
@@ -24,16 +22,6 @@ from chest import Chest
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 BASE = {"a": "base-a" * 50, "b": [1, 2], ("t", 1): "base-t", "same": "same", 5: "base-5"}
-
-
-@pytest.fixture
-def quick_path(tmp_path):
-    """A directory in memory where there is one: what a kill leaves is the same there, and takes less time to make."""
-    if not os.path.isdir("/dev/shm"):
-        yield tmp_path
-    else:
-        with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="chest-test-") as made:
-            yield pathlib.Path(made)
 
 
 class Scenario:

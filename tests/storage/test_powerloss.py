@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import gc
 import os
-import pathlib
 import pickle
 import random
 import shutil
-import tempfile
 
 import pytest
 from powerloss import Disk, everything, fingerprint, make, newest, real_tree
@@ -30,16 +28,6 @@ SMALL = 3000  # bytes below which values go to packs, where there are any
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="simulates POSIX")
 
 tried = {}
-
-
-@pytest.fixture
-def quick(tmp_path):
-    """A directory in memory where there is one: what is built there is the same, and takes less time."""
-    if not os.path.isdir("/dev/shm"):
-        yield tmp_path
-    else:
-        with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="chest-test-") as made:
-            yield pathlib.Path(made)
 
 
 def text(key, n, size=2000):
@@ -325,9 +313,9 @@ def life_goes_on(path, found, durable, **settings):
         key: value for key, value in found.items() if not isinstance(value, Lost)}
 
 
-def play(script, durable, quick, monkeypatch, states=STATES):
+def play(script, durable, quick_path, monkeypatch, states=STATES):
     """Run a script, and crash it.  Returns how many different states were tried."""
-    root = str(quick / "root")
+    root = str(quick_path / "root")
     os.mkdir(root)
     run = Run(Recorder(root), durable=durable)
     with run.recorder.recording(monkeypatch):
@@ -359,7 +347,7 @@ def play(script, durable, quick, monkeypatch, states=STATES):
             if (mark, len(models), begun) in seen:
                 continue
             seen.add((mark, len(models), begun))
-            where = str(quick / str(len(seen)))
+            where = str(quick_path / str(len(seen)))
             make(tree, numbers, where)
             path = os.path.join(where, "chest")
             found = read(path, **settings)
@@ -375,8 +363,8 @@ def play(script, durable, quick, monkeypatch, states=STATES):
 
 
 @pytest.mark.parametrize("script", [*SCRIPTS, refused, plain], ids=lambda script: script.__name__)
-def test_a_durable_chest_is_the_last_commit_or_the_whole_one_under_way(script, quick, monkeypatch):
-    tried[script, True] = play(script, True, quick, monkeypatch)
+def test_a_durable_chest_is_the_last_commit_or_the_whole_one_under_way(script, quick_path, monkeypatch):
+    tried[script, True] = play(script, True, quick_path, monkeypatch)
 
 
 shared = pytest.mark.xfail(reason="a name of two keys may be freed and taken again before the index is on the disk")
@@ -384,8 +372,8 @@ shared = pytest.mark.xfail(reason="a name of two keys may be freed and taken aga
 
 @pytest.mark.parametrize("script", [pytest.param(script, marks=[shared] * (script is clashing)) for script in SCRIPTS],
                          ids=[script.__name__ for script in SCRIPTS])
-def test_without_durable_no_value_is_anothers_or_torn(script, quick, monkeypatch):
-    tried[script, False] = play(script, False, quick, monkeypatch)
+def test_without_durable_no_value_is_anothers_or_torn(script, quick_path, monkeypatch):
+    tried[script, False] = play(script, False, quick_path, monkeypatch)
 
 
 def test_many_states_were_tried(capsys):
