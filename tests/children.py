@@ -61,13 +61,16 @@ def without_signals(code):
     """Where lines begin at which no signal is handled: those with nothing but ``try:``, and, as the interpreter is about
     to leave a ``with``, its first statement again.  And, since Python 3.12, the jumps and heads of loops: what a trace
     function raises there may miss the ``with`` around them."""
-    begun, found = set(), set()
-    if sys.version_info >= (3, 12):
-        found = {at.offset for at in dis.get_instructions(code) if "JUMP" in at.opname or at.opname == "FOR_ITER"}
-    for at, line in dis.findlinestarts(code):
+    found, begun, line = set(), set(), None
+    starts = dict(dis.findlinestarts(code))
+    for at in dis.get_instructions(code):
+        begins = starts.get(at.offset) not in (None, line)
+        line = starts.get(at.offset, line)
         text = linecache.getline(code.co_filename, line or 0).strip()
-        if text == "try:" or (text.startswith("with ") and line in begun):
-            found.add(at)
+        if text == "try:" or (text.startswith("with ") and not (begins and line not in begun)):
+            found.add(at.offset)
+        elif sys.version_info >= (3, 12) and ("JUMP" in at.opname or at.opname == "FOR_ITER"):
+            found.add(at.offset)
         begun.add(line)
     return found
 
