@@ -141,7 +141,7 @@ class Committer(Generic[K]):
         state, errors = self.state, []
         orphans: list[Ref] = []
         try:
-            for some in self._crowds(progress(items, total=len(items))):
+            for some in self._batches(progress(items, total=len(items))):
                 new = self.spiller.divide(some, saved)
                 if not new:
                     continue
@@ -163,7 +163,7 @@ class Committer(Generic[K]):
                 state.storage.remove(orphans)
         return errors
 
-    def _crowds(self, items: Iterable[Item]) -> Iterator[list[Item]]:
+    def _batches(self, items: Iterable[Item]) -> Iterator[list[Item]]:
         """``items`` in lists of about `AT_ONCE` bytes, if small values share packs; each alone, if not."""
         some: list[Item] = []
         sizes, total = self.state.cache.sizes if self.spiller.threshold() else {}, 0
@@ -189,10 +189,11 @@ class Committer(Generic[K]):
                         cache.watch.pop(key, None)
                     else:
                         cache.look_at(key)
-            gone = cache.let_go([key for key in saved if key in cache.left], 2)
+            for key, *_ in cache.unreferenced(len(cache.kept), 2):  # besides, each is in its item
+                if key in saved:
+                    cache.let_go(key)
             state.land(flight, [*[item[0] for item in items], *clean])
             state.torn = torn
-        del gone
 
     def _empty(self, saved: dict[K, Saved], flight: Flight) -> None:
         """Let values leave memory that were just saved, but for those that somebody was given since."""

@@ -10,7 +10,7 @@ from chest.engine import lifecycle
 from chest.engine.committer import Committer, Progress, silent
 from chest.engine.loader import Loader
 from chest.engine.opening import Settings, open_parts
-from chest.engine.spiller import Spiller
+from chest.engine.spiller import SWEPT, Spiller
 from chest.engine.state import State
 from chest.errors import ChestError, explain_os
 from chest.log import log
@@ -192,7 +192,7 @@ class Engine(Generic[K]):
             others = self._take_in(items, state.storage.write(items, small))
         for key, value in others:  # the errors are those of a spill
             self.set(key, value)
-        self.spiller.sweep()
+        self.spiller.sweep(SWEPT)
 
     def _take_in(self, items: list[tuple[K, Any]], done: list[Written]) -> list[tuple[K, Any]]:
         """Note where new values lie.  Returns those that could not be written."""

@@ -15,16 +15,16 @@ import _thread
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
-from chest.engine.spiller import STRAYS, Spiller
+from chest.engine.spiller import SWEPT, Spiller
 from chest.engine.state import Flight, State, nothing
 from chest.errors import explain_load, raised_by_signal
 from chest.memory.cache import ABSENT, memory_of
-from chest.memory.changes import referenced
+from chest.memory.changes import COUNTED
 from chest.memory.sizeof import nbytes
 from chest.serialize.compare import can_change
 from chest.storage.base import Loaded, Ref
 
-__all__ = ["Loader", "crowds"]
+__all__ = ["Loader", "batches"]
 
 K = TypeVar("K", bound=Hashable)
 
@@ -159,7 +159,7 @@ class Loader(Generic[K]):
                     raise KeyError(key)
             wanted = [key for key in dict.fromkeys(keys) if self._is_away(key)]
         failed: list[K] = []
-        for some in crowds(progress(wanted, total=len(wanted)), TOGETHER):
+        for some in batches(progress(wanted, total=len(wanted)), TOGETHER):
             if not self._bring(some, failed):
                 break
         for key in failed:
@@ -214,75 +214,52 @@ class Loader(Generic[K]):
     def stream(self, keys: list[K]) -> Iterator[tuple[K, Any]]:
         """The pairs of ``keys``, those that are gone by their turn left out.
 
-        Records of packs are read ahead.  What is read so, and does not fit into memory, passes by: it pushes nothing
-        out, and is compared when the loop has got the next one.
+        Records of packs that do not fit into memory are read ahead and pass by: they push nothing out, and are compared
+        when the loop is through with them.
         """
-        trail: list[tuple[K, Loaded]] = []  # what passed by last: the loop may have it in hand still
-        for some in crowds(keys, TOGETHER):
+        for some in batches(keys, TOGETHER):
             ahead = self._ahead(some)
             if not ahead and self.state.storage.remote:
                 self._bring(some, [])  # all of them at once, as each by itself is a round trip
             loads = self.state.storage.load_many(list(ahead.values()))
             for key in some:
                 loaded = next(loads) if key in ahead else None
-                if loaded is not None and self._passes(key, ahead[key], loaded):
-                    trail.append((key, loaded))  # type: ignore[arg-type]
-                    yield key, loaded.value  # type: ignore[union-attr]
-                    if len(trail) > 1:
-                        self._passed(trail)
-                        if len(self.state.cache.kept) > STRAYS:
-                            self.spiller.sweep()
-                    continue
-                value = self.get(key)
-                if value is not ABSENT:
-                    yield key, value
-                    del value
+                if isinstance(loaded, Loaded) and self._passes(key, ahead[key], loaded):
+                    yield key, loaded.value
+                    if len(self.state.cache.kept) > SWEPT:
+                        self.spiller.sweep(SWEPT)
+                else:
+                    value = self.get(key)
+                    if value is not ABSENT:
+                        yield key, value
+                        del value
 
     def _ahead(self, keys: list[K]) -> dict[K, Ref]:
         """Those of ``keys`` that lie in packs, and are not in memory, if there is no room for them there."""
         state, cache, remote = self.state, self.state.cache, self.state.storage.remote
+        if not COUNTED:
+            return {}  # nobody could tell when the loop is through with a value
         with state.lock:
             state.mend()
             refs = {key: ref for key in keys if (type(ref := state.index.refs.get(key)) is int or (remote and ref))
                     and key not in cache.values and key not in cache.left}
-            least = sum((ref >> 32) & 0xFFFFFFFF if isinstance(ref, int) else 1 << 16 for ref in refs.values())
+            least = sum([ref >> 32 & 0xFFFFFFFF if type(ref) is int else 1 << 16 for ref in refs.values()])
             return refs if cache.usage + 4 * least > state.available else {}
 
-    def _passes(self, key: K, ref: Ref, loaded: Loaded | Exception) -> bool:
+    def _passes(self, key: K, ref: Ref, loaded: Loaded) -> bool:
         """Is a value that was read ahead still that of its key, and does nobody else have it?  Then it is given now."""
         state, cache = self.state, self.state.cache
-        if isinstance(loaded, Exception):
-            return False
         with state.lock:
             if state.index.refs.get(key) != ref or key in cache.values or key in cache.left or key in state.flights:
                 return False
-            cache.take_hits()
-            cache.access.asked(key)
-            cache.keep(key, loaded.value, (loaded.stamp, loaded.version))  # so that others get the same object
+            if can_change(loaded.value):
+                cache.keep(key, loaded.value, (loaded.stamp, loaded.version))  # so that others get the same object
             state.counts.misses += 1
             state.counts.bytes_read += loaded.nbytes
         return True
 
-    def _passed(self, trail: list[tuple[K, Loaded]]) -> None:
-        """The loop is through with the older of two values: if it was changed, it enters memory to be saved."""
-        cache = self.state.cache
-        key, loaded = trail.pop(0)
-        value = loaded.value
-        with self.state.lock:
-            found = cache.left.get(key)
-            if found is None or found[0] is not value:
-                return  # somebody asked for it, and brought it into memory, or set another
-            if referenced([value], 3)[0]:  # besides the list: by its load, by a name here, and by `left`
-                del cache.left[key]
-                cache.leave(key, value, found[1])
-            elif not can_change(value) or self.state.codec.unchanged(value, loaded.stamp):
-                del cache.left[key]
-            else:
-                cache.put(key, value, nbytes(value), found[1])
-                del cache.given[key]
 
-
-def crowds(items: Iterable[Any], most: int) -> Iterator[list[Any]]:
+def batches(items: Iterable[Any], most: int) -> Iterator[list[Any]]:
     """``items`` in lists of up to so many."""
     some = []
     for item in items:

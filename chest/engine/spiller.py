@@ -20,6 +20,7 @@ from chest.errors import explain_dump, raised_by_signal
 from chest.log import Key, log
 from chest.memory.cache import UNKNOWN, Saved
 from chest.memory.changes import referenced
+from chest.memory.sizeof import nbytes
 from chest.storage.base import Ref, Written
 
 __all__ = ["Item", "Spiller"]
@@ -28,7 +29,7 @@ K = TypeVar("K", bound=Hashable)
 
 SMALL = 4096  # bytes: values that take less leave memory many at a time where they share packs
 MANY = 1000  # keys: larger chests pack their small values where min_file_size is not given
-STRAYS = 64  # values that left memory and are kept, that are looked at together
+SWEPT = 64  # values that left memory, and that the program refers to, that are looked at together
 ROUNDS = 3  # batches that are tried before memory stays over the budget until the next operation
 
 # A key, its value, where its bytes lie, if anywhere, and what tells whether it changed since.
@@ -63,34 +64,32 @@ class Spiller(Generic[K]):
                     torn, state.torn = state.torn, True
                     keys = self._choose()
                     items = self.withdraw(keys, flight)
-                    if state.cache.kept:
-                        items += self._strays(flight, 2 * len(keys))
                     state.torn = torn
                 if items:
                     self.spill(items, flight)
+                if state.cache.kept:
+                    self.sweep(2 * len(keys))
                 if not keys:
                     return
             except BaseException:
                 state.check_landed(flight)
                 raise
 
-    def sweep(self) -> None:
-        """Let go of some values that left memory, and that the program does not refer to any more."""
-        state, flight = self.state, Flight(False)
-        try:
-            with state.lock:
-                items = self._strays(flight, STRAYS)
-            if items:
-                self.spill(items, flight)
-        except BaseException:
-            state.check_landed(flight)
-            raise
-
-    def _strays(self, flight: Flight, most: int) -> list[Item]:
-        state, left = self.state, self.state.cache.left
-        keys = [key for key in state.cache.strays(most) if key not in state.flights and key in state.index.refs]
-        state.take_off(flight, keys)
-        return [(key, left[key][0], state.index.refs[key], left[key][1]) for key in keys]
+    def sweep(self, most: int) -> None:
+        """Of up to ``most`` values that left memory let those go that the program does not refer to any more; one that
+        was changed in place is in memory again, to be saved as any other."""
+        state, cache = self.state, self.state.cache
+        with state.lock:
+            torn, state.torn = state.torn, True
+            found = cache.unreferenced(most)
+            for key, value, saved in found:
+                if self._is_same(value, saved):
+                    cache.let_go(key)
+                else:
+                    cache.put(key, value, nbytes(value), saved)
+                    del cache.given[key]
+            state.torn = torn
+        del found
 
     def make_room_quietly(self) -> None:
         """As `make_room` for a value that was loaded: it is the user's, also when no room can be made for it."""
@@ -233,10 +232,7 @@ class Spiller(Generic[K]):
             for item in items:
                 key = item[0]
                 if key in saved and key not in flight.given and state.flights.get(key) is flight:
-                    if key in cache.values:
-                        leaving.append(key)
-                    else:
-                        cache.left.pop(key, None)
+                    leaving.append(key)
                 elif key in cache.values and key not in cache.stuck:
                     back.append(key)
             if back:
@@ -276,29 +272,28 @@ class Spiller(Generic[K]):
         watch, values = self.state.cache.watch, self.state.cache.values
         new: list[Item] = []
         for item in items:
-            if item[2] is None or ((item[0] in watch or item[0] not in values) and not self._is_same(item)):
+            key, value, ref, before = item
+            if ref is None or ((key in watch or key not in values) and not (
+                    self._is_same(value, before, ref) or self._is_replaced(key, value))):
                 new.append(item)
             else:
-                saved[item[0]] = item[3] or UNKNOWN
+                saved[key] = before or UNKNOWN
         return new
 
-    def _is_same(self, item: Item) -> bool:
-        """Is the value as its bytes are?  A comparison that cannot be made says no.
-
-        One that others replaced meanwhile need not be written either: theirs is the key's then.
-        """
-        state = self.state
-        key, value, ref, stamp = item[0], item[1], item[2], item[3][0] if item[3] else None
-        assert ref is not None
+    def _is_same(self, value: Any, saved: Saved | None, ref: Ref | None = None) -> bool:
+        """Is the value as its bytes are, by what is known of them, or by those at ``ref``?  No, if nobody can tell."""
         try:
-            if (stamp is not None and state.codec.unchanged(value, stamp)) or state.storage.same(ref, value):
-                return True
+            return bool(saved is not None and saved[0] is not None and self.state.codec.unchanged(value, saved[0])) or (
+                ref is not None and self.state.storage.same(ref, value))
         except Exception as error:
             if isinstance(error, (OSError, MemoryError)) or raised_by_signal(error):
                 raise
             return False  # it can no longer be dumped: the write says why
-        state.refresh()
-        return state.cache.values.get(key) is not value and state.cache.find(key)[0] is not value
+
+    def _is_replaced(self, key: K, value: Any) -> bool:
+        """Did others set the key meanwhile?  Then the value need not be written: theirs is the key's."""
+        self.state.refresh()
+        return self.state.cache.values.get(key) is not value and self.state.cache.find(key)[0] is not value
 
     def write(self, items: Sequence[Item]) -> list[tuple[Item, Written]]:
         """Write values to new bytes, each by itself: what goes wrong with one is noted with it."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from chest.engine.committer import Progress
 from chest.engine.engine import Engine
-from chest.engine.loader import crowds
+from chest.engine.loader import batches
 from chest.errors import ChestError
 from chest.memory.cache import ABSENT
 
@@ -34,12 +34,12 @@ def _parts(other: Any, progress: Progress) -> Iterator[dict[Any, Any]]:
         other = dict(other)  # as it is now, whatever other threads do to it
     if isinstance(other, Mapping) or hasattr(other, "keys"):
         keys = list(other.keys())
-        for some in crowds(progress(keys, total=len(keys)), TOGETHER if isinstance(other, dict) else 1):
+        for some in batches(progress(keys, total=len(keys)), TOGETHER if isinstance(other, dict) else 1):
             yield {key: other[key] for key in some}
         return
     total = len(other) if hasattr(other, "__len__") else None
     pairs: Iterable[Any] = progress(other, total=total)
-    for some in crowds(pairs, TOGETHER if total is not None else 1):
+    for some in batches(pairs, TOGETHER if total is not None else 1):
         yield {key: value for key, value in some}  # noqa: C416 - an error for what is no pair
 
 

@@ -8,7 +8,7 @@ whatever Ctrl-C or a failing callback left half done.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
@@ -271,29 +271,25 @@ class Cache(Generic[K]):
         found = [(key, *self.find(key)) for key in list(self.left)]
         return [entry for entry in found if entry[1] is not ABSENT and can_change(entry[1])]
 
-    def strays(self, most: int) -> list[K]:
-        """Of up to ``most`` values that are kept by a plain reference, the keys of those to which nobody else refers
-        any more: they can go when they were compared."""
-        found = []
-        for key in list(islice(self.kept, most)):
-            del self.kept[key]
-            value = self.left.get(key, (None,))[0]
-            if not can_change(value):
-                self.left.pop(key, None)
-            elif type(value) is not _Reference:
-                self.kept[key] = None
-                if not referenced([value], 2)[0]:  # besides, by `left`, and by a name here
-                    found.append(key)
-        return found
+    def unreferenced(self, most: int, holders: int = 1) -> list[tuple[K, Any, Saved]]:
+        """Of up to ``most`` values that are kept by a plain reference, those to which nobody but so many ``holders``
+        refers: one is ``left``."""
+        keys = [key for key in list(islice(self.kept, most)) if not self._forgets(key)]
+        held = referenced([self.left[key][0] for key in keys], holders)
+        return [(key, *self.left[key]) for key, one in zip(keys, held) if not one]
 
-    def let_go(self, keys: Iterable[K], holders: int) -> list[Any]:
-        """Those of ``keys``, just found to be as their bytes are, go to which nobody but so many ``holders`` refers."""
-        gone = []
-        for key in keys:
-            found = self.left.get(key)
-            if found is not None and type(found[0]) is not _Reference and not referenced([found[0]], holders)[0]:
-                gone.append(self.left.pop(key))
-        return gone
+    def _forgets(self, key: K) -> bool:
+        """The next of ``kept`` is the last now, or, if it is no longer kept, none of these."""
+        del self.kept[key]
+        if key not in self.left or type(self.left[key][0]) is _Reference:
+            return True
+        self.kept[key] = None
+        return False
+
+    def let_go(self, key: K) -> None:
+        """A value that left memory, and that is as its bytes are, is kept no more."""
+        self.left.pop(key, None)
+        self.kept.pop(key, None)
 
     # The whole.
 
