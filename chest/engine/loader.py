@@ -228,6 +228,7 @@ class Loader(Generic[K]):
                     yield key, loaded.value
                     if len(self.state.cache.kept) > SWEPT:
                         self.spiller.sweep(SWEPT)
+                        self.spiller.make_room_quietly()
                 else:
                     value = self.get(key)
                     if value is not ABSENT:

@@ -141,6 +141,27 @@ def test_a_held_value_is_not_found_again_once_its_key_was_set_or_deleted(path):
     assert "x" not in c
 
 
+@pytest.mark.parametrize("held", [False, True])
+def test_a_loop_over_packed_values_that_do_not_fit_changes_each_of_them(path, held):
+    with Chest({n: [n] for n in range(2000)}, path=path, min_file_size=4096) as c:
+        c.flush()
+    c = Chest(path=path, min_file_size=4096, available_memory=10_000)
+    kept = []
+    for n, value in c.items():
+        value.append("seen")
+        if held:
+            kept.append(value)
+        if n % 100 == 0:
+            c[n].append("the same object")
+    for value in kept:
+        value.append("later")
+    assert c.memory_usage <= c.available_memory
+    c.close()
+
+    expected = {n: [n, "seen", *["the same object"][n % 100:], *["later"][not held:]] for n in range(2000)}
+    assert dict(Chest(path=path)) == expected
+
+
 def test_a_change_that_cannot_be_dumped_is_not_lost(path):
     c = Chest({"x": [1]}, path=path)
     c.sync()
