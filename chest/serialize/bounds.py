@@ -3,10 +3,10 @@
 Even where no name is allowed, a few bytes can make the C unpickler fill gigabytes (a huge index into its memo), end the
 interpreter (the hash of tuples nested 200,000 deep overflows the C stack), or compare for hours (integers with the same
 hash as keys).  Once such an opcode runs nothing stops it, and to look at each opcode first takes longer than to load.
-So bytes are counted and searched, which is quick, and only what is then suspicious is looked at more closely.
+So bytes are counted and searched, which is quick, and only what is then suspicious is gone through.
 
 One thing is not bounded everywhere: an unpickler without the fix of gh-115952 fills a list up to the index of a
-LONG_BINPUT.  There the first opcodes are looked at, up to 640, which is enough for any small pickle and for a few large
+LONG_BINPUT.  There the first opcodes are looked at, up to 320, which is enough for any small pickle and for a few large
 texts and arrays; behind more of them, such an opcode may fill as much memory as the system grants, 64 GB at most.
 """
 from __future__ import annotations
@@ -16,147 +16,115 @@ import pickle
 import re
 import struct
 import sys
+from functools import cache
 from typing import Any
 
 from chest.errors import LoadError
 
-__all__ = ["DEEPEST", "MOST_ALIKE", "Careful", "Refused", "Whole", "asks_too_much", "check"]
-
-DEEPEST = 200  # containers in containers, where chest goes through them
 MOST_ALIKE = 1_000  # different numbers of the same hash: 10 ms if all of them are keys of one dict
+_DEEPEST = 200  # tuples in tuples, where they are counted one by one
 # Tuples in tuples that may be hashed: 64 bytes of the C stack each, several times as many without optimisation.
 _MOST_TUPLES = 80_000 if sys.platform == "linux" and not hasattr(sys, "gettotalrefcount") else 10_000
-_CROWD = 10_000  # large integers that may have the same hash: 1 s
+_MOST_NUMBERS = 10_000  # large integers that may have the same hash: 1 s
 _MEMO = 1 << 22  # an index into the memo that is always allowed: 64 MB
-_BLOCK = 65_536  # bytes that a processor holds near
-_TOKENS = 32  # opcodes of fixed length, or short texts, that are looked at in a step
-_STEPS = 20  # each of so many opcodes, or of one with a length or lines of its own
+_STEPS = 10  # runs of opcodes that are looked at for such an index
 
 _PUT = re.compile(rb"r(?=..(?:[\x40-\xff].|.[\x01-\xff]))", re.DOTALL)  # an index of 2 ** 22 or more
-_LARGE = re.compile(rb"\x8a(?=\x08.{7}[\x20-\xdf]|[\x09-\xff])", re.DOTALL)  # LONG1 of 2 ** 61 or more
-_LARGE_TEXT = re.compile(rb"[IL](?=([-+\d_]{18,4000})[L\n])")
 _LENGTH = re.compile(rb"[BXT\x8b](?=(.{4}))|[\x8d\x8e\x95\x96](?=(.{8}))", re.DOTALL)
-
 _SHORT = b"|".join([re.escape(bytes((size,))) + b"." * size for size in range(33)])
-_RUN = re.compile(
-    rb"(?:G........|\x8c(?:%s)|K.|[N)\x88\x89012RQabdelostu\](}\x81\x85-\x87\x8f-\x94\x97\x98]|M..|J....|[hq\x80].|j....|"
-    rb"r..[\0-\x3f]\0|\x95........){0,%d}" % (_SHORT, _TOKENS), re.DOTALL)
+_RUN = re.compile(  # opcodes of fixed length and short texts, but those that are looked at
+    rb"(?:G........|\x8c(?:%s)|K.|[N)\x88\x89012RQabdelosu\](}\x81\x8f-\x94\x97\x98]|M..|J....|[hq\x80\x82].|j....|\x83..|"
+    rb"\x84....|r..[\0-\x3f]\0|\x95........){0,32}" % _SHORT, re.DOTALL)
 _SIZED = {code: size for size, codes in {1: b"U\x8cC\x8a", 4: b"TXB\x8b", 8: b"\x8d\x8e\x96"}.items() for code in codes}
 _LINES = {ord("c"): 2, ord("i"): 2, **dict.fromkeys(b"FILSVgpP", 1)}
-_fills: bool | None = None
 
 
 class Refused(LoadError):
     """A pickle names something, or asks for something, that is not done for a chest opened with ``trusted=False``."""
 
 
-class Whole:
-    """Bytes as a file for the unpickler, which looks at all of them at once and asks no more."""
-
-    __slots__ = ("at", "data")
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.at = 0
+class Source(io.BytesIO):
+    """Bytes as a file that the C unpickler looks at as a whole, instead of asking for each opcode."""
 
     def peek(self, size: int) -> bytes:
         """What is not read yet, without reading it."""
-        return self.data[self.at :] if self.at else self.data
-
-    def read(self, size: int) -> bytes:
-        """The next bytes."""
-        begin, self.at = self.at, min(self.at + size, len(self.data))
-        return self.data[begin : self.at]
-
-    def readline(self) -> bytes:
-        """The next bytes up to the end of a line."""
-        end = self.data.find(b"\n", self.at) + 1
-        return self.read((end or len(self.data)) - self.at)
+        return self.getvalue()[self.tell() :]
 
 
 def check(data: bytes) -> bool:
-    """May the C unpickler load ``data``, or must `Careful`?  `Refused` where neither may.  Cost: 0.1 to 1 ns a byte."""
-    large = len(data) > min(_MOST_TUPLES, 10 * _CROWD)
+    """May the C unpickler load ``data``, or must `Careful`?  `Refused` where neither may.
+
+    Cost: 0.1 to 1 ns a byte, and up to 20 µs for the first opcodes; 50 ns an opcode where many bytes are suspicious.
+    """
+    at = tuples = 0
+    large = len(data) > _MOST_TUPLES
     if large or ((_PUT.search(data) is not None or b"p" in data) and _fills_memo()):
-        at = _look(data)
-        rest = data[at:] if large and at > 4096 else data
-    if not large:
-        return True
-    if len(rest) >= 10 * _CROWD and _count(rest, b"\x8a\x8b\n") > _CROWD:
-        found = _integers(rest)
-        if len(found) - len(set(found.values())) > MOST_ALIKE or rest.count(b"\x8b") > _CROWD:
-            raise Refused("it has too many integers that may have the same hash")
-    most = _MOST_TUPLES
-    begin = max(0, len(rest) - most // 2)  # what is not looked at counts as if all of it made tuples
-    return len(rest) <= most or _count(rest[:begin], b"\x85\x86\x87(") <= most - (len(rest) - begin)
+        at, tuples = _walk(data, _STEPS)
+    rest = data[at:] if large and at else data
+    if tuples + len(rest) > _MOST_TUPLES and (
+            tuples + _count(rest, b"\x85\x86\x87(") > _MOST_TUPLES
+            or (len(rest) > 10 * _MOST_NUMBERS and _count(rest, b"\x8a\x8b\n") > _MOST_NUMBERS)):
+        _, tuples = _walk(data, len(data))
+    return tuples <= _MOST_TUPLES
 
 
 def _count(data: bytes, codes: bytes) -> int:
     """How many bytes are one of ``codes``."""
     numpy: Any = sys.modules.get("numpy")
     if numpy is None:
-        return len(data) - len(data.translate(None, codes))
+        return sum(map(data.count, codes))
     values = numpy.frombuffer(data, "u1")
-    blocks = [values[at : at + _BLOCK] for at in range(0, len(data), _BLOCK)]
+    blocks = [values[at : at + 65_536] for at in range(0, len(data), 65_536)]  # bytes that a processor holds near
     return sum([int(numpy.count_nonzero(block == code)) for block in blocks for code in codes])
 
 
+@cache
 def _fills_memo() -> bool:
     """Does this unpickler fill a list up to an index?  The newer C ones do not, nor does the one in Python."""
-    global _fills
-    if _fills is None:
-        unpickler = pickle.Unpickler(io.BytesIO(b"Nr\0\0\1\0."))
-        unpickler.load()
-        _fills = sys.implementation.name == "cpython" and sys.getsizeof(unpickler) > 1 << 18
-    return _fills
+    unpickler = pickle.Unpickler(io.BytesIO(b"Nr\0\0\1\0."))
+    unpickler.load()
+    return sys.implementation.name == "cpython" and sys.getsizeof(unpickler) > 1 << 18
 
 
-def _look(data: bytes) -> int:
-    """Look at the first opcodes, for an index that is too large.  Returns how far that was."""
-    at = steps = 0
-    while steps < _STEPS or at > steps * 4096:  # where it comes along quickly, this is faster than to count
-        steps += 1
-        before, at = at, _end(data, at)
+def _walk(data: bytes, steps: int) -> tuple[int, int]:
+    """Go through so many runs of opcodes, or on while they are long; returns how far, and how many tuples they make.
+
+    `Refused` for an index into the memo that is too large, and for too many integers of the same hash.
+    """
+    at = step = tuples = 0
+    numbers: dict[bytes, int] = {}  # their hashes
+    while at < len(data) and (step < steps or at > step * 2048):
+        step += 1
+        run = _RUN.match(data, at)
+        before, at = at, at if run is None else run.end()
         code = data[at] if at < len(data) else ord(".")
-        lines, begin = _LINES.get(code, 0), at + 1
-        index = 0
-        if code in _SIZED:
-            size = _SIZED[code]
-            at = begin + size + int.from_bytes(data[begin : begin + size], "little")
+        index, size, begin = 0, _SIZED.get(code), at + 1
+        if code in b"t\x85\x86\x87":
+            tuples += 1
+            at += 1
         elif code == ord("r"):
             index = int.from_bytes(data[begin : begin + 4], "little")
             at += 5
-        elif lines:
-            for _ in range(lines):
+        elif size is not None:
+            at = begin + size + int.from_bytes(data[begin : begin + size], "little")
+            if code in b"\x8a\x8b" and 8 <= at - begin - size < 1 << 16:
+                part = data[begin + size : at]
+                numbers[part] = hash(int.from_bytes(part, "little", signed=True))
+        elif code in _LINES:
+            for _ in range(_LINES[code]):
                 at = data.find(b"\n", at) + 1 or len(data)
+            part = data[begin:at].replace(b"_", b"").strip(b"+ L\r\n")
             if code == ord("p"):
-                digits = data[begin:at].replace(b"_", b"").strip().lstrip(b"+0")
-                index = int(digits[:19]) if digits.isdigit() else 0
+                index = int(part[:19]) if part.isdigit() else 0
+            elif code in b"IL" and 18 <= len(part) < 4000 and part.lstrip(b"-").isdigit():
+                numbers[part] = hash(int(part))
         elif at == before:  # STOP, or nothing that the unpickler takes
             break
         if index >= max(len(data), _MEMO):
             raise Refused("it asks for a memo far larger than itself")
-    return at
-
-
-def _end(data: bytes, at: int) -> int:
-    found = _RUN.match(data, at)
-    return at if found is None else found.end()
-
-
-def _integers(data: bytes) -> dict[bytes, int]:
-    """The hashes of all that may be integers whose hash can be chosen, wherever they stand."""
-    hashes = {}
-    for found in _LARGE.finditer(data):
-        begin = found.end() + 1
-        part = data[begin : begin + data[begin - 1]]
-        hashes[part] = hash(int.from_bytes(part, "little", signed=True))
-    for found in _LARGE_TEXT.finditer(data):
-        try:
-            hashes[found[1]] = hash(int(found[1]))
-        except ValueError:
-            continue
-    return hashes
+    if len(numbers) - len(set(numbers.values())) > MOST_ALIKE and len(data) > 10 * _MOST_NUMBERS:
+        raise Refused("it has too many integers of the same hash")
+    return at, tuples
 
 
 def asks_too_much(data: bytes) -> bool:
@@ -177,11 +145,12 @@ class Careful(_InPython):  # type: ignore[misc]
         super().__init__(file, **settings)
         self._depths: dict[int, tuple[object, int]] = {}  # tuples are kept, so that an id is no other's
 
-    def _made(self) -> None:
+    def _load_tuple(self, usual: Any) -> None:
+        usual(self)
         made = self.stack[-1]
         depth = max([self._depths[id(part)][1] for part in made if id(part) in self._depths], default=0) + 1
-        if depth > DEEPEST:
-            raise Refused(f"it has tuples that are nested more than {DEEPEST} deep")
+        if depth > _DEEPEST:
+            raise Refused(f"it has tuples that are nested more than {_DEEPEST} deep")
         self._depths[id(made)] = made, depth
 
     def _load_bytearray8(self) -> None:  # the usual one makes room before it reads
@@ -189,15 +158,5 @@ class Careful(_InPython):  # type: ignore[misc]
         self.append(bytearray(self.read(min(size, sys.maxsize))))
 
     dispatch[0x96] = _load_bytearray8
-
-
-def _counting(usual: Any) -> Any:
-    def load(self: Careful) -> None:
-        usual(self)
-        self._made()
-
-    return load
-
-
-for _opcode in b"t\x85\x86\x87":
-    Careful.dispatch[_opcode] = _counting(Careful.dispatch[_opcode])
+    for _code in b"t\x85\x86\x87":
+        dispatch[_code] = lambda self, usual=dispatch[_code]: self._load_tuple(usual)
