@@ -17,7 +17,7 @@ import pickle
 import struct
 import sys
 from collections.abc import Sequence
-from typing import Any, Callable, NamedTuple, Optional, Union
+from typing import Any, Callable, Optional, Union
 from zlib import crc32
 
 from chest.errors import DamagedError
@@ -49,8 +49,8 @@ Array = tuple[int, int, int, int, int]
 def _header(size: int, readonly: bool) -> bytes:
     """What the pickler writes before the bytes of a buffer: BINBYTES, BINBYTES8 or BYTEARRAY8."""
     if readonly and size < 1 << 32:
-        return b"B" + struct.pack("<I", size)
-    return (b"\x8e" if readonly else b"\x96") + struct.pack("<Q", size)
+        return b"B" + size.to_bytes(4, "little")
+    return (b"\x8e" if readonly else b"\x96") + size.to_bytes(8, "little")
 
 
 def make_gap(at: int, size: int, readonly: bool) -> bytes:
@@ -101,7 +101,7 @@ class Encoder:
         self._arrays: list[Array] = []
         self._nbytes = self._crc = self._gathered = 0
         self._announced: memoryview | None = None  # an array whose header comes next
-        self._payload: tuple[memoryview, int, int] | None = None  # one whose bytes come next, with its gap and flags
+        self._payload: tuple[memoryview, int, bool] | None = None  # one whose bytes come next, with its gap and flag
         made = pickler(self, 5, buffer_callback=self._announce)
         self.dump, self._clear_memo = made.dump, made.clear_memo
 
@@ -109,16 +109,20 @@ class Encoder:
         """What was gathered since the last time.  Nothing is held of it afterwards."""
         self._clear_memo()
         encoded = Encoded(self._pieces, self._nbytes, self._arrays, self._crc)
-        self._pieces, self._arrays, self.overflow = [], [], None
+        self._pieces, self._arrays, self.overflow, self._announced = [], [], None, None
         self._nbytes = self._crc = self._gathered = 0
-        self._announced = None
         return encoded
 
     def _announce(self, buffer: pickle.PickleBuffer) -> bool:
-        """Called by the pickler for a buffer that it is about to write; true means "in line"."""
+        """Called by the pickler for a buffer that it is about to write; true means "in line".
+
+        Only an array may be replaced by other memory: who made another buffer may count on the type that a load gives.
+        """
         view = buffer.raw()
-        if view.nbytes >= LEAST and _is_array(view.obj):
-            self._announced = view
+        if view.nbytes >= LEAST:
+            kinds: Any = [getattr(sys.modules.get("numpy"), "ndarray", ()),
+                          getattr(sys.modules.get("pyarrow"), "Buffer", ())]
+            self._announced = view if isinstance(view.obj, tuple(kinds)) else None
         return True
 
     def write(self, data: bytes | bytearray | memoryview | pickle.PickleBuffer) -> None:
@@ -126,42 +130,30 @@ class Encoder:
         if self._payload is not None:
             payload, self._payload = self._payload, None
             return self.put_array(*payload)
-        if not isinstance(data, bytes):
-            return self._put_large(data)
-        if not self._nbytes:
-            data = MARK + data[2:]
-        if self._announced is not None:
-            data = self._align(data, self._announced)
-        self._pieces.append(data)
-        self._nbytes += len(data)
-        self._crc = crc32(data, self._crc)
-        self._gathered += len(data)
-        if self._gathered > _GATHERED:
+        piece: Buffer
+        if isinstance(data, bytes):
+            piece = data if self._nbytes else MARK + data[2:]
+            view, self._announced = self._announced, None
+            if view is not None and piece.endswith(header := _header(view.nbytes, view.readonly)):
+                readonly = view.readonly and not in_read_only_map(view)
+                piece = piece[: -len(header)]
+                gap = make_gap(self._nbytes + len(piece), view.nbytes, readonly)
+                piece, self._payload = piece + gap, (view, len(gap), readonly)
+            size = len(piece)
+        else:  # it may be there during this call only, so it is passed on at once, or copied
+            whole = data.raw() if isinstance(data, pickle.PickleBuffer) else memoryview(data)
+            size = whole.nbytes
+            piece = bytes(whole) if self.overflow is None else whole
+        self._pieces.append(piece)
+        self._nbytes += size
+        self._crc = crc32(piece, self._crc)
+        self._gathered += size
+        if self._gathered > _GATHERED or type(piece) is memoryview:
             self._pass_on()
 
-    def _put_large(self, data: bytearray | memoryview | pickle.PickleBuffer) -> None:
-        """Add what is no array; it may be there during this call only, so it is passed on at once, or copied."""
-        view = data.raw() if isinstance(data, pickle.PickleBuffer) else memoryview(data)
-        self._nbytes += view.nbytes
-        self._crc = crc32(view, self._crc)
-        self._pieces.append(bytes(view) if self.overflow is None else view)
-        self._pass_on()
-
-    def _align(self, data: bytes, view: memoryview) -> bytes:
-        """``data`` with padding in front of the header of an array, if it ends with that."""
-        self._announced = None
-        header = _header(view.nbytes, view.readonly)
-        if not data.endswith(header):
-            return data
-        head = data[: -len(header)]
-        readonly = view.readonly and not in_read_only_map(view)
-        gap = make_gap(self._nbytes + len(head), view.nbytes, readonly)
-        self._payload = view, len(gap), READONLY if readonly else 0
-        return head + gap
-
-    def put_array(self, view: memoryview, gap: int, flags: int) -> None:
+    def put_array(self, view: memoryview, gap: int, readonly: bool) -> None:
         """Add an array behind its header."""
-        begin, crc = self._nbytes, 0
+        begin, crc, flags = self._nbytes, 0, READONLY if readonly else 0
         self._nbytes += view.nbytes
         if self.checked:  # copied, so that the checksum is of what is written, whoever changes the array meanwhile
             flags |= CHECKED
@@ -182,74 +174,49 @@ class Encoder:
             self.overflow(pieces)
 
 
-def _is_array(exporter: object) -> bool:
-    """May a buffer be replaced by other memory?  Who made it may count on the type that an ordinary load gives."""
-    kinds: Any = [getattr(sys.modules.get("numpy"), "ndarray", ()), getattr(sys.modules.get("pyarrow"), "Buffer", ())]
-    return isinstance(exporter, tuple(kinds))
-
-
 def _seek_and_read(descriptor: int, size: int, at: int) -> bytes:
     os.lseek(descriptor, at, os.SEEK_SET)
     return os.read(descriptor, size)
 
 
-def _seek_and_fill(descriptor: int, views: Sequence[memoryview], at: int) -> int:
-    data = pread(descriptor, views[0].nbytes, at)
-    views[0][: len(data)] = data
-    return len(data)
-
-
 # Where the system cannot read at a place, a descriptor must be used by one thread at a time.
 pread: Callable[[int, int, int], bytes] = getattr(os, "pread", _seek_and_read)
-_preadv: Callable[[int, Sequence[memoryview], int], int] = getattr(os, "preadv", _seek_and_fill)
+_preadv: Any = getattr(os, "preadv", None)
 
 
 def fill(descriptor: int, view: memoryview, at: int) -> None:
     """Read the whole of ``view`` (bytes) from the file at ``at``; `DamagedError` if the file ends before."""
     while view.nbytes:
-        got = _preadv(descriptor, [view], at)
+        if _preadv is not None:
+            got = _preadv(descriptor, [view], at)
+        else:
+            data = pread(descriptor, view.nbytes, at)
+            got = len(data)
+            view[:got] = data
         if not got:
             raise DamagedError("the file is cut off")
         view, at = view[got:], at + got
 
 
-Source = Union[int, bytes]  # an open file, or all that it holds
+class Layout:
+    """What the note at the end of an open file, or of all that one holds, says: the pickle ends at ``stop``."""
 
-
-def _read(source: Source, begin: int, end: int) -> bytes:
-    data = pread(source, end - begin, begin) if type(source) is int else source[begin:end]  # type: ignore[index]
-    if len(data) != end - begin:
-        raise DamagedError("the file is cut off")
-    return data
-
-
-class Layout(NamedTuple):
-    """What the note at the end of a file says.  ``tail`` has the opcodes from ``tail_at`` on, which came with it."""
-
-    source: Source
-    arrays: list[Array]
-    stop: int
-    crc: int
-    tail: bytes
-    tail_at: int
-    opcodes: int
-    """Bytes of the pickle that are not of arrays."""
+    def __init__(self, source: int | bytes, arrays: list[Array], stop: int, crc: int, tail: bytes, at: int) -> None:
+        self.arrays, self.stop = arrays, stop
+        self._source, self._crc = source, crc
+        self._tail, self._tail_at = tail, at  # what came with the note, and where it begins
 
     def without_arrays(self) -> bytes:
         """The checked pickle, with NEXT_BUFFER for each array, its padding and its header."""
         crc, at, pieces = 0, 0, []
-        for begin, size, gap, _, _ in self.arrays:
-            data = self._opcodes(at, begin)
+        for begin, size, gap, _, _ in [*self.arrays, (self.stop, 0, 0, 0, 0)]:
+            before = self._tail_at
+            data = _read(self._source, at, begin) if at < before else self._tail[at - before : begin - before]
             crc, at = crc32(data, crc), begin + size
-            pieces.append(data[:-gap])
-        pieces.append(self._opcodes(at, self.stop))
-        if crc32(pieces[-1], crc) != self.crc:
+            pieces.append(data[: len(data) - gap])
+        if crc != self._crc:
             raise DamagedError("the checksum of the pickle differs")
         return _NEXT_BUFFER.join(pieces)
-
-    def _opcodes(self, begin: int, end: int) -> bytes:
-        before = self.tail_at
-        return _read(self.source, begin, end) if begin < before else self.tail[begin - before : end - before]
 
     def verify(self) -> None:
         """Compare the opcodes, and the arrays that have checksums, with these."""
@@ -257,12 +224,19 @@ class Layout(NamedTuple):
         for begin, size, _, flags, expected in self.arrays:
             crc = 0
             for at in range(begin, begin + size, _BLOCK) if flags & CHECKED else ():
-                crc = crc32(_read(self.source, at, min(at + _BLOCK, begin + size)), crc)
+                crc = crc32(_read(self._source, at, min(at + _BLOCK, begin + size)), crc)
             if crc != expected:
                 raise DamagedError("the checksum of an array differs")
 
 
-def read_layout(source: Source, size: int) -> Layout | None:
+def _read(source: int | bytes, begin: int, end: int) -> bytes:
+    data = pread(source, end - begin, begin) if type(source) is int else source[begin:end]  # type: ignore[index]
+    if len(data) != end - begin:
+        raise DamagedError("the file is cut off")
+    return data
+
+
+def read_layout(source: int | bytes, size: int) -> Layout | None:
     """The layout of a file of ``size`` bytes; `None` for a pickle that another program wrote, or chest 0.2.3.
 
     `DamagedError` for a file that chest wrote and that does not end with a note that fits.
@@ -281,10 +255,9 @@ def read_layout(source: Source, size: int) -> Layout | None:
     note = tail[-length:] if length <= _TAIL else _read(source, stop, size)
     if crc32(note[:-4]) != expected:
         raise DamagedError("the checksum of the note differs")
-    arrays, at, opcodes = list(_ARRAY.iter_unpack(note[:-SHORT])), 0, stop
+    arrays, at = list(_ARRAY.iter_unpack(note[:-SHORT])), 0
     for begin, nbytes, gap, _, _ in arrays:
         if not at < begin - gap < begin <= begin + nbytes < stop:
             raise DamagedError("the note does not fit the file")
         at = begin + nbytes
-        opcodes -= nbytes
-    return Layout(source, arrays, stop, crc, tail[:-length], tail_at, opcodes)
+    return Layout(source, arrays, stop, crc, tail[:-length], tail_at)

@@ -25,7 +25,7 @@ from zlib import crc32
 from chest.errors import DamagedError
 
 from . import aligned, pagemap
-from .aligned import CHECKED, LEAST, MARK, READONLY, Array, Encoder, Layout
+from .aligned import CHECKED, LEAST, MARK, READONLY, Array, Encoder
 from .pagemap import Map
 
 _HEAD = MARK + b"cnumpy\nndarray\n(("  # GLOBAL, MARK for the arguments, MARK for the shape
@@ -63,7 +63,7 @@ def dump_plain(value: Any, encoder: Encoder) -> bool:
     head, tail, gap = _template(dtype.str, value.shape, order, value.nbytes, readonly)
     encoder.write(head)
     memory = value.view("i8") if dtype.kind in "Mm" else value  # numpy shows the bytes of dates to nobody
-    encoder.put_array(pickle.PickleBuffer(memory).raw(), gap, READONLY if readonly else 0)
+    encoder.put_array(pickle.PickleBuffer(memory).raw(), gap, readonly)
     encoder.write(tail)
     return True
 
@@ -112,26 +112,21 @@ def load(descriptor: int, status: os.stat_result, mode: str | None, trusted: boo
     arrays = layout.arrays
     under = _map_file(descriptor, status, mode) if mode is not None and arrays else None
     opcodes = layout.without_arrays()
-    if len(arrays) == 1 and len(opcodes) < _LONGEST:
-        described = _describe(opcodes, arrays[0][1])
-        if described is not None and (trusted or described[0].kind != "U"):  # else its characters are looked at below
-            return _make(descriptor, arrays[0], under, *described), under
-    return loads(opcodes, trusted, lambda: _buffers(descriptor, layout, under)), under
-
-
-def _make(descriptor: int, array: Array, under: Map | None, dtype: Any, shape: tuple[int, ...], order: str) -> Any:
-    """A plain array, a part of the map or in memory of its own."""
+    described = _describe(opcodes, arrays[0][1]) if len(arrays) == 1 and len(opcodes) < _LONGEST else None
+    if described is None or (described[0].kind == "U" and not trusted):  # whose characters are looked at
+        return loads(opcodes, trusted, lambda: _buffers(descriptor, arrays, under)), under
     numpy: Any = sys.modules["numpy"]
+    dtype, shape, order = described
     if under is None:
         value = numpy.empty(shape, dtype, order)
-        _copy(descriptor, array, pickle.PickleBuffer(value.view("i8") if dtype.kind in "Mm" else value).raw())
+        _copy(descriptor, arrays[0], pickle.PickleBuffer(value.view("i8") if dtype.kind in "Mm" else value).raw())
     else:
-        value = numpy.ndarray(shape, dtype, under, array[0], None, order)
-    if array[3] & READONLY:
+        value = numpy.ndarray(shape, dtype, under, arrays[0][0], None, order)
+    if arrays[0][3] & READONLY:
         value.flags.writeable = False
     if under is not None:
         under.look = dtype, value.shape, value.strides, value.flags.writeable
-    return value
+    return value, under
 
 
 def _copy(descriptor: int, array: Array, view: memoryview) -> None:
@@ -141,9 +136,9 @@ def _copy(descriptor: int, array: Array, view: memoryview) -> None:
         raise DamagedError("the checksum of an array differs")
 
 
-def _buffers(descriptor: int, layout: Layout, under: Map | None) -> Iterator[memoryview]:
+def _buffers(descriptor: int, arrays: list[Array], under: Map | None) -> Iterator[memoryview]:
     """The arrays' bytes, each when the unpickler has come to it: by then it has imported numpy."""
-    for array in layout.arrays:
+    for array in arrays:
         begin, size, _, flags, _ = array
         if under is not None:
             view = memoryview(under)[begin : begin + size]
@@ -174,7 +169,7 @@ def loads(
     if not trusted:
         from . import restricted
 
-        return restricted.loads(data, buffers=buffers and buffers())
+        return restricted.loads(data, buffers and buffers())
     try:
         return pickle.loads(data, buffers=buffers and buffers())
     except (ImportError, AttributeError, DeprecationWarning):
@@ -187,8 +182,10 @@ def _map_file(descriptor: int, status: os.stat_result, mode: str) -> Map | None:
     """A map of the whole of an open file, copy-on-write or read-only; `None` where that cannot be or does not pay."""
     if mode == "auto" and (status.st_size < _MAPPED_FROM or not pagemap.tells() or not is_local(status.st_dev)):
         return None
-    if len(_maps) >= _ALWAYS and not _room_for_another():
-        return None
+    if len(_maps) >= _ALWAYS:  # does one more leave descriptors for everything else?
+        allowed = -1 if _WITHOUT_DESCRIPTOR or not hasattr(os, "sysconf") else os.sysconf("SC_OPEN_MAX")
+        if len(_maps) >= (_MOST_MAPS if allowed < 0 else min(_MOST_MAPS, allowed // 4)):
+            return None
     access = mmap.ACCESS_READ if mode == "r" else mmap.ACCESS_COPY
     try:
         made = Map(descriptor, status.st_size, access=access, **_WITHOUT_DESCRIPTOR)
@@ -198,12 +195,6 @@ def _map_file(descriptor: int, status: os.stat_result, mode: str) -> Map | None:
     made.writable = mode != "r"
     _maps.add(weakref.ref(made, _maps.discard))
     return made
-
-
-def _room_for_another() -> bool:
-    """Does one more map leave descriptors for everything else?  Maps take a quarter of those allowed."""
-    allowed = -1 if _WITHOUT_DESCRIPTOR or not hasattr(os, "sysconf") else os.sysconf("SC_OPEN_MAX")
-    return len(_maps) < (_MOST_MAPS if allowed < 0 else min(_MOST_MAPS, allowed // 4))
 
 
 # Where another host may cut a file off that is mapped here: touching it would end the process with SIGBUS.

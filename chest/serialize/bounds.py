@@ -14,7 +14,6 @@ from __future__ import annotations
 import io
 import pickle
 import re
-import struct
 import sys
 from functools import cache
 from typing import Any
@@ -30,7 +29,6 @@ _MEMO = 1 << 22  # an index into the memo that is always allowed: 64 MB
 _STEPS = 10  # runs of opcodes that are looked at for such an index
 
 _PUT = re.compile(rb"r(?=..(?:[\x40-\xff].|.[\x01-\xff]))", re.DOTALL)  # an index of 2 ** 22 or more
-_LENGTH = re.compile(rb"[BXT\x8b](?=(.{4}))|[\x8d\x8e\x95\x96](?=(.{8}))", re.DOTALL)
 _SHORT = b"|".join([re.escape(bytes((size,))) + b"." * size for size in range(33)])
 _RUN = re.compile(  # opcodes of fixed length and short texts, but those that are looked at
     rb"(?:G........|\x8c(?:%s)|K.|[N)\x88\x89012RQabdelosu\](}\x81\x8f-\x94\x97\x98]|M..|J....|[hq\x80\x82].|j....|\x83..|"
@@ -89,7 +87,8 @@ def _fills_memo() -> bool:
 def _walk(data: bytes, steps: int) -> tuple[int, int]:
     """Go through so many runs of opcodes, or on while they are long; returns how far, and how many tuples they make.
 
-    `Refused` for an index into the memo that is too large, and for too many integers of the same hash.
+    `Refused` for an index into the memo that is too large, a length that it does not have, and too many integers of
+    the same hash.
     """
     at = step = tuples = 0
     numbers: dict[bytes, int] = {}  # their hashes
@@ -120,17 +119,16 @@ def _walk(data: bytes, steps: int) -> tuple[int, int]:
                 numbers[part] = hash(int(part))
         elif at == before:  # STOP, or nothing that the unpickler takes
             break
-        if index >= max(len(data), _MEMO):
-            raise Refused("it asks for a memo far larger than itself")
+        if index >= max(len(data), _MEMO) or at > len(data):
+            raise Refused("it asks for far more memory than it is long")
     if len(numbers) - len(set(numbers.values())) > MOST_ALIKE and len(data) > 10 * _MOST_NUMBERS:
         raise Refused("it has too many integers of the same hash")
     return at, tuples
 
 
-def asks_too_much(data: bytes) -> bool:
-    """Can it be that ``data`` names a length or an index that it does not have?  Asked when memory has run out."""
-    return _PUT.search(data) is not None or b"p" in data or any(
-        int.from_bytes(found[1] or found[2], "little") > len(data) for found in _LENGTH.finditer(data))
+def check_all(data: bytes) -> None:
+    """`Refused` if ``data`` asks for far more memory than it is long.  Asked when memory has run out."""
+    _walk(data, len(data))
 
 
 _InPython: Any = pickle._Unpickler  # type: ignore[attr-defined,unused-ignore]
@@ -153,10 +151,5 @@ class Careful(_InPython):  # type: ignore[misc]
             raise Refused(f"it has tuples that are nested more than {_DEEPEST} deep")
         self._depths[id(made)] = made, depth
 
-    def _load_bytearray8(self) -> None:  # the usual one makes room before it reads
-        (size,) = struct.unpack("<Q", self.read(8))
-        self.append(bytearray(self.read(min(size, sys.maxsize))))
-
-    dispatch[0x96] = _load_bytearray8
     for _code in b"t\x85\x86\x87":
         dispatch[_code] = lambda self, usual=dispatch[_code]: self._load_tuple(usual)

@@ -10,6 +10,7 @@ import stat
 import sys
 import threading
 from contextlib import suppress
+from functools import partial
 from typing import IO, TYPE_CHECKING, Any, Callable, cast
 from zlib import crc32
 
@@ -112,7 +113,12 @@ class Codec:
         checksums, and are copied, so that these are right whoever changes the arrays meanwhile.
         """
         if not self._own_dump:
-            return self._dumped(value)
+            raw = io.BytesIO()
+            file = self._writer(raw)
+            self.dump(value, file)
+            file.flush()
+            data = raw.getvalue()
+            return Encoded([data], len(data), None, 0)
         encoder, _thread.encoder = _thread.encoder or Encoder(), None  # a value's dump may dump another
         encoder.overflow, encoder.checked = overflow, self.durable if checked is None else checked
         plain = type(value).__name__ == "ndarray" and arrays.dump_plain(value, encoder)
@@ -123,27 +129,21 @@ class Codec:
             _thread.encoder = encoder
         return encoded
 
-    def _dumped(self, value: object) -> Encoded:
-        """What the user's dump makes of a value, in one piece."""
-        raw = io.BytesIO()
-        file = self._writer(raw)
-        self.dump(value, file)
-        file.flush()
-        data = raw.getvalue()
-        return Encoded([data], len(data), None, 0)
-
     def _writer(self, raw: Any) -> io.TextIOWrapper | io.BufferedWriter:
         file = _EncodingFile(raw)
         return io.TextIOWrapper(file, encoding="utf-8", newline="") if self.mode == "t" else file
 
     def decode(self, data: bytes | memoryview) -> Any:
         """The value of a record, whose checksum was verified before.  What loading raises comes out as itself."""
-        return arrays.loads(data, self.trusted) if self._own_load else self._loaded(bytes(data))
+        if self._own_load:
+            return arrays.loads(data, self.trusted)
+        data = bytes(data)
+        return self.load(io.StringIO(data.decode("utf-8")) if self.mode == "t" else io.BytesIO(data))
 
     def decode_file(self, data: bytes) -> tuple[Any, Stamp]:
         """The value of a loose file that was read whole, and its stamp.  `DamagedError` if it is not as it was."""
         if not self._own_load:
-            return self._loaded(data), hash(data) if len(data) < LEAST else None
+            return self.decode(data), hash(data) if len(data) < LEAST else None
         stop = max(len(data) - aligned.SHORT, 0)
         content = data[:stop]
         if not data.endswith(aligned.make_note((), stop, crc32(content))):  # else it is good, and without arrays
@@ -152,9 +152,6 @@ class Codec:
                 layout.verify()
             content = data if layout is None else data[: layout.stop]
         return arrays.loads(content, self.trusted), hash(content) if len(content) < LEAST else None
-
-    def _loaded(self, data: bytes) -> Any:
-        return self.load(io.StringIO(data.decode("utf-8")) if self.mode == "t" else io.BytesIO(data))
 
     def load_file(self, descriptor: int, status: os.stat_result) -> tuple[Any, Stamp]:
         """The value in an open loose file of the system, and its stamp; only for a ``native`` codec.
@@ -165,12 +162,6 @@ class Codec:
         if status.st_size < LEAST:
             return self.decode_file(aligned.pread(descriptor, LEAST, 0))
         return arrays.load(descriptor, status, self.mmap_mode, self.trusted)
-
-    def verify(self, descriptor: int) -> None:
-        """Compare a loose file that is open with its checksums; `DamagedError`.  Costs reading it."""
-        layout = aligned.read_layout(descriptor, os.fstat(descriptor).st_size)
-        if layout is not None:
-            layout.verify()
 
     def dump_to(self, value: object, path: str) -> None:
         """Make a new file of ``value`` with the user's settings; nothing is left of it if that fails.
@@ -227,7 +218,8 @@ class Codec:
         """
         encoded = self.encode(value)
         content = b"".join(encoded.pieces)
-        return data in (content, content + encoded.note()) or self._as_loaded(value, lambda: self.decode(data))
+        return data in (content, content + encoded.note()) or compare.same_as_loaded(
+            value, lambda: self.decode(data), self.encode)
 
     def same_file(self, value: object, descriptor: int, status: os.stat_result) -> bool:
         """The same for an open loose file of a ``native`` codec.
@@ -236,21 +228,17 @@ class Codec:
         file only that of the pages that were written.  False for what differs and is too large to be held twice.
         """
         layout = aligned.read_layout(descriptor, status.st_size)
-        stop, opcodes = (status.st_size, status.st_size) if layout is None else (layout.stop, layout.opcodes)
-        return compare.same_as_file(value, descriptor, status, stop, self._unchecked) or (
-            opcodes <= _LONGEST and self._as_loaded(value, lambda: self.load_file(descriptor, status)[0]))
+        stop, found = (status.st_size, []) if layout is None else (layout.stop, layout.arrays)
+        encode = partial(self.encode, checked=False)
+        return compare.same_as_file(value, descriptor, status, stop, encode) or (
+            stop - sum([array[1] for array in found]) <= _LONGEST
+            and compare.same_as_loaded(value, lambda: self.load_file(descriptor, status)[0], encode))
 
     def same_from(self, value: object, path: str) -> bool:
         """The same for a file that `dump_to` made."""
         with self._reader(path) as file:
             content = file.read()
         return self.same(value, content.encode("utf-8") if isinstance(content, str) else content)
-
-    def _as_loaded(self, value: object, load: Callable[[], object]) -> bool:
-        return compare.same_as_loaded(value, load, self._unchecked)
-
-    def _unchecked(self, value: object, overflow: Overflow) -> Encoded:
-        return self.encode(value, overflow, checked=False)
 
 
 def _open_regular(path: str, flags: int) -> int:
@@ -269,4 +257,5 @@ class _EncodingFile(io.BufferedWriter):
         return super().write(data.encode("utf-8") if isinstance(data, str) else data)
 
 
-_DUMPS = frozenset(method.__code__ for method in (Codec.encode, Codec.dump_to, Codec.unchanged, Codec._as_loaded))
+_DUMPS = frozenset(method.__code__ for method in (
+    Codec.encode, Codec.dump_to, Codec.unchanged, compare.same_as_loaded))

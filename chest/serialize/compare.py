@@ -4,12 +4,13 @@ from __future__ import annotations
 import os
 import pickle
 import sys
+from collections.abc import Iterator
 from typing import Any, Callable, Union
 
 from chest.errors import raised_by_signal
 
 from . import pagemap
-from .aligned import Buffer, Encoded, Encoder, Overflow, fill
+from .aligned import LEAST, Buffer, Encoded, Encoder, Overflow, fill
 from .pagemap import Map
 
 Stamp = Union[int, Map, None]
@@ -75,14 +76,31 @@ def _each(value: object, encode: Encode, equal: Callable[[memoryview], bool]) ->
     """Is each piece of what ``value`` serialises to ``equal``?  Looked at while it is pickled."""
 
     def compare(pieces: list[Buffer]) -> None:
-        if not all(equal(memoryview(piece)) for piece in pieces):
-            raise _Differs
+        for piece in pieces:
+            if not equal(memoryview(piece)):
+                raise _Differs
 
     try:
         compare(encode(value, compare).pieces)
     except _Differs:
         return False
     return True
+
+
+def _blocks(view: memoryview, shows: Place | None) -> Iterator[tuple[int, memoryview]]:
+    """The parts of ``view``, and where they begin, that may differ from what a file holds at a place."""
+    suspected = None
+    if shows is not None and view.nbytes >= LEAST and _place(view) == shows:
+        suspected = pagemap.written(pagemap.address(view), view.nbytes)
+    for start, end in [(0, view.nbytes)] if suspected is None else suspected:
+        for at in range(start, end, _BLOCK):
+            yield at, view[at : min(at + _BLOCK, end)]
+
+
+def _place(view: memoryview) -> Place | None:
+    """Of a part of a map: what it is a map of."""
+    under = pagemap.map_under(view) if view.nbytes else None
+    return None if under is None else (under.file, pagemap.address(view) - pagemap.address(memoryview(under)))
 
 
 def same_as_file(value: object, descriptor: int, status: os.stat_result, stop: int, encode: Encode) -> bool:
@@ -98,30 +116,14 @@ def same_as_file(value: object, descriptor: int, status: os.stat_result, stop: i
         begin, at = at, at + view.nbytes
         if at > stop:
             return False
-        for start, end in _suspected(view, ((status.st_dev, status.st_ino), begin)):
-            for first in range(start, end, _BLOCK):
-                part = view[first : min(first + _BLOCK, end)]
-                shown = block if part.nbytes == len(block) else bytearray(part.nbytes)
-                fill(descriptor, memoryview(shown), begin + first)
-                if shown != part:  # a bytearray on the left compares as memcmp does, two memoryviews item by item
-                    return False
+        for first, part in _blocks(view, ((status.st_dev, status.st_ino), begin)):
+            shown = block if part.nbytes == len(block) else bytearray(part.nbytes)
+            fill(descriptor, memoryview(shown), begin + first)
+            if shown != part:  # a bytearray on the left compares as memcmp does, two memoryviews item by item
+                return False
         return True
 
     return _each(value, encode, equal) and at == stop
-
-
-def _place(view: memoryview) -> Place | None:
-    """Of a part of a map: what it is a map of."""
-    under = pagemap.map_under(view) if view.nbytes else None
-    return None if under is None else (under.file, pagemap.address(view) - pagemap.address(memoryview(under)))
-
-
-def _suspected(view: memoryview, shows: Place | None) -> list[tuple[int, int]]:
-    """The parts of ``view`` that may differ from what a file holds at an offset."""
-    written = None
-    if shows is not None and _place(view) == shows:
-        written = pagemap.written(pagemap.address(view), view.nbytes)
-    return [(0, view.nbytes)] if written is None else written
 
 
 def same_as_loaded(value: object, load: Callable[[], object], encode: Encode) -> bool:
@@ -138,20 +140,18 @@ def same_as_loaded(value: object, load: Callable[[], object], encode: Encode) ->
         if isinstance(error, (MemoryError, OSError)) or raised_by_signal(error):
             raise
         return False
-    return _alike(value, other, encode) or ("pandas" in sys.modules and _alike(value, other, _encode_bare))
+    for way in (encode, _encode_bare) if "pandas" in sys.modules else (encode,):
+        expected = [memoryview(piece) for piece in reversed(way(other, None).pieces)]
 
+        def equal(view: memoryview, expected: list[memoryview] = expected) -> bool:
+            there = expected.pop() if expected else memoryview(b"")
+            # Nobody wrote to what was just loaded: of two maps of one file only what was written of `view` differs.
+            return view.nbytes == there.nbytes and all(
+                bytearray(part) == there[at : at + part.nbytes] for at, part in _blocks(view, _place(there)))
 
-def _alike(value: object, loaded: object, encode: Encode) -> bool:
-    expected = encode(loaded, None).pieces[::-1]
-
-    def equal(view: memoryview) -> bool:
-        other = memoryview(expected.pop() if expected else b"")
-        # Nobody wrote to what was just loaded.  If both are maps of one file, only what was written of `view` differs.
-        return view.nbytes == other.nbytes and all(
-            bytearray(view[at : at + _BLOCK]) == other[at : at + _BLOCK]
-            for start, end in _suspected(view, _place(other)) for at in range(start, end, _BLOCK))
-
-    return _each(value, encode, equal) and not expected
+        if _each(value, way, equal) and not expected:
+            return True
+    return False
 
 
 def _encode_bare(value: object, overflow: Overflow) -> Encoded:

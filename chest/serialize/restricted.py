@@ -27,7 +27,7 @@ from collections.abc import Iterable
 from importlib import import_module
 from typing import IO, Any, Callable
 
-from .bounds import MOST_ALIKE, Careful, Refused, Source, asks_too_much, check
+from .bounds import MOST_ALIKE, Careful, Refused, Source, check, check_all
 
 HOW = ("open the chest with trusted=True if you trust whoever could write to it, or have it keep such values in a "
        "format that is data, such as parquet, with dump= and load=")
@@ -175,9 +175,8 @@ def _load(data: bytes, source: Source, made: Load | None = None, buffers: Iterab
     unpickler.made = made
     try:
         return unpickler.load()
-    except MemoryError as error:
-        if asks_too_much(data):
-            raise Refused("it asks for far more memory than it is long") from error
+    except MemoryError:
+        check_all(data)
         raise
 
 
