@@ -1,14 +1,9 @@
-"""The format of a value file: a pickle whose arrays are written, read and mapped at the speed of memory.
+"""The format of a value file (docs/format.rst): a pickle whose arrays can be mapped, and a note behind its STOP.
 
-A file is an ordinary pickle of protocol 5 with its arrays in line; `pickle.load(open(name, 'rb'))` reads it anywhere.
-Two things are added where no unpickler looks.  Before the bytes of an array stand opcodes that cancel out (a short
-bytes object is pushed and popped), as many as bring these bytes to a multiple of 64 in the file.  Behind the final STOP
-stands a note that says where the arrays are, and has checksums.  With it a reader hands the unpickler the same opcodes
-with each array replaced by NEXT_BUFFER (PEP 574), and the array itself as memory of its own or as a part of a map of
-the file.  A record of a pack is the same without the note: its checksum stands in its ref.
-
-Where the arrays are is learnt without parsing: a `buffer_callback` that returns true leaves a buffer in line, and the
-object that is pickled into then sees its bytes as a write of their own, which follows the write of their header.
+A reader hands the unpickler the same opcodes with each array replaced by NEXT_BUFFER (PEP 574), and the array itself as
+memory of its own or as a part of a map of the file.  Where the arrays are is learnt without parsing: a buffer for which
+`buffer_callback` returns true stays in line, and what is pickled into then sees its bytes as a write of their own,
+which follows the write of their header.
 """
 from __future__ import annotations
 
@@ -70,10 +65,9 @@ def make_note(arrays: Sequence[Array], stop: int, crc: int) -> bytes:
 
 
 class Encoded:
-    """What a value serialises to.
+    """What a value serialises to: bytes and the memory of arrays itself, as far as they were not passed on.
 
-    ``pieces``, as far as they were not passed on, are bytes and the memory of arrays itself.  ``nbytes`` is the size of
-    all, without the note.
+    ``nbytes`` is the size of all, without the note.
     """
 
     __slots__ = ("_arrays", "_crc", "nbytes", "pieces")

@@ -1,11 +1,8 @@
-"""Arrays without the unpickler, and when they are maps of their files.
+"""Loading values with their arrays as maps or in memory of their own; plain arrays without the pickler.
 
-A value that is one plain array is written as a call of `numpy.ndarray` with shape, dtype and memory.  Both names stand
-in every numpy, so that any version reads what another wrote, and opcodes of this form are understood here: they are the
-same for arrays that look alike, and what they say is remembered.  The array is made directly over its memory, so that a
-view of it keeps it alive, and not only that memory.
-
-`load` also takes other values: the unpickler is given their arrays as buffers.
+A value that is one plain array is written as a call of `numpy.ndarray` with shape, dtype and memory, names of every
+numpy.  Its opcodes are the same for arrays that look alike, and what they say is remembered.  The array is made over
+its memory itself, so that a view of it keeps it alive, and not only that memory.
 """
 from __future__ import annotations
 
@@ -38,10 +35,7 @@ _PLAIN = (re.escape(_HEAD) + b"((?:\x8a\x08.{8}){1,32})" + re.escape(_DTYPE)
 _LONGEST = 512  # bytes of the opcodes of a plain array
 _STREAM = 4 * 1024 * 1024  # bytes of opcodes from which on they are not held in memory
 
-# Load, touch of every page, search for changes and unmap, measured beside a copy and its comparison with the file: 42
-# and 30 µs for 64 KiB, 58 and 59 for 256 KiB, 71 and 98 for 512 KiB, 0.2 and 3.0 ms for 8 MiB.
-_MAPPED_FROM = 256 * 1024  # bytes, with mmap_mode='auto'
-
+_MAPPED_FROM = 256 * 1024  # bytes, with mmap_mode='auto': smaller ones are copied and compared in less time
 _ALWAYS = 16  # maps that may be had whatever the system allows
 _MOST_MAPS = 16384  # a quarter of what Linux allows a process
 # A map made without this keyword (before Python 3.13) keeps a descriptor of its own open for as long as it lives.
@@ -99,8 +93,7 @@ def _describe(opcodes: bytes, size: int) -> tuple[Any, tuple[int, ...], str] | N
 def load(descriptor: int, status: os.stat_result, mode: str | None, trusted: bool) -> tuple[object, Map | None]:
     """The value in an open file of 64 KiB or more, and the map that its arrays are parts of, if they are.
 
-    ``mode``: `'auto'`, `'c'`, `'r'` or `None`, as `Chest`'s ``mmap_mode``.  `DamagedError` for bytes that are proven
-    not to be what was written; whatever else unpickling raises comes out as itself.
+    `DamagedError` for bytes that are proven not to be what was written; what else loading raises comes out.
     """
     layout = aligned.read_layout(descriptor, status.st_size)
     if layout is None or (trusted and not layout.arrays and layout.stop > _STREAM):
@@ -204,10 +197,9 @@ _REMOTE = frozenset("""9p afs afs3 beegfs ceph cifs coda davfs drvfs fhgfs gfs g
 
 @cache
 def is_local(device: int) -> bool:
-    """Are files of this device changed by this machine alone, as far as the type of its mount says?
+    """Are files of this device changed by this machine alone, as far as the type of its mount says?  Else false.
 
-    One that is not in the list of mounts counts as local: Btrfs and overlays number the files of a mount otherwise than
-    the mount, network file systems do not.  False if nobody tells.
+    One that is not in the list of mounts is local: Btrfs and overlays have other numbers, network file systems do not.
     """
     number = f"{os.major(device)}:{os.minor(device)}"
     try:

@@ -2,12 +2,9 @@
 
 Even where no name is allowed, a few bytes can make the C unpickler fill gigabytes (a huge index into its memo), end the
 interpreter (the hash of tuples nested 200,000 deep overflows the C stack), or compare for hours (integers with the same
-hash as keys).  Once such an opcode runs nothing stops it, and to look at each opcode first takes longer than to load.
-So bytes are counted and searched, which is quick, and only what is then suspicious is gone through.
-
-One thing is not bounded everywhere: an unpickler without the fix of gh-115952 fills a list up to the index of a
-LONG_BINPUT.  There the first opcodes are looked at, up to 320, which is enough for any small pickle and for a few large
-texts and arrays; behind more of them, such an opcode may fill as much memory as the system grants, 64 GB at most.
+hash as keys).  To look at each opcode first takes longer than to load, so bytes are counted and searched, and only what
+is then suspicious is gone through.  One thing is not bounded everywhere: where the unpickler lacks the fix of gh-115952
+a huge index behind the first 320 opcodes fills as much memory as the system grants, 64 GB at most.
 """
 from __future__ import annotations
 

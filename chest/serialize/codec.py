@@ -58,8 +58,7 @@ def dump(value: object, file: IO[bytes]) -> None:
             file.write(piece)
 
     encoded = Codec().encode(value, write)
-    write(encoded.pieces)
-    file.write(encoded.note())
+    write([*encoded.pieces, encoded.note()])
 
 
 def load(file: IO[bytes]) -> Any:
@@ -74,11 +73,10 @@ _DUMP, _LOAD = dump, load
 
 
 class Codec:
-    """How values become bytes and come back.  Its settings are never changed.
+    """How values become bytes and come back.  Its settings are never changed; `ValueError` for those there are not.
 
     ``native`` says that they are chest's own, so that arrays can be mapped and the index can be appended to; ``local``
-    that files are opened with the built-in ``open``.  ``trusted=False`` keeps chest's own load from running code that
-    the bytes name; the user's load is the user's code.  `ValueError` for settings that there are not.
+    that files are opened with the built-in ``open``.  ``trusted=False`` is for chest's own load alone.
     """
 
     def __init__(
@@ -106,11 +104,10 @@ class Codec:
         return (self.dump, self.load, self.open, self.mode) == (other.dump, other.load, other.open, other.mode)
 
     def encode(self, value: object, overflow: Overflow = None, checked: bool | None = None) -> Encoded:
-        """What a record or, with the note behind it, a file of ``value`` holds; arrays are not copied.
+        """What a record or, with the note behind it, a file of ``value`` holds.  Raises whatever dumping raises.
 
-        With ``overflow``, that is called with the pieces whenever more than 8 MB of opcodes were gathered, and
-        gathering begins anew.  Raises whatever dumping raises.  With ``checked`` (default: ``durable``) arrays have
-        checksums, and are copied, so that these are right whoever changes the arrays meanwhile.
+        ``overflow`` is called with the pieces whenever more than 8 MB of opcodes were gathered, and gathering begins
+        anew.  With ``checked`` (default: ``durable``) arrays have checksums, and are copied; else they are not.
         """
         if not self._own_dump:
             raw = io.BytesIO()
@@ -156,8 +153,7 @@ class Codec:
     def load_file(self, descriptor: int, status: os.stat_result) -> tuple[Any, Stamp]:
         """The value in an open loose file of the system, and its stamp; only for a ``native`` codec.
 
-        Arrays come back as maps or in memory of their own, as ``mmap_mode`` says.  `DamagedError` for bytes that are
-        proven not to be what was written; whatever else loading raises comes out as itself.
+        `DamagedError` for bytes that are proven not to be what was written; what else loading raises comes out.
         """
         if status.st_size < LEAST:
             return self.decode_file(aligned.pread(descriptor, LEAST, 0))
@@ -200,8 +196,7 @@ class Codec:
     def unchanged(self, value: object, stamp: Stamp) -> bool | None:
         """Is ``value`` as it was when it was given this stamp?  `None`: it takes its bytes to tell.
 
-        False for a value that serialises to other bytes; `same` may still find that these mean the same.  Raises what
-        dumping raises.
+        False for a value that serialises to other bytes: `same` may find that these mean the same.
         """
         if stamp is None:
             return None
@@ -222,10 +217,9 @@ class Codec:
             value, lambda: self.decode(data), self.encode)
 
     def same_file(self, value: object, descriptor: int, status: os.stat_result) -> bool:
-        """The same for an open loose file of a ``native`` codec.
+        """The same for an open loose file of a ``native`` codec.  False for what differs and is large.
 
-        Costs the comparison of each array with the file, up to the first difference; of arrays that are maps of this
-        file only that of the pages that were written.  False for what differs and is too large to be held twice.
+        Of arrays that are maps of this file only the pages that were written are compared with it.
         """
         layout = aligned.read_layout(descriptor, status.st_size)
         stop, found = (status.st_size, []) if layout is None else (layout.stop, layout.arrays)

@@ -14,11 +14,7 @@ from .aligned import LEAST, Buffer, Encoded, Encoder, Overflow, fill
 from .pagemap import Map
 
 Stamp = Union[int, Map, None]
-"""What tells later whether a value in memory is as its bytes are, without these.
-
-A number: the hash of the bytes, of a value of fewer than 64 KiB.  A `Map`: the map of a file whose value is one array.
-`None`: it takes the bytes to tell.
-"""
+"""What tells whether a value is as its bytes are: the hash of fewer than 64 KiB, the map of an array, or nothing."""
 
 Place = tuple[tuple[int, int], int]  # a file's device and inode, and an offset in it
 Encode = Callable[[object, Overflow], Encoded]
@@ -33,9 +29,7 @@ _MOST_ITEMS = 64  # of a tuple or frozenset that are looked at
 def can_change(value: Any, deepest: int = 4) -> bool:
     """Might ``value`` be changed in place?  True also when nobody knows.
 
-    False for numbers, text, bytes, `None`, numpy's scalars, small tuples and frozensets of such, up to ``deepest``
-    levels, and arrays that are read-only maps of their files, as they were loaded.  Exact types only: a subclass may
-    have attributes.  The flag of another array says nothing, as it can be taken back.
+    Exact types only, as a subclass may have attributes; the flag of an array counts only for a read-only map.
 
     >>> can_change(1.5), can_change(("a", b"b", None)), can_change(([],)), can_change([])
     (False, False, True, True)
@@ -127,12 +121,10 @@ def same_as_file(value: object, descriptor: int, status: os.stat_result, stop: i
 
 
 def same_as_loaded(value: object, load: Callable[[], object], encode: Encode) -> bool:
-    """Does ``value`` pickle as another does that is loaded from its bytes now?
+    """Does ``value`` pickle as another does that is loaded from its bytes now?  False also for what cannot be loaded.
 
     What was loaded need not pickle as it did before: attribute names are interned, an array that numpy had to copy is
-    contiguous now, and the bytes may come from another version.  Two values loaded from the same bytes do pickle alike,
-    but for what pandas keeps in their caches when they are used; that is left out.  False also for what cannot be
-    loaded.
+    contiguous now.  Two values loaded from the same bytes do pickle alike, but for pandas' caches, which are left out.
     """
     try:
         other = load()

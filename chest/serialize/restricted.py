@@ -1,21 +1,12 @@
 """Loading pickles of strangers: what `Chest(path, trusted=False)` uses.
 
-No byte of a pickle chooses code.  Each name in it must be one that `allowed` has, exactly, and stands for a function of
-chest that checks its arguments, never for the class or function itself.
-
-Numbers, text, containers, `range` and `slice` of integers, `collections`, dates and zones (of a plain name, and this
-system's), `Decimal`, `Fraction`, `UUID`, paths (pure ones), and numpy's arrays, masked ones too, scalars and dtypes are
-made from their fields, in their ranges.  All else is `Refused`: functions, classes as values, persistent ids,
-extensions of `copyreg`.
+No byte of a pickle chooses code.  Each name in it must be one that `allowed` or `restricted_arrays` has, exactly, and
+stands for a function of chest that checks its arguments, never for the class or function itself.  What may be in a
+pickle, and how much time and memory it can take, stands in docs/security.rst.
 
 An unpickler does more than call: BUILD sets attributes, SETITEM and APPENDS change what they are given.  So what is
 made at once is only what these cannot change for the worse; all else is an `Own`, which becomes the value itself when
 all is loaded.
-
-Bounds: a pickle of n bytes takes at most about 100 n bytes of memory, and 64 MB for the memo (but see `bounds`).  What
-is copied, such as the bytes of arrays and the text of numbers, is at most 4 n bytes and 64 KB; at most `MOST_ALIKE`
-different numbers have the same hash; tuples are nested as deep as `bounds` says.  Keys that are tuples or frozensets
-made to collide, or text where `PYTHONHASHSEED` is known, take time that grows with n squared.
 """
 from __future__ import annotations
 

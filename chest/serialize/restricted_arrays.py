@@ -1,8 +1,8 @@
 """Arrays, scalars and dtypes of numpy out of a stranger's pickle: see `restricted`.
 
-numpy trusts the state of a pickled dtype: one that says that it has no objects, of a dtype that has, makes numpy follow
-any bytes as pointers.  So a dtype is made here from its text and fields alone, and no dtype, and no array that is not
-whole, is ever where BUILD could reach it.
+numpy trusts the state of a pickled dtype: one that hides that it has objects makes numpy follow any bytes as pointers.
+So a dtype is made here from its text and fields alone, and no dtype, and no array that is not whole, is ever where
+BUILD could reach it.
 """
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Dtype(Own):
 
     __slots__ = ("depth", "fields", "real")
 
-    def __init__(self, real: Any, fields: int = 1, depth: int = 0) -> None:
-        self.real, self.fields, self.depth = real, fields, depth
+    def __init__(self, real: Any) -> None:
+        self.real, self.fields, self.depth = real, 1, 0
 
     def __setstate__(self, state: Any) -> None:
         _, order, part, names, fields, size = state[:6]
@@ -82,11 +82,8 @@ class Dtype(Own):
 
 @allow("numpy.dtype")
 def _dtype(self: Named, text: Any, align: Any = False, copy: Any = False) -> Dtype:
-    if type(text) is Dtype:  # as numpy.dtype takes a dtype
-        made = Dtype(text.real, text.fields, text.depth)
-    else:
-        only(str, text)
-        made = Dtype(_of_text(text))
+    only(str, text)
+    made = Dtype(_of_text(text))
     self.load.watched.append(made)
     return made
 
