@@ -1,26 +1,51 @@
-"""The eviction policy of chest: what earns least for its room leaves memory first.
+"""The eviction policy: what earns least for its room leaves memory first.  It learns, and there is nothing to set.
 
-To keep a value in memory costs room for as long as it stays; it earns what its next use would have cost.  What is known
-of the next use is learnt in `chest.memory.waits`; here the values in memory are ranked by it.  There is nothing to set.
+To hold a value costs room for as long as it stays; it earns what its next use would have cost.  Time is counted in
+uses, each is a tick.  Keys that were used about as often, that came back after about as long the last time, and whose
+last use was of the same kind, form a group.  For each group and each time since the last use (age) the policy counts
+how many values were used at that age, and how many are waiting still.  From that follows the most that holding a value
+from now on can earn in a tick, whatever the plan for how long to hold it.  A value's worth is that, for each byte.
 
-P. Cao and S. Irani, "Cost-aware WWW proxy caching algorithms" (1997): cost by size.
+P. Cao and S. Irani, "Cost-aware WWW proxy caching algorithms" (1997): cost by size.  J. C. Gittins, "Bandit processes
+and dynamic allocation indices" (1979): the best plan.  N. Beckmann, H. Chen and A. Cidon, "LHD: Improving cache hit
+rate by maximizing hit density" (2018): groups and ages.
 """
-
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Container, Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable
 from itertools import islice
+from operator import add, itemgetter
 from typing import Generic, TypeVar
 
 from heapdict import heapdict
 
-from chest.memory.waits import DIRTY, EDGES, READ, REPLACED, SET, SIZES, STATE, TICK, Rates, Waits
-
 __all__ = ["HitDensity"]
 
 K = TypeVar("K", bound=Hashable)
+
+# A mark is one int: all that is remembered of a key.  It holds the tick of its last use, the number of uses before that
+# (8 bits), whether the last one set the value (1), the orders of magnitude of the number (4) and of the time between
+# the last two uses (6), whether leaving costs a write (1), and the size in half octaves (7).  A kind is set, often and
+# gap; a group is that and dirty.  Kinds get wider as bits are shifted out, up to the one of all values.
+TICK, USES, SET, OFTEN, GAP, DIRTY = 27, 19, 18, 14, 8, 7
+STATE, MOST_USES, SIZES = (1 << USES) - 1, 255, (1 << DIRTY) - 1
+WIDER = (11, 10, 6, 0)
+
+# What becomes of a wait: the value is read, or it is replaced or deleted unread, or the wait goes on.
+READ, REPLACED, GOES_ON = 0, 1, 2
+# What a read and a replacement save, of a clean and of a dirty value: a load; a write, for now or for good.
+GAINS = ((1.0, 0.0), (2.0, 1.0))
+
+# Ages are counted in half octaves: 1, 2, 3, 4-5, 6-7, 8-11, 12-15 ...  Where each but the first begins, for bisection.
+EDGES = [edge << shift for shift in range(41) for edge in (2, 3)]
+WIDTHS = [1] + [after - before for before, after in zip(EDGES, EDGES[1:])]
+
+# The chances of a read and of a replacement at age 1 before anything is known, and how many observations that is worth.
+FIRST_GUESS = (0.25, 0.0)
+STRENGTH = 10.0
 
 # Bytes that move from or to a disk in the time that it takes to open a file: what a value costs beside its own bytes.
 OPENING = 100_000
@@ -29,31 +54,79 @@ PRICES = [1 + OPENING * 2 ** (0.25 - half / 2) for half in range(SIZES + 1)]
 
 ENOUGH = 32                 # uses of known keys: until so many were seen, nothing is taken for learnt
 SAMPLE = 4096               # of so many keys, or up to twice as many, learning looks at how long they have waited
-FEW = 1000                  # fewer values than this in memory are large, as a rule, and worth more thought each
-LARGE = 1 << 15             # bytes each, on average, from which on values are worth that
+LARGE = 1 << 15             # bytes each, on average, from which on values are worth more thought
 REMEMBERED = 1_000_000      # keys not in memory whose history is remembered, or four times as many as are in memory
 
-# What leaves together: its worth, the tick by which it is known, and the ticks of last use, the latest first.
-Run = tuple[float, int, list[int]]
 
+class Rates(dict[int, list[float]]):
+    """What holding a value earns in a tick, for each group and age, as it was learnt at one time; found when asked.
 
-class Ranks:
-    """Which values leave next, as far as they are ranked."""
+    Made of the counts of each kind: for each age, how many values were read, were replaced, and wait still.
+    """
 
-    __slots__ = ("later", "least", "limit")
+    def __init__(self, kinds: dict[int, list[float]]) -> None:
+        self._seen: dict[tuple[int, int], list[float]] = {}  # the counts of kinds, and of wider and wider ones
+        for kind, counts in kinds.items():
+            for bits in WIDER:
+                known = self._seen.get((bits, kind >> bits))
+                self._seen[bits, kind >> bits] = list(map(add, known, counts)) if known else counts
+        self._chances: dict[tuple[int, int], list[tuple[float, float]]] = {}
 
-    def __init__(self, runs: list[Run]) -> None:
-        self.limit = runs[-1][0] if runs else 0.0           # the most worth among them
-        runs.reverse()
-        self.least = runs                                   # the next to leave at the end
-        self.later: heapdict | None = None                  # those worth less than the limit that came since, by tick
+    def __missing__(self, group: int) -> list[float]:
+        """The rates from each age on, for the best choice of how long to hold the value.
+
+        Ages are joined from the oldest down as long as holding on through the next stretch earns more than this one
+        alone.
+        """
+        chances = [FIRST_GUESS]
+        for bits in WIDER:
+            place = bits, group >> 1 >> bits
+            if place in self._seen:
+                if place not in self._chances:
+                    self._chances[place] = self._weigh(self._seen[place], chances)
+                chances = self._chances[place]
+        for_read, for_replaced = GAINS[group & 1 if self._seen else 0]
+        stretches: list[tuple[float, float, float]] = []  # gain, ticks, chance that it goes on
+        rates = []
+        for age in range(len(chances) - 1, -1, -1):
+            read, replaced = chances[age]
+            gain, on = read * for_read + replaced * for_replaced, 1 - read - replaced
+            ticks = WIDTHS[age] * (1 + on) / 2
+            while stretches and stretches[-1][0] * ticks > gain * stretches[-1][1]:
+                more, longer, further = stretches.pop()
+                gain, ticks, on = gain + on * more, ticks + on * longer, on * further
+            stretches.append((gain, ticks, on))
+            rates.append(gain / ticks)
+        rates.reverse()
+        self[group] = rates = rates + rates[-1:] * (len(WIDTHS) - len(rates))
+        return rates
+
+    def _weigh(self, counts: list[float], wider: list[tuple[float, float]]) -> list[tuple[float, float]]:
+        """For each age: how likely is it that a value that reached this age is read, or replaced, before the next?
+
+        Where little was seen of a kind, the chances of a wider one count; of all values, those at the age before.
+        """
+        found, reached, guess = [], sum(counts), FIRST_GUESS
+        for age, (reads, replaced, still) in enumerate(zip(counts[::3], counts[1::3], counts[2::3])):
+            if len(wider) > 1:
+                guess = wider[age]
+            seen = max(reached - still / 2, 0) + STRENGTH
+            guess = (reads + STRENGTH * guess[READ]) / seen, (replaced + STRENGTH * guess[REPLACED]) / seen
+            found.append(guess)
+            reached -= reads + replaced + still
+        return found
 
 
 class HitDensity(Generic[K]):
-    """A `chest.memory.policy.Policy` that learns.
+    """The order in which values leave memory.
+
+    A policy does no I/O, holds no value and takes no lock: its caller holds the lock of the chest.  Any call may be
+    interrupted (Ctrl-C, a finaliser that makes other calls) at any line; later calls do not raise for that, and `clear`
+    followed by `put` for everything that is in memory makes the order right again.  Sizes are in bytes.
 
     >>> policy: HitDensity[str] = HitDensity()
-    >>> policy.put_many("abc", [1000, 1000, 1000], dirty=True)
+    >>> for key in "abc":
+    ...     policy.put(key, 1000, dirty=True)
     >>> policy.used("a")
     >>> policy.choose(1500, stay=())
     ['b', 'c']
@@ -62,9 +135,8 @@ class HitDensity(Generic[K]):
     (2, False, True)
 
     The values in memory are ranked now and then, and the least of them leave one after the other, together with those
-    that came since and are worth less still, which wait in a `heapdict`.  Many values are ranked in runs, of one group,
-    size and age each; few of them one by one.  A value on its way takes about a microsecond; a key in memory takes
-    about 190 bytes here, and one that was spilled about 70, the key itself not counted.
+    that came since and are worth less still, which wait in a `heapdict`.  A key in memory takes about 190 bytes here,
+    and one that was spilled about 70, the key itself not counted.
     """
 
     def __init__(self) -> None:
@@ -72,19 +144,21 @@ class HitDensity(Generic[K]):
 
     def clear(self) -> None:
         """Forget everything, what was learnt too."""
-        self._now = self._next_learning = 0
-        self._waits = Waits()
-        self._rates = Rates()
+        self._now = self._learnt = self._next_learning = self._returns = 0
         self._marks: dict[K, int] = {}              # of the keys in the order, the last used at the end
         self._away: dict[K, int] = {}               # of all others, the last to leave at the end
         self._sizes: dict[K, int] = {}              # of the keys in the order, and of those chosen
-        self._at: dict[int, K] = {}                 # the key that was last used at a tick, if it is in the order
-        self._fresh: list[int] = []                 # the marks of keys used since the others were ranked
-        self._singly = True                         # few large values are ranked one by one
+        self._ended: defaultdict[int, float] = defaultdict(float)   # kind << 8 | 3 * age + how: how many waits
+        self._weight = 1.0                          # of a wait that ends now; it grows instead of the counts fading
+        self._rates = Rates({})
+        self._least: list[tuple[float, int, K]] = []    # worth, tick and key of those ranked, the next to leave last
+        self._limit = 0.0, 0                        # worth and tick of the last of them
+        self._later = heapdict()                    # worth and tick of those that came since and leave before that
+        self._fresh: list[K] = []                   # keys used since the others were ranked
         self._fresh_until = 0                       # the tick from which on all are ranked anew instead
-        self._ranks: Ranks | None = None
 
     def __len__(self) -> int:
+        """How many keys are in the order."""
         return len(self._marks)
 
     def __contains__(self, key: object) -> bool:
@@ -95,36 +169,33 @@ class HitDensity(Generic[K]):
         tick = self._now = self._now + 1
         mark = self._marks.pop(key, 0) or self._away.pop(key, 0)
         if mark:
-            self._at.pop(mark >> TICK, None)
-            mark = self._waits.again(mark, tick, REPLACED if dirty else READ)
-        mark |= tick << TICK | dirty << SET | dirty << DIRTY | (size * size).bit_length()
+            mark = self._end_wait(mark, REPLACED if dirty else READ)
         self._sizes[key] = size
-        self._marks[key] = mark
-        self._at[tick] = key
+        self._marks[key] = mark | tick << TICK | dirty << SET | dirty << DIRTY | (size * size).bit_length()
         if tick < self._fresh_until:
-            self._fresh.append(mark)
-
-    def put_many(self, keys: Iterable[K], sizes: Iterable[int], dirty: bool) -> None:
-        """As `put` for each key and its size."""
-        for key, size in zip(keys, sizes):
-            self.put(key, size, dirty)
+            self._fresh.append(key)
 
     def used(self, keys: Iterable[K]) -> None:
         """Hits, in the order in which they came.  Keys that are unknown or cannot be hashed are passed over."""
-        marks = self._marks
         for key in keys:
             try:
-                mark = marks.pop(key, 0)
+                mark = self._marks.pop(key, 0)
             except TypeError:
                 continue
             if mark:
                 tick = self._now = self._now + 1
-                self._at.pop(mark >> TICK, None)
-                mark = self._waits.again(mark, tick, READ) | tick << TICK | mark & ((2 << DIRTY) - 1)
-                marks[key] = mark
-                self._at[tick] = key
+                self._marks[key] = self._end_wait(mark, READ) | tick << TICK | mark & ((2 << DIRTY) - 1)
                 if tick < self._fresh_until:
-                    self._fresh.append(mark)
+                    self._fresh.append(key)
+
+    def _end_wait(self, mark: int, how: int) -> int:
+        """A key's wait is over.  Returns what its next mark says of uses and gap."""
+        age = bisect_right(EDGES, self._now - (mark >> TICK))
+        self._returns += 1
+        self._ended[(mark & STATE) >> GAP << 8 | 3 * age + how] += self._weight
+        uses = mark >> USES & MOST_USES
+        uses += uses < MOST_USES
+        return uses << USES | uses.bit_length() << OFTEN | (age + 1 >> 1) << GAP
 
     def saved(self, key: K) -> None:
         """A file holds the value now: to leave costs no write.  This is no use."""
@@ -143,9 +214,8 @@ class HitDensity(Generic[K]):
     def leave(self, key: K) -> None:
         """The value left memory, or cannot leave.  Its history is remembered; unknown keys are passed over."""
         self._sizes.pop(key, None)
-        if key in self._marks:
-            mark = self._marks.pop(key, 0)
-            self._at.pop(mark >> TICK, None)
+        mark = self._marks.pop(key, 0)
+        if mark:
             self._away[key] = mark
 
     def forget(self, key: K) -> None:
@@ -153,157 +223,118 @@ class HitDensity(Generic[K]):
         self._sizes.pop(key, None)
         mark = self._marks.pop(key, 0) or self._away.pop(key, 0)
         if mark:
-            self._at.pop(mark >> TICK, None)
-            self._waits.again(mark, self._now, REPLACED)
+            self._end_wait(mark, REPLACED)
 
     def restore(self, keys: Iterable[K]) -> None:
         """Keys that were chosen stay after all, as they were.  Those that were deleted or put since are passed over."""
-        for key in keys:
+        for key in list(keys)[::-1]:
             mark = self._away.pop(key, 0) if key in self._sizes else 0
             if mark:
                 self._marks[key] = mark
-                self._at[mark >> TICK] = key
-                self._fresh.append(mark)
+                self._least.append((0.0, mark >> TICK, key))
 
-    def choose(self, wanted: int, stay: Container[K]) -> list[K]:
+    def choose(self, wanted: int, stay: Collection[K]) -> list[K]:
         """The keys that are worth least, in order, whose sizes sum to at least `wanted`, or all that there are.
 
-        None of them is in `stay`.  They are out of the order: the caller calls `leave` or `restore` for each.
+        None of them is in `stay`, nor is one whose room is not needed.  They are out of the order: the caller calls
+        `leave` or `restore` for each.
         """
-        if self._now >= self._next_learning and self._waits.returns >= ENOUGH:
+        if self._now >= self._next_learning and self._returns >= ENOUGH:
             self._learn()
-        if len(self._away) > REMEMBERED:
-            self._forget_oldest()
-        at, marks, away, sizes = self._at, self._marks, self._away, self._sizes
-        # Taken out and put back at the end: whoever is interrupted leaves no ranks that are half changed, but none.
-        ranks, self._ranks = self._ranks, None
-        if ranks is None or not ranks.least or self._now >= self._fresh_until:
-            ranks = self._rank()
+        # Whoever is interrupted leaves no order that is half changed, but none.
+        fresh_until, self._fresh_until = self._fresh_until, 0
+        if self._now >= fresh_until or not self._least:
+            self._rank_all(stay)
         elif self._fresh:
-            self._rank_fresh(ranks, stay)
+            for worth, tick, key in self._rank({key: self._marks.get(key, 0) for key in self._fresh}, stay):
+                if (worth, tick) < self._limit:
+                    self._later[key] = worth, tick
+        least, later, marks = self._least, self._later, self._marks
+        soonest: tuple[float, ...] = later.peekitem()[1] if later else (math.inf,)
         chosen: list[K] = []
-        spared: dict[int, K] = {}
         while wanted > 0:
-            if not ranks.least:
-                ranks = self._rank()
-                if not ranks.least:
+            if least and least[-1] < soonest:
+                _, tick, key = least.pop()
+            elif soonest[0] < math.inf:
+                key, (_, tick) = later.popitem()
+                soonest = later.peekitem()[1] if later else (math.inf,)
+            else:
+                self._rank_all(stay)
+                least, later = self._least, self._later
+                if not least:
                     break
-            run = ranks.least.pop()
-            if ranks.later and ranks.later.peekitem()[1] < run:
-                ranks.least.append(run)
-                run = ranks.later.popitem()[1]
-            ticks = run[2]
-            while ticks and wanted > 0:
-                tick = ticks.pop()
-                try:
-                    key = at.pop(tick)
-                except KeyError:
-                    continue                        # used since, or it left
-                if key in stay:
-                    spared[tick] = key
-                    continue
-                mark = marks.pop(key, 0)
-                if mark >> TICK == tick:
-                    away[key] = mark
-                    chosen.append(key)
-                    wanted -= sizes.get(key, 0)
-                elif mark:
-                    marks[key] = mark               # an interruption left an old tick
-            if ticks:
-                ranks.least.append((run[0], ticks[-1], ticks))
-        for tick, key in spared.items():
-            at[tick] = key
-            self._fresh.append(marks.get(key, 0))
+                continue
+            mark = marks.get(key, 0)
+            if mark >> TICK != tick:                # used since, or it left
+                continue
+            if key in stay:
+                self._fresh.append(key)
+                continue
+            marks.pop(key, 0)
+            self._away[key] = mark
+            chosen.append(key)
+            wanted -= self._sizes.get(key, 0)
+        if wanted < 0:
+            needless = []
+            for key in chosen[-2::-1]:
+                size = self._sizes.get(key, 0)
+                if size <= -wanted:
+                    wanted += size
+                    needless.append(key)
+            if needless:
+                self.restore(needless[::-1])
+                chosen = [key for key in chosen if key not in marks]
         self._fresh_until = self._now + 4 * len(marks) + 1000
-        self._ranks = ranks
         return chosen
 
-    def _rank(self) -> Ranks:
-        """Choose the next to leave: half of many values, or a few of few, which as a rule are large."""
+    def _rank(self, marks: dict[K, int], stay: Iterable[K]) -> list[tuple[float, int, K]]:
+        """Worth, last tick and key of each key with its mark, the least first; those that ``stay`` are ranked later."""
         self._fresh = []
-        marks = list(self._marks.copy().values())       # a copy: finalisers may change it meanwhile
-        self._singly = len(marks) < FEW and sum(self._sizes.copy().values()) >= LARGE * len(marks)
-        runs = sorted(self._runs(marks))
-        if self._singly:
-            return Ranks(runs[: 1 + len(marks) // 128])
-        room = 1 + len(marks) // 2
-        most = 0
-        while room > 0 and most < len(runs):
-            room -= len(runs[most][2])
-            most += 1
-        return Ranks(runs[:most])
+        for key in stay:
+            if marks.pop(key, 0):
+                self._fresh.append(key)
+        now, rates = self._now, self._rates
+        ranked = [(rates[(mark & STATE) >> DIRTY][bisect_right(EDGES, now - (mark >> TICK))] * PRICES[mark & SIZES],
+                   mark >> TICK, key) for key, mark in marks.items() if mark]
+        ranked.sort(key=itemgetter(0))
+        return ranked
 
-    def _rank_fresh(self, ranks: Ranks, stay: Container[K]) -> None:
-        """Let values that came or were used since the others were ranked leave before these if they are worth less."""
-        at = self._at
-        fresh, self._fresh = self._fresh, []
-        staying = [mark for mark in fresh if mark >> TICK in at and at[mark >> TICK] in stay]
-        if staying:
-            fresh = [mark for mark in fresh if mark not in staying]
-            self._fresh += staying                      # lest they are ranked again and again
-        for run in sorted(self._runs(fresh), reverse=True):
-            if run < ranks.least[-1]:
-                ranks.least.append(run)
-            elif run[0] < ranks.limit:
-                if ranks.later is None:
-                    ranks.later = heapdict()
-                ranks.later[run[1]] = run
+    def _rank_all(self, stay: Iterable[K]) -> None:
+        """Choose the next to leave.
 
-    def _runs(self, marks: list[int]) -> list[Run]:
-        """Put marks of the same state and age together, or, if few values are in memory, each by itself."""
-        now, at, sizes, known, of = self._now, self._at, self._sizes, self._rates.known, self._rates.of
-        runs: list[Run] = []
-        if self._singly:
-            for mark in marks:
-                tick, group = mark >> TICK, (mark & STATE) >> DIRTY
-                if tick in at:
-                    rates = known[group] if group in known else of(group)
-                    worth = rates[bisect_right(EDGES, now - tick)] * (1 + OPENING / (sizes.get(at[tick]) or 1))
-                    runs.append((worth, tick, [tick]))
-            return runs
-        states: defaultdict[int, list[int]] = defaultdict(list)
-        kept = STATE if self._waits.returns >= ENOUGH else SIZES    # nothing learnt: all of a size are of one group
-        for mark in sorted(marks):
-            if mark >> TICK in at:
-                states[mark & kept].append(mark >> TICK)
-        for state, ticks in states.items():
-            rates, price = known.get(state >> DIRTY) or of(state >> DIRTY), PRICES[state & SIZES]
-            start = 0
-            while start < len(ticks):
-                age = bisect_right(EDGES, now - ticks[start])
-                end = bisect_right(ticks, now - EDGES[age - 1], start + 1) if age else len(ticks)
-                runs.append((rates[age] * price, ticks[start], ticks[start:end][::-1]))
-                start = end
-        return runs
+        Ranking takes a microsecond for each value in memory, which is little beside the writing of a large one: so of
+        large values only a few are chosen at a time, of small ones the half.
+        """
+        if len(self._away) > max(REMEMBERED, 4 * len(self._marks)):
+            for key in list(islice(self._away, len(self._away) // 8)):
+                self._away.pop(key, None)
+        ranked = self._rank(self._marks.copy(), stay)
+        many, room = len(ranked), sum(self._sizes.copy().values())
+        most = 1 + (many // 2 if room < LARGE * many else min(many // 2, many * many >> 17))
+        self._least = ranked[:most][::-1]
+        self._limit = self._least[0][:2] if ranked else (0.0, 0)
+        if self._later:
+            self._later = heapdict()
 
     def _learn(self) -> None:
-        held, known = len(self._marks), len(self._marks) + len(self._away)
-        pause = max(64, held // 5 if held < FEW else known // 8)
-        self._next_learning = self._now + max(16, min(pause, self._now // 4))
+        """Learn from the waits that ended, and from those that go on.
+
+        What was seen counts half after four uses of each known key.
+        """
+        now, known = self._now, len(self._marks) + len(self._away)
+        self._next_learning = now + max(16, min(max(64, known // 8), now // 4))
+        self._weight *= 2.0 ** ((now - self._learnt) / max(1000, 4 * known))
+        self._learnt = now
+        ended, weight, nothing = self._ended.copy(), self._weight, [0.0] * (3 * (bisect_right(EDGES, now) + 1))
+        kinds: defaultdict[int, list[float]] = defaultdict(nothing.copy)
+        for place, amount in ended.items():
+            if place & 255 < len(nothing):          # else a finaliser made uses in between
+                kinds[place >> 8][place & 255] += amount / weight
         each = 1 + known // SAMPLE
-        marks = [*self._marks.copy().values()][::each] + [*self._away.copy().values()][::each]
-        self._rates = self._waits.learn(self._now, known, marks, each)
-        self._ranks = None
-
-    def _forget_oldest(self) -> None:
-        """Bound what is remembered of keys that are not in memory."""
-        away = self._away
-        if len(away) > 4 * len(self._marks):
-            for key in list(islice(away, len(away) // 8)):
-                away.pop(key, None)
-
-    def _check(self) -> None:
-        """Verify all that must hold, and print the state if something does not; for tests."""
-        try:
-            assert self._at == {mark >> TICK: key for key, mark in self._marks.items()}, "ticks and marks differ"
-            assert self._marks.keys() <= self._sizes.keys(), "a key without a size"
-            assert not self._marks.keys() & self._away.keys(), "in the order, and not"
-            assert all(0 < mark >> TICK <= self._now for mark in self._marks.values()), "used in the future"
-            assert all(mark < 1 << 60 for mark in self._marks.values()), "a mark too long"
-            if self._ranks is not None:
-                worths = [run[0] for run in self._ranks.least]
-                assert worths == sorted(worths, reverse=True), "not ranked"
-        except AssertionError:
-            print({name: value for name, value in vars(self).items() if name != "_waits"})
-            print(vars(self._waits))
-            raise
+        for mark in [*self._marks.copy().values()][::each] + [*self._away.copy().values()][::each]:
+            kinds[(mark & STATE) >> GAP][3 * bisect_right(EDGES, now - (mark >> TICK)) + GOES_ON] += each
+        self._rates = Rates(kinds)
+        self._fresh_until = 0
+        if weight > 1e30:
+            self._ended = defaultdict(float, {place: amount / weight for place, amount in ended.items()})
+            self._weight = 1.0
