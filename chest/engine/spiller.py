@@ -160,7 +160,7 @@ class Spiller(Generic[K]):
         for key in keys:
             cache.given.pop(key, None)
         # Thread B may have had a hit between the choice and the line above, and be about to change what it got.
-        late = cache.access.late()
+        late = cache.access.pinned()
         if late and not late.isdisjoint(keys):
             late = late.intersection(keys)
             cache.policy.restore(late)
@@ -210,7 +210,7 @@ class Spiller(Generic[K]):
             cache.access.release()
             for key in last:
                 cache.access.asked(key)
-            late = cache.access.late()
+            late = cache.access.pinned()
             for key, *_ in items:
                 if state.flights.get(key) is flight and key not in late:
                     cache.given.pop(key, None)

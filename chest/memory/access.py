@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import _thread
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from itertools import count
@@ -22,7 +21,8 @@ __all__ = ["Access"]
 K = TypeVar("K", bound=Hashable)
 
 LOGGED = 4096  # accesses that the log remembers; the policy can do without the older ones
-_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
+ONLY = 0  # stands for the thread while there is one
+_COUNTS = hasattr(_thread, "_count") and getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 class Access(Generic[K]):
@@ -37,14 +37,9 @@ class Access(Generic[K]):
         self.hits: Iterator[int] = count()
         self._looks = 0
         self.log: deque[K] = deque(maxlen=LOGGED)
-        self._only: tuple[K, ...] = ()  # the key given last, while there is one thread
-        self._last: dict[int, K] = {}  # and for each thread, when there are more
-        self._unknown: set[K] = set()  # given before threads were told apart ...
-        self._waiting: set[int] = set()  # ... to one of these threads, as far as they have not asked since
-        self.used: Callable[[K], object] = self.log.append
-        self._single = _GIL and hasattr(_thread, "_count")
-        if not self._single:
-            self.used = self._used_by_thread
+        self._last: dict[int, K] = {}
+        self._single = _COUNTS
+        self.used: Callable[[K], object] = self.log.append if _COUNTS else self._used_by_thread
 
     def _used_by_thread(self, key: K) -> None:
         self._last[_thread.get_ident()] = key
@@ -52,58 +47,37 @@ class Access(Generic[K]):
 
     def asked(self, key: K) -> None:
         """This thread is given the value of ``key`` now, by way of the engine; hits up to now must have been taken."""
-        if self._single:
-            self._only = (key,)
-            if not _thread._count():
-                return
-            self._tell_threads_apart()
-        self._last[_thread.get_ident()] = key
-
-    def _tell_threads_apart(self) -> None:
-        """What was given by way of the engine was given to the main thread; a hit since then may be anybody's."""
-        self.used = self._used_by_thread
-        self._single = False
-        for key in self._only:
-            self._last[threading.main_thread().ident or 0] = key
-        self._unknown = set(self.log)
-        self._waiting = set(sys._current_frames())
+        if self._single and _thread._count():  # what was given last may be in the hands of any thread that there is
+            self._single, self.used = False, self._used_by_thread
+            for last in self._last.copy().values():
+                self._last = dict.fromkeys(sys._current_frames(), last)
+        self._last[ONLY if self._single else _thread.get_ident()] = key
 
     def take(self) -> list[K]:
         """The keys of the hits since the last call, in order; the log is empty then."""
-        log, keys = self.log, []
-        for _ in range(len(log)):
-            keys.append(log.popleft())
-        self._only = tuple(keys[-1:])
+        log = self.log
+        keys = [log.popleft() for _ in range(len(log))]
+        if self._single and keys:
+            self._last[ONLY] = keys[-1]
         return keys
 
     def pinned(self) -> set[K]:
         """The keys whose values threads were given last: these stay in memory.  Cost: O(threads)."""
         if self._single:
-            return {self.log[-1]} if self.log else set(self._only)
-        if len(self._last) > 1 or self._unknown:
-            alive = sys._current_frames().keys()
-            for ident in self._last.keys() - alive:
+            return {self.log[-1]} if self.log else set(self._last.values())
+        if len(self._last) > 1:
+            for ident in self._last.copy().keys() - sys._current_frames().keys():
                 self._last.pop(ident, None)
-            self._waiting &= alive - self._last.keys()
-            if not self._waiting:
-                self._unknown = set()
-        return self._unknown.union(self._last.values())
-
-    def late(self) -> set[K]:
-        """As `pinned`, of those threads that may have had a hit since the log was taken."""
-        if self._single:
-            return set(self.log)
-        return self.pinned()
+        return set(self._last.copy().values())
 
     def last(self) -> tuple[K, ...]:
         """The key whose value this thread was given last, if there is one; hits up to now must have been taken."""
-        ident = _thread.get_ident()
-        return self._only if self._single else (self._last[ident],) if ident in self._last else ()
+        ident = ONLY if self._single else _thread.get_ident()
+        return (self._last[ident],) if ident in self._last else ()
 
     def release(self) -> None:
         """This thread is through with the value that it was given last."""
-        self._only = ()
-        self._last.pop(_thread.get_ident(), None)
+        self._last.pop(ONLY if self._single else _thread.get_ident(), None)
 
     def counted(self) -> int:
         """The number of hits up to now."""
@@ -115,9 +89,8 @@ class Access(Generic[K]):
         self.given.clear()
         self.log.clear()
         self._last.clear()
-        self._only, self._unknown = (), set()
 
     def after_fork(self) -> None:
         """In the child there is one thread, with another identity perhaps."""
-        self._last = {threading.get_ident(): key for key in self._last.values()} if len(self._last) == 1 else {}
-        self._waiting = set()
+        if not self._single:
+            self._last = {_thread.get_ident(): key for key in self._last.values()} if len(self._last) == 1 else {}

@@ -7,8 +7,10 @@ whatever Ctrl-C or a failing callback left half done.
 """
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Hashable
+from contextlib import suppress
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
@@ -50,78 +52,59 @@ def budget(amount: float | str) -> float:
 
 
 def _machine_memory() -> int:
-    """Bytes of memory that this process may use at most, as far as the system says."""
-    import os
-
+    """Bytes of memory that this process may use at most: what the machine has, or its cgroup or one above allows."""
     try:
         found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         raise ValueError("this system does not say how much memory it has; give available_memory in bytes") from None
-    for limit in _limits():
-        try:
-            with open(limit, encoding="ascii") as file:
-                found = min(found, int(file.read()))
-        except (OSError, ValueError):  # there is none, or it is "max"
-            pass
+    limits = []
+    with suppress(OSError, ValueError), open("/proc/self/cgroup", encoding="utf-8") as file:
+        for line in file:
+            _, controllers, group = line.rstrip("\n").split(":", 2)
+            if controllers in ("", "memory"):
+                name = "memory.limit_in_bytes" if controllers else "memory.max"
+                folder = f"/sys/fs/cgroup{'/memory' * bool(controllers)}{group.rstrip('/')}"
+                while folder != "/sys/fs":
+                    limits.append(f"{folder}/{name}")
+                    folder = os.path.dirname(folder)
+    for limit in limits:
+        with suppress(OSError, ValueError), open(limit, encoding="ascii") as file:  # there is none, or it is "max"
+            found = min(found, int(file.read()))
     return found
 
 
-def _limits() -> list[str]:
-    """The files that may limit this process's memory: those of its cgroup, and of the ones above."""
-    files = ["/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory.max"]
-    try:
-        with open("/proc/self/cgroup", encoding="utf-8") as file:
-            groups = [line.rstrip("\n").split(":", 2)[1:] for line in file]
-    except OSError:
-        return files
-    for controllers, group in groups:
-        known = {"": ("", "memory.max"), "memory": ("/memory", "memory.limit_in_bytes")}
-        place, name = known.get(controllers, ("", ""))
-        while name and len(group) > 1:
-            files.append(f"/sys/fs/cgroup{place}{group}/{name}")
-            group = group.rpartition("/")[0]
-    return files
+def memory_of(value: Any, length: int, size: int | None = None) -> int:
+    """The bytes that ``value`` takes in memory, as far as anyone can tell: ``size``, or what `nbytes` says.
 
-
-def at_least(size: int, length: int) -> int:
-    """``size`` bytes, as `nbytes` says of a value that serialises to ``length``; but where that is far more, as of
-    types that keep what they hold out of sight, a value takes no less memory than its bytes are long."""
+    Where it serialises to far more, as types do that keep what they hold out of sight, no less than that ``length``.
+    """
+    size = nbytes(value) if size is None else size
     return size if length <= 2 * size else length
 
 
-def memory_of(value: Any, length: int) -> int:
-    """The bytes that ``value`` takes in memory, as far as anyone can tell."""
-    return at_least(nbytes(value), length)
-
-
 class _Reference(weakref.ref):  # type: ignore[type-arg]
-    """A weak reference to a value that left memory, or to the array that it is a view of; it knows the value's key."""
+    """A weak reference to a value that left memory, or to the array that it is a view of; it knows the value's key.
 
-    __slots__ = ("key", "view")
+    While the base of a view is there, a change of it is one of the view, and the view can be made anew.
+    """
+
+    __slots__ = ("key", "layout", "view")
     key: Any
-    view: _View | None
+    layout: Any  # of a view: shape, dtype, begin, strides, and whether it can be written to
+    view: Any
 
-
-class _View:
-    """An array that left memory, as a view of its base: while that is there, a change of it is one of the array."""
-
-    __slots__ = ("layout", "value", "writeable")
-
-    def __init__(self, value: Any, base: Any):
-        self.value = weakref.ref(value)
-        self.writeable = value.flags.writeable
-        begin = value.__array_interface__["data"][0] - base.__array_interface__["data"][0]
-        self.layout = value.shape, value.dtype, begin, value.strides
-
-    def of(self, base: Any) -> Any:
-        """The array; the same object as before, if that is still there."""
-        value = self.value()
+    def value(self) -> Any:
+        """The value, the same object as before if that is still there; `None` if it is gone."""
+        base = self()
+        if base is None or self.layout is None:
+            return base
+        value = self.view()
         if value is None:
-            shape, dtype, begin, strides = self.layout
+            shape, dtype, begin, strides, is_writeable = self.layout
             value = type(base)(shape, dtype, base if base.flags.c_contiguous else base.T, begin, strides)
-            if not self.writeable:
+            if not is_writeable:
                 value.flags.writeable = False
-            self.value = weakref.ref(value)
+            self.view = weakref.ref(value)
         return value
 
 
@@ -190,13 +173,10 @@ class Cache(Generic[K]):
                 self.left[key] = self.left[key][0], saved
             return
         self.saved[key] = saved
-        size = self.sizes[key]
-        most = memory_of(self.values[key], length) if changed else at_least(size, length)
-        if most != size:
-            self.sizes[key] = most
-            self.usage += most - size
-            self.policy.resize(key, most)
-        self.policy.saved(key)
+        size = memory_of(self.values[key], length, None if changed else self.sizes[key])
+        self.usage += size - self.sizes[key]
+        self.sizes[key] = size
+        self.policy.saved(key, size)
 
     def take_hits(self) -> None:
         """Tell the policy of the hits up to now."""
@@ -232,13 +212,19 @@ class Cache(Generic[K]):
 
     def leave(self, key: K, value: Any, saved: Saved) -> None:
         """Remember a value outside of memory for as long as somebody else refers to it."""
-        if type(value).__weakrefoffset__ if COUNTED else _weakly(value):
-            base = base_of(value)
+        base = base_of(value)
+        try:
             reference = _Reference(value if base is None else base, self._died)
-            reference.key, reference.view = key, None if base is None else _View(value, base)
-            self.left[key] = reference, saved
-        elif COUNTED and can_change(value):
-            self.keep(key, value, saved)
+        except TypeError:
+            if COUNTED and can_change(value):
+                self.keep(key, value, saved)
+            return
+        reference.key, reference.layout = key, None
+        if base is not None:
+            begin = value.__array_interface__["data"][0] - base.__array_interface__["data"][0]
+            reference.layout = value.shape, value.dtype, begin, value.strides, value.flags.writeable
+            reference.view = weakref.ref(value)
+        self.left[key] = reference, saved
 
     def keep(self, key: K, value: Any, saved: Saved) -> None:
         """As `leave`, by a plain reference."""
@@ -252,39 +238,29 @@ class Cache(Generic[K]):
 
     def find(self, key: K) -> tuple[Any, Saved]:
         """The value of ``key`` that left memory and that the program still refers to; `ABSENT` if there is none."""
-        found = self.left.get(key)
-        if found is None:
-            return ABSENT, UNKNOWN
-        value, saved = found
+        value, saved = self.left.get(key, (ABSENT, UNKNOWN))
         if type(value) is _Reference:
-            view, value = value.view, value()
+            value = value.value()
             if value is None:
                 return ABSENT, UNKNOWN
-            if view is not None:
-                value = view.of(value)
         return value, saved
 
     def departed(self) -> list[tuple[K, Any, Saved]]:
         """All values that left and that may have been changed since.  Cost: O(their number)."""
-        if not (self.left and self.writeback):
-            return []
-        found = [(key, *self.find(key)) for key in list(self.left)]
+        found = [(key, *self.find(key)) for key in list(self.left)] if self.writeback else []
         return [entry for entry in found if entry[1] is not ABSENT and can_change(entry[1])]
 
     def unreferenced(self, most: int, holders: int = 1) -> list[tuple[K, Any, Saved]]:
         """Of up to ``most`` values that are kept by a plain reference, those to which nobody but so many ``holders``
         refers: one is ``left``."""
-        keys = [key for key in list(islice(self.kept, most)) if not self._forgets(key)]
-        held = referenced([self.left[key][0] for key in keys], holders)
-        return [(key, *self.left[key]) for key, one in zip(keys, held) if not one]
-
-    def _forgets(self, key: K) -> bool:
-        """The next of ``kept`` is the last now, or, if it is no longer kept, none of these."""
-        del self.kept[key]
-        if key not in self.left or type(self.left[key][0]) is _Reference:
-            return True
-        self.kept[key] = None
-        return False
+        keys = list(islice(self.kept, most))
+        for key in keys:
+            self.kept.pop(key, None)
+        plain = {key: found for key in keys
+                 if (found := self.left.get(key)) is not None and type(found[0]) is not _Reference}
+        self.kept.update(dict.fromkeys(plain))  # as those looked at last
+        held = referenced([found[0] for found in plain.values()], holders)
+        return [(key, *found) for (key, found), one in zip(plain.items(), held) if not one]
 
     def let_go(self, key: K) -> None:
         """A value that left memory, and that is as its bytes are, is kept no more."""
@@ -324,25 +300,12 @@ class Cache(Generic[K]):
                 self.policy.put(key, size, key not in self.saved)
 
     def _check(self) -> None:
-        """Verify every invariant, and print the state where one does not hold; for tests."""
-        try:
-            assert self.given.keys() <= self.values.keys(), "a value is given that is not in memory"
-            assert all(self.given[key] is self.values[key] for key in self.given), "another value is given"
-            assert self.sizes.keys() == self.values.keys(), "values and sizes differ"
-            assert self.usage == sum(self.sizes.values()), "the sum of the sizes is wrong"
-            assert self.saved.keys() <= self.values.keys(), "saved, and not in memory"
-            assert self.watch.keys() <= self.saved.keys(), "watched, and dirty or not in memory"
-            assert not self.left.keys() & self.values.keys(), "left memory, and is in it"
-            assert not any(key in self.policy for key in self.stuck), "stuck, and in the order"
-            assert all(key in self.policy or key in self.stuck for key in self.values), "not in the order"
-        except AssertionError:
-            print({name: value for name, value in vars(self).items() if name not in ("values", "policy")})
-            raise
-
-
-def _weakly(value: Any) -> bool:
-    try:
-        weakref.ref(value)
-    except TypeError:
-        return False
-    return True
+        """Verify every invariant; for tests."""
+        values, saved = self.values, self.saved
+        assert all(self.given[key] is values.get(key, ABSENT) for key in self.given), "another value is given"
+        assert self.sizes.keys() == values.keys(), "values and sizes differ"
+        assert self.usage == sum(self.sizes.values()), "the sum of the sizes is wrong"
+        assert saved.keys() <= values.keys(), "saved, and not in memory"
+        assert self.watch.keys() <= saved.keys(), "watched, and dirty or not in memory"
+        assert not self.left.keys() & values.keys(), "left memory, and is in it"
+        assert all((key in self.policy) != (key in self.stuck) for key in values), "stuck and in the order, or neither"

@@ -2,13 +2,13 @@
 
 To hold a value costs room for as long as it stays; it earns what its next use would have cost.  Time is counted in
 uses, each is a tick.  Keys that were used about as often, that came back after about as long the last time, and whose
-last use was of the same kind, form a group.  For each group and each time since the last use (age) the policy counts
-how many values were used at that age, and how many are waiting still.  From that follows the most that holding a value
-from now on can earn in a tick, whatever the plan for how long to hold it.  A value's worth is that, for each byte.
+last use was of the same kind, form a group.  For each group and each time since the last use (age) it counts how many
+values were used at that age, and how many wait still.  From that follows the most that holding a value from now on can
+earn in a tick, whatever the plan for how long to hold it; a value's worth is that, for each of its bytes.
 
-P. Cao and S. Irani, "Cost-aware WWW proxy caching algorithms" (1997): cost by size.  J. C. Gittins, "Bandit processes
-and dynamic allocation indices" (1979): the best plan.  N. Beckmann, H. Chen and A. Cidon, "LHD: Improving cache hit
-rate by maximizing hit density" (2018): groups and ages.
+Cao and Irani, "Cost-aware WWW proxy caching algorithms" (1997): cost by size.  Gittins, "Bandit processes and dynamic
+allocation indices" (1979): the best plan.  Beckmann, Chen and Cidon, "LHD: Improving cache hit rate by maximizing hit
+density" (2018): groups and ages.
 """
 from __future__ import annotations
 
@@ -131,8 +131,8 @@ class HitDensity(Generic[K]):
     >>> policy.choose(1500, stay=())
     ['b', 'c']
     >>> policy.restore(["c"])
-    >>> len(policy), "b" in policy, "c" in policy
-    (2, False, True)
+    >>> "a" in policy, "b" in policy, "c" in policy
+    (True, False, True)
 
     The values in memory are ranked now and then, and the least of them leave one after the other, together with those
     that came since and are worth less still, which wait in a `heapdict`.  A key in memory takes about 190 bytes here,
@@ -149,17 +149,12 @@ class HitDensity(Generic[K]):
         self._away: dict[K, int] = {}               # of all others, the last to leave at the end
         self._sizes: dict[K, int] = {}              # of the keys in the order, and of those chosen
         self._ended: defaultdict[int, float] = defaultdict(float)   # kind << 8 | 3 * age + how: how many waits
-        self._weight = 1.0                          # of a wait that ends now; it grows instead of the counts fading
         self._rates = Rates({})
         self._least: list[tuple[float, int, K]] = []    # worth, tick and key of those ranked, the next to leave last
         self._limit = 0.0, 0                        # worth and tick of the last of them
         self._later = heapdict()                    # worth and tick of those that came since and leave before that
         self._fresh: list[K] = []                   # keys used since the others were ranked
         self._fresh_until = 0                       # the tick from which on all are ranked anew instead
-
-    def __len__(self) -> int:
-        """How many keys are in the order."""
-        return len(self._marks)
 
     def __contains__(self, key: object) -> bool:
         return key in self._marks
@@ -192,24 +187,18 @@ class HitDensity(Generic[K]):
         """A key's wait is over.  Returns what its next mark says of uses and gap."""
         age = bisect_right(EDGES, self._now - (mark >> TICK))
         self._returns += 1
-        self._ended[(mark & STATE) >> GAP << 8 | 3 * age + how] += self._weight
+        self._ended[(mark & STATE) >> GAP << 8 | 3 * age + how] += 1
         uses = mark >> USES & MOST_USES
         uses += uses < MOST_USES
         return uses << USES | uses.bit_length() << OFTEN | (age + 1 >> 1) << GAP
 
-    def saved(self, key: K) -> None:
-        """A file holds the value now: to leave costs no write.  This is no use."""
+    def saved(self, key: K, size: int) -> None:
+        """A file holds the value now, so that to leave costs no write; it takes up so many bytes.  This is no use."""
         for marks in self._marks, self._away:
-            mark = marks.get(key)
+            mark = marks.get(key) if key in self._sizes else 0
             if mark:
-                marks[key] = mark & ~(1 << DIRTY)
-
-    def resize(self, key: K, size: int) -> None:
-        """The value takes up another number of bytes than was noted.  This is no use."""
-        mark = self._marks.get(key)
-        if mark:
-            self._sizes[key] = size
-            self._marks[key] = mark & ~SIZES | (size * size).bit_length()
+                self._sizes[key] = size
+                marks[key] = mark & ~(SIZES | 1 << DIRTY) | (size * size).bit_length()
 
     def leave(self, key: K) -> None:
         """The value left memory, or cannot leave.  Its history is remembered; unknown keys are passed over."""
@@ -220,8 +209,8 @@ class HitDensity(Generic[K]):
 
     def forget(self, key: K) -> None:
         """The key was deleted, and its history goes too.  Unknown keys are passed over."""
-        self._sizes.pop(key, None)
-        mark = self._marks.pop(key, 0) or self._away.pop(key, 0)
+        self.leave(key)
+        mark = self._away.pop(key, 0)
         if mark:
             self._end_wait(mark, REPLACED)
 
@@ -274,16 +263,12 @@ class HitDensity(Generic[K]):
             self._away[key] = mark
             chosen.append(key)
             wanted -= self._sizes.get(key, 0)
-        if wanted < 0:
-            needless = []
+        if wanted < 0:  # a large value at the end may leave more room than those before it are needed for
             for key in chosen[-2::-1]:
-                size = self._sizes.get(key, 0)
-                if size <= -wanted:
-                    wanted += size
-                    needless.append(key)
-            if needless:
-                self.restore(needless[::-1])
-                chosen = [key for key in chosen if key not in marks]
+                if self._sizes.get(key, 0) <= -wanted:
+                    wanted += self._sizes.get(key, 0)
+                    self.restore((key,))
+            chosen = [key for key in chosen if key not in marks]
         self._fresh_until = self._now + 4 * len(marks) + 1000
         return chosen
 
@@ -323,18 +308,16 @@ class HitDensity(Generic[K]):
         """
         now, known = self._now, len(self._marks) + len(self._away)
         self._next_learning = now + max(16, min(max(64, known // 8), now // 4))
-        self._weight *= 2.0 ** ((now - self._learnt) / max(1000, 4 * known))
+        fade = 0.5 ** ((now - self._learnt) / max(1000, 4 * known))
         self._learnt = now
-        ended, weight, nothing = self._ended.copy(), self._weight, [0.0] * (3 * (bisect_right(EDGES, now) + 1))
+        nothing = [0.0] * (3 * (bisect_right(EDGES, now) + 1))
         kinds: defaultdict[int, list[float]] = defaultdict(nothing.copy)
-        for place, amount in ended.items():
-            if place & 255 < len(nothing):          # else a finaliser made uses in between
-                kinds[place >> 8][place & 255] += amount / weight
+        for place, amount in self._ended.copy().items():
+            self._ended[place] = amount * fade
+            if place & 255 < len(nothing):  # else a finaliser made uses in between
+                kinds[place >> 8][place & 255] += amount * fade
         each = 1 + known // SAMPLE
         for mark in [*self._marks.copy().values()][::each] + [*self._away.copy().values()][::each]:
             kinds[(mark & STATE) >> GAP][3 * bisect_right(EDGES, now - (mark >> TICK)) + GOES_ON] += each
         self._rates = Rates(kinds)
         self._fresh_until = 0
-        if weight > 1e30:
-            self._ended = defaultdict(float, {place: amount / weight for place, amount in ended.items()})
-            self._weight = 1.0

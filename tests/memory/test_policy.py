@@ -28,10 +28,8 @@ class LeastRecentlyUsed:
 
     def clear(self) -> None:
         self.order: OrderedDict[Hashable, int] = OrderedDict()
+        self._marks = self.order
         self.chosen: dict[Hashable, int] = {}
-
-    def __len__(self) -> int:
-        return len(self.order)
 
     def __contains__(self, key: object) -> bool:
         return key in self.order
@@ -46,9 +44,6 @@ class LeastRecentlyUsed:
                 self.order.move_to_end(key)
             except (KeyError, TypeError):
                 continue
-
-    def saved(self, key: Hashable) -> None:
-        pass
 
     def choose(self, wanted: int, stay: Collection[Hashable]) -> list[Hashable]:
         chosen: list[Hashable] = []
@@ -72,7 +67,7 @@ class LeastRecentlyUsed:
         self.order.pop(key, None)
         self.chosen.pop(key, None)
 
-    def resize(self, key: Hashable, size: int) -> None:
+    def saved(self, key: Hashable, size: int) -> None:
         if key in self.order:
             self.order[key] = size
 
@@ -102,7 +97,7 @@ def all_of(policy: HitDensity[Any]) -> list[Any]:
     """All keys in the order in which they leave."""
     chosen = policy.choose(1 << 60, ())
     check(policy)
-    assert len(policy) == 0
+    assert len(policy._marks) == 0
     return chosen
 
 
@@ -137,7 +132,7 @@ def test_as_many_bytes_are_chosen_as_are_wanted_and_no_value_more(policy: HitDen
     assert policy.choose(1, ()) == [0]
     assert policy.choose(2000, ()) == [1, 2]
     assert policy.choose(2001, ()) == [3, 4, 5]
-    assert len(policy) == keys - 6
+    assert len(policy._marks) == keys - 6
 
 
 @pytest.mark.parametrize("keys", [6, MANY])
@@ -149,7 +144,7 @@ def test_what_is_to_stay_is_not_chosen_although_it_is_worth_least(
     assert policy.choose(1500, how([0, 2])) == [1, 3]
     assert policy.choose(1 << 60, how([0, 2])) == list(range(4, keys))
     assert policy.choose(1 << 60, how([0, 2])) == []
-    assert 0 in policy and 2 in policy and len(policy) == 2
+    assert 0 in policy and 2 in policy and len(policy._marks) == 2
     check(policy)
     assert all_of(policy) == [0, 2]
 
@@ -164,13 +159,13 @@ def test_any_hashable_is_a_key(policy: HitDensity[Any], key: Hashable) -> None:
 
 
 def test_an_empty_policy_chooses_nothing(policy: HitDensity[Any]) -> None:
-    assert policy.choose(100, ()) == [] and len(policy) == 0
+    assert policy.choose(100, ()) == [] and len(policy._marks) == 0
 
 
 def test_chosen_keys_are_out_of_the_order_until_they_come_back(policy: HitDensity[Any]) -> None:
     put_many(policy, "abcd", [1000] * 4, dirty=True)
     assert policy.choose(2000, ()) == ["a", "b"]
-    assert len(policy) == 2 and "a" not in policy
+    assert len(policy._marks) == 2 and "a" not in policy
     policy.leave("a")
     policy.leave("b")
     policy.put("a", 1000, dirty=False)
@@ -182,7 +177,7 @@ def test_restored_keys_stay_as_they_were(policy: HitDensity[Any], keys: int) -> 
     put_many(policy, range(keys), [1000] * keys, dirty=True)
     policy.restore(policy.choose(3000, ()))
     check(policy)
-    assert len(policy) == keys
+    assert len(policy._marks) == keys
     assert policy.choose(3000, ()) == [0, 1, 2]
     policy.restore([1])
     assert 1 in policy and 0 not in policy
@@ -212,8 +207,7 @@ def test_unknown_and_unhashable_keys_are_passed_over(policy: HitDensity[Any]) ->
     policy.used(["nobody", ["unhashable"], {}, "a"])
     policy.leave("nobody")
     policy.forget("nobody")
-    policy.saved("nobody")
-    policy.resize("nobody", 10)
+    policy.saved("nobody", 10)
     policy.restore(["nobody"])
     check(policy)
     assert all_of(policy) == ["a"]
@@ -222,7 +216,7 @@ def test_unknown_and_unhashable_keys_are_passed_over(policy: HitDensity[Any]) ->
 def test_the_last_size_counts(policy: HitDensity[Any]) -> None:
     put_many(policy, "abc", [10, 10, 10], dirty=True)
     policy.put("a", 20, dirty=True)
-    policy.resize("b", 1000)
+    policy.saved("b", 1000)
     assert policy.choose(1000, {"c", "a"}) == ["b"]
     assert sorted(policy.choose(30, ())) == ["a", "c"]
 
@@ -233,7 +227,7 @@ def test_values_without_a_byte_and_huge_ones_can_leave(policy: HitDensity[Any]) 
 
 
 Steps = st.lists(st.tuples(
-    st.sampled_from(["put", "load", "used", "choose", "restore", "leave", "forget", "resize", "saved"]),
+    st.sampled_from(["put", "load", "used", "choose", "restore", "leave", "forget", "saved"]),
     st.integers(0, 12), st.integers(0, 3000)), max_size=80)
 
 
@@ -271,14 +265,12 @@ def test_what_is_in_the_order_is_what_was_put_and_did_not_leave(
                 getattr(policy, what)(key)
                 held.pop(key, None)
                 chosen.pop(key, None)
-            elif what == "resize":
-                policy.resize(key, size)
+            else:
+                policy.saved(key, size)
                 if key in held:
                     held[key] = size
-            else:
-                policy.saved(key)
             check(policy)
-            assert len(policy) == len(held) and all(key in policy for key in held)
+            assert len(policy._marks) == len(held) and all(key in policy for key in held)
         assert sorted(policy.choose(1 << 60, ())) == sorted(held) or not any(held.values())
 
 
@@ -381,7 +373,7 @@ def test_dirty_values_that_are_replaced_stay_longer_than_clean_ones_that_are_rea
 def test_a_saved_value_costs_no_write_and_leaves_before_a_dirty_one() -> None:
     memory = Memory(HitDensity(), 50).run(cycles(45, 20, "set"))
     for key in range(10, 20):
-        memory.policy.saved(key)
+        memory.policy.saved(key, memory.size)
     chosen = memory.policy.choose(10 * memory.size, ())
     assert set(chosen) == set(range(10, 20))
 
@@ -465,7 +457,7 @@ def test_the_oldest_history_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> Non
     policy: HitDensity[int] = HitDensity()
     for key in range(10_000):
         policy.put(key, 10, dirty=True)
-        if len(policy) > 10:
+        if len(policy._marks) > 10:
             policy.leave(policy.choose(10, ())[0])
     check(policy)
     assert 80 < len(policy._away) <= 110 and 9985 in policy._away
@@ -492,8 +484,7 @@ def scenario(policy: HitDensity[int], held: dict[int, int], steps: int) -> Itera
                     policy.leave(gone)
                     held.pop(gone, None)
         if step % 11 == 0:
-            policy.saved(key)
-            policy.resize(key, 120)
+            policy.saved(key, 120)
         if step % 17 == 0:
             policy.forget(key)
             held.pop(key, None)
@@ -565,4 +556,4 @@ def test_whatever_line_is_interrupted_later_calls_do_not_raise_and_clear_mends(
         for key, size in held.items():
             policy.put(key, size, dirty=True)
         check(policy)
-        assert len(policy) == len(held) and sorted(policy.choose(1 << 60, ())) == sorted(held)
+        assert len(policy._marks) == len(held) and sorted(policy.choose(1 << 60, ())) == sorted(held)
