@@ -55,8 +55,9 @@ class Access(Generic[K]):
 
     def take(self) -> list[K]:
         """The keys of the hits since the last call, in order; the log is empty then."""
-        log = self.log
-        keys = [log.popleft() for _ in range(len(log))]
+        log, keys = self.log, []
+        for _ in range(len(log)):
+            keys.append(log.popleft())
         if self._single and keys:
             self._last[ONLY] = keys[-1]
         return keys

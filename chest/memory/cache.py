@@ -8,6 +8,7 @@ whatever Ctrl-C or a failing callback left half done.
 from __future__ import annotations
 
 import os
+import sys
 import weakref
 from collections.abc import Hashable
 from contextlib import suppress
@@ -15,7 +16,7 @@ from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from chest.memory.access import Access
-from chest.memory.changes import COUNTED, base_of, referenced
+from chest.memory.changes import COUNTED, referenced
 from chest.memory.hit_density import HitDensity
 from chest.memory.sizeof import nbytes
 from chest.serialize.compare import can_change
@@ -88,9 +89,8 @@ class _Reference(weakref.ref):  # type: ignore[type-arg]
     While the base of a view is there, a change of it is one of the view, and the view can be made anew.
     """
 
-    __slots__ = ("key", "layout", "view")
     key: Any
-    layout: Any  # of a view: shape, dtype, begin, strides, and whether it can be written to
+    layout: Any = None  # of a view: shape, dtype, begin, strides, and whether it can be written to
     view: Any
 
     def value(self) -> Any:
@@ -212,18 +212,19 @@ class Cache(Generic[K]):
 
     def leave(self, key: K, value: Any, saved: Saved) -> None:
         """Remember a value outside of memory for as long as somebody else refers to it."""
-        base = base_of(value)
         try:
-            reference = _Reference(value if base is None else base, self._died)
+            reference = _Reference(value, self._died)
         except TypeError:
             if COUNTED and can_change(value):
                 self.keep(key, value, saved)
             return
-        reference.key, reference.layout = key, None
-        if base is not None:
+        array = getattr(sys.modules.get("numpy"), "ndarray", None)
+        if type(value) is array and type(value.base) is array and value.base.flags.forc and not value.dtype.hasobject:
+            base, reference = value.base, _Reference(value.base, self._died)
             begin = value.__array_interface__["data"][0] - base.__array_interface__["data"][0]
             reference.layout = value.shape, value.dtype, begin, value.strides, value.flags.writeable
             reference.view = weakref.ref(value)
+        reference.key = key
         self.left[key] = reference, saved
 
     def keep(self, key: K, value: Any, saved: Saved) -> None:

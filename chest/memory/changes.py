@@ -8,6 +8,7 @@ without the global lock), nothing counts as owned: then every value that was han
 """
 from __future__ import annotations
 
+import gc
 import sys
 import weakref
 from collections.abc import Collection
@@ -15,10 +16,10 @@ from typing import Any
 
 from chest.serialize.compare import can_change
 
-__all__ = ["COUNTED", "base_of", "owned", "referenced"]
+__all__ = ["COUNTED", "owned", "referenced"]
 
 _DEEPEST = 3  # levels of containers that are looked through
-_LONGEST = 1000  # items of one that are looked at
+_LONGEST = 2000  # items, keys and values of one that are looked at
 _FIXED = frozenset((type(None), bool, int, float, complex, str, bytes))
 
 
@@ -45,11 +46,6 @@ COUNTED = (_found := _calibrated()) is not None
 _IN_A_LIST, _OF_AN_ATTRIBUTE = _found or (-1, -1)
 
 
-def _plain_array() -> Any:
-    """numpy's class of arrays, if it was imported."""
-    return getattr(sys.modules.get("numpy"), "ndarray", None)
-
-
 def referenced(items: Collection[Any], more: int = 0) -> list[bool]:
     """For each of ``items``: does anybody refer to it, or to the array that it is a view of, but this list and ``more``
     others?  True where nobody can tell.
@@ -58,18 +54,10 @@ def referenced(items: Collection[Any], more: int = 0) -> list[bool]:
     """
     if not COUNTED:
         return [True] * len(items)
-    most, plain = _IN_A_LIST + more, _plain_array()
-    return [count > most or (type(item) is plain and type(item.base) is plain
-                             and _count_of_attribute(item, "base") > _OF_AN_ATTRIBUTE)
-            for item, count in zip(items, _counts(items))]
-
-
-def base_of(value: Any) -> Any:
-    """The array whose memory a plain array is a view of, if another view can be made of it; `None` for all else."""
-    plain = _plain_array()
-    if plain is None or type(value) is not plain or type(value.base) is not plain:
-        return None
-    return value.base if value.base.flags.forc and not value.dtype.hasobject else None
+    most, array = _IN_A_LIST + more, getattr(sys.modules.get("numpy"), "ndarray", None)
+    return [sys.getrefcount(item) > most or (
+        type(item) is array and type(item.base) is array and _count_of_attribute(item, "base") > _OF_AN_ATTRIBUTE)
+        for item in items]
 
 
 def owned(items: Collection[Any], more: int, deepest: int = _DEEPEST) -> bool:
@@ -80,27 +68,27 @@ def owned(items: Collection[Any], more: int, deepest: int = _DEEPEST) -> bool:
     """
     if not COUNTED:
         return False
+    array = getattr(sys.modules.get("numpy"), "ndarray", None)
     for item, count in zip(items, _counts(items)):
         kind = type(item)
         if kind in _FIXED:
             continue
         alone = count <= _IN_A_LIST + more and not (kind.__weakrefoffset__ and weakref.getweakrefcount(item))
         if alone and kind in (list, tuple, set, frozenset, dict):
-            for parts in (item, item.values()) if kind is dict else (item,):
-                alone = alone and (_FIXED.issuperset(map(type, parts)) or (
-                    len(item) <= _LONGEST and deepest > 0 and owned(parts, 0, deepest - 1)))
+            parts = gc.get_referents(item)
+            alone = _FIXED.issuperset(map(type, parts)) or (
+                len(parts) <= _LONGEST and deepest > 0 and owned(parts, 1, deepest - 1))
         elif alone:
-            alone = kind is _plain_array() and not item.dtype.hasobject and _owns_memory(item)
+            alone = kind is array and not item.dtype.hasobject and _owns_memory(item, kind)
         if not alone and can_change(item):
             return False
     return True
 
 
-def _owns_memory(array: Any) -> bool:
-    """Is the memory of ``array`` its own, or at the end of a chain of objects that refer to each other only?"""
-    one = array
-    while type(one) is type(array) or type(one) is memoryview:
-        name = "base" if type(one) is type(array) else "obj"
+def _owns_memory(one: Any, array: type) -> bool:
+    """Is the memory of an array its own, or at the end of a chain of objects that refer to each other only?"""
+    while type(one) is array or type(one) is memoryview:
+        name = "base" if type(one) is array else "obj"
         if getattr(one, name) is not None and _count_of_attribute(one, name) > _OF_AN_ATTRIBUTE:
             return False
         one = getattr(one, name)

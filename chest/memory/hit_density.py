@@ -29,7 +29,7 @@ K = TypeVar("K", bound=Hashable)
 # A mark is one int: all that is remembered of a key.  It holds the tick of its last use, the number of uses before that
 # (8 bits), whether the last one set the value (1), the orders of magnitude of the number (4) and of the time between
 # the last two uses (6), whether leaving costs a write (1), and the size in half octaves (7).  A kind is set, often and
-# gap; a group is that and dirty.  Kinds get wider as bits are shifted out, up to the one of all values.
+# gap; a group is that and dirty.  Kinds get narrower as fewer bits are shifted out, beginning with the one of all.
 TICK, USES, SET, OFTEN, GAP, DIRTY = 27, 19, 18, 14, 8, 7
 STATE, MOST_USES, SIZES = (1 << USES) - 1, 255, (1 << DIRTY) - 1
 WIDER = (11, 10, 6, 0)
@@ -44,18 +44,16 @@ EDGES = [edge << shift for shift in range(41) for edge in (2, 3)]
 WIDTHS = [1] + [after - before for before, after in zip(EDGES, EDGES[1:])]
 
 # The chances of a read and of a replacement at age 1 before anything is known, and how many observations that is worth.
-FIRST_GUESS = (0.25, 0.0)
-STRENGTH = 10.0
+FIRST_GUESS, STRENGTH = (0.25, 0.0), 10.0
 
-# Bytes that move from or to a disk in the time that it takes to open a file: what a value costs beside its own bytes.
-OPENING = 100_000
-# The cost of a value for each of its bytes, by its size in half octaves.
-PRICES = [1 + OPENING * 2 ** (0.25 - half / 2) for half in range(SIZES + 1)]
+# The cost of a value for each of its bytes, by its size in half octaves: to open its file takes as long as to move
+# 100,000 bytes from or to a disk.
+PRICES = [1 + 100_000 * 2 ** (0.25 - half / 2) for half in range(SIZES + 1)]
 
-ENOUGH = 32                 # uses of known keys: until so many were seen, nothing is taken for learnt
-SAMPLE = 4096               # of so many keys, or up to twice as many, learning looks at how long they have waited
-LARGE = 1 << 15             # bytes each, on average, from which on values are worth more thought
-REMEMBERED = 1_000_000      # keys not in memory whose history is remembered, or four times as many as are in memory
+ENOUGH = 32  # uses of known keys: until so many were seen, nothing is taken for learnt
+SAMPLE = 4096  # of so many keys, or up to twice as many, learning looks at how long they have waited
+LARGE = 1 << 15  # bytes each, on average, from which on values are worth more thought
+REMEMBERED = 1_000_000  # keys not in memory whose history is remembered, or four times as many as are in memory
 
 
 class Rates(dict[int, list[float]]):
@@ -145,16 +143,16 @@ class HitDensity(Generic[K]):
     def clear(self) -> None:
         """Forget everything, what was learnt too."""
         self._now = self._learnt = self._next_learning = self._returns = 0
-        self._marks: dict[K, int] = {}              # of the keys in the order, the last used at the end
-        self._away: dict[K, int] = {}               # of all others, the last to leave at the end
-        self._sizes: dict[K, int] = {}              # of the keys in the order, and of those chosen
-        self._ended: defaultdict[int, float] = defaultdict(float)   # kind << 8 | 3 * age + how: how many waits
+        self._marks: dict[K, int] = {}  # of the keys in the order, the last used at the end
+        self._away: dict[K, int] = {}  # of all others, the last to leave at the end
+        self._sizes: dict[K, int] = {}  # of the keys in the order, and of those chosen
+        self._ended: defaultdict[int, float] = defaultdict(float)  # kind << 8 | 3 * age + how: how many waits
         self._rates = Rates({})
-        self._least: list[tuple[float, int, K]] = []    # worth, tick and key of those ranked, the next to leave last
-        self._limit = 0.0, 0                        # worth and tick of the last of them
-        self._later = heapdict()                    # worth and tick of those that came since and leave before that
-        self._fresh: list[K] = []                   # keys used since the others were ranked
-        self._fresh_until = 0                       # the tick from which on all are ranked anew instead
+        self._least: list[tuple[float, int, K]] = []  # worth, tick and key of those ranked, the next to leave last
+        self._limit = 0.0, 0  # worth and tick of the last of them
+        self._later: heapdict | None = None  # worth and tick of those that came since and leave before that
+        self._fresh: list[K] = []  # keys used since the others were ranked
+        self._fresh_until = 0  # the tick from which on all are ranked anew instead
 
     def __contains__(self, key: object) -> bool:
         return key in self._marks
@@ -237,6 +235,8 @@ class HitDensity(Generic[K]):
         elif self._fresh:
             for worth, tick, key in self._rank({key: self._marks.get(key, 0) for key in self._fresh}, stay):
                 if (worth, tick) < self._limit:
+                    if self._later is None:
+                        self._later = heapdict()
                     self._later[key] = worth, tick
         least, later, marks = self._least, self._later, self._marks
         soonest: tuple[float, ...] = later.peekitem()[1] if later else (math.inf,)
@@ -244,7 +244,7 @@ class HitDensity(Generic[K]):
         while wanted > 0:
             if least and least[-1] < soonest:
                 _, tick, key = least.pop()
-            elif soonest[0] < math.inf:
+            elif later is not None and soonest[0] < math.inf:
                 key, (_, tick) = later.popitem()
                 soonest = later.peekitem()[1] if later else (math.inf,)
             else:
@@ -254,7 +254,7 @@ class HitDensity(Generic[K]):
                     break
                 continue
             mark = marks.get(key, 0)
-            if mark >> TICK != tick:                # used since, or it left
+            if mark >> TICK != tick:  # used since, or it left
                 continue
             if key in stay:
                 self._fresh.append(key)
@@ -263,7 +263,7 @@ class HitDensity(Generic[K]):
             self._away[key] = mark
             chosen.append(key)
             wanted -= self._sizes.get(key, 0)
-        if wanted < 0:  # a large value at the end may leave more room than those before it are needed for
+        if wanted < 0 and chosen[1:]:  # with a large value at the end, those before it may not be needed
             for key in chosen[-2::-1]:
                 if self._sizes.get(key, 0) <= -wanted:
                     wanted += self._sizes.get(key, 0)
@@ -298,8 +298,7 @@ class HitDensity(Generic[K]):
         most = 1 + (many // 2 if room < LARGE * many else min(many // 2, many * many >> 17))
         self._least = ranked[:most][::-1]
         self._limit = self._least[0][:2] if ranked else (0.0, 0)
-        if self._later:
-            self._later = heapdict()
+        self._later = None
 
     def _learn(self) -> None:
         """Learn from the waits that ended, and from those that go on.

@@ -42,7 +42,8 @@ _ODD = (ArithmeticError, AttributeError, BufferError, LookupError, RuntimeError,
 _PLAIN: frozenset[type] = frozenset(
     (bool, int, float, complex, str, bytes, bytearray, range, type(None), type)
     + (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.CodeType)
-    + (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType, types.FrameType, types.TracebackType))
+    + (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType, types.FrameType, types.TracebackType)
+    + (type(lru_cache(len)),))
 _NESTED: frozenset[type] = frozenset((dict, list, tuple))
 # Types that have a length, and how many bytes an item takes, about, where the interpreter cannot tell.
 _CONTAINERS: dict[Any, int] = {list: 8, tuple: 8, deque: 8, set: 32, frozenset: 32, dict: 32}

@@ -283,7 +283,8 @@ def test_no_code_of_the_value_is_run() -> None:
 
 Made = type("Meta", (type,), {})("Made", (), {"data": bytes(MB)})
 Module = type("Module", (types.ModuleType,), {"data": bytes(MB)})
-CODE = [Record, sys, Module("module"), Made, Made(), nbytes, len, [].append, nbytes.__code__, lambda: 0, (i for i in "")]
+CODE = [Record, sys, functools.lru_cache(len), Module("module"), Made, Made(), nbytes, len, [].append, nbytes.__code__,
+        lambda: 0, (i for i in "")]
 
 
 @pytest.mark.parametrize("code", CODE)
