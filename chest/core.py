@@ -53,7 +53,7 @@ class Chest(MutableMapping[K, V]):
     on_miss, on_overflow : callables
         Called with the key before a value is loaded, and before one leaves memory.  They may use the chest.
     open : callable
-        ``open(path, mode=...)``, for example `gzip.open`; used for the values' files and the index.
+        ``open(path, mode=...)``, for example `gzip.open`; used for the values' files and the index.  Not with a URL.
     open_many : callable, optional
         ``open_many(paths, mode=...)``, a context manager of open files, used by `prefetch`.
     mode : {'b', 't'}

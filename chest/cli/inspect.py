@@ -21,12 +21,11 @@ from chest.index.format import written_by
 from chest.index.keysfile import KEYS
 from chest.serialize.aligned import MARK, read_layout
 from chest.serialize.bounds import Refused
-from chest.serialize.codec import Codec
 from chest.storage import system
 from chest.storage.base import CRC, OFFSET, PACK, Ref
 from chest.storage.locks import directory_lock
 from chest.storage.packs import FOLDER, idle
-from chest.storage.store import Range, Store
+from chest.storage.store import Store
 from chest.storage.tree import Tree
 
 __all__ = ["Fault", "Inspection", "refused"]
@@ -58,7 +57,7 @@ class Inspection:
         self.url = path if "://" in path else ""
         self._tree = Tree(os.path.abspath(path))
         if self.url:
-            self._store = Store(path, {}, Codec())
+            self._store = Store(path, {})
         self.trusted = trusted
         self._settings = {"path": path, "trusted": trusted, **self._format(path, load, open)}
         self.chest: Chest[Any, Any] = Chest(flag="r", mmap_mode=None, **self._settings)
@@ -97,10 +96,7 @@ class Inspection:
     def _read(self, name: str, start: int = 0, size: int = HEAD) -> bytes:
         """The bytes there, fewer at the end of the file.  `OSError` if it is gone, a link, or not regular."""
         if self.url:
-            (data,) = self._store.get([Range(name, start, start + size)])
-            if isinstance(data, Exception):
-                raise data
-            return data
+            return self._store.read(name, start, start + size)
         with self._open(name) as file:
             file.seek(start)
             return file.read(size)
@@ -132,7 +128,7 @@ class Inspection:
     def index(self) -> tuple[int, str]:
         """The size of the index in bytes, and who wrote it."""
         writer = written_by(self._read(KEYS, size=260))
-        return (self._store.info(KEYS)["size"] if self.url else self._tree.size(KEYS),
+        return (self._store.ask("info", KEYS)["size"] if self.url else self._tree.size(KEYS),
                 f"chest {writer[1]} (format {writer[0]})" if writer else "chest 0.2.3, or a dump= of your own")
 
     def leftovers(self) -> Iterator[tuple[str, int, bool]]:

@@ -1,4 +1,4 @@
-"""Values of a chest in an object store, or wherever else fsspec reaches.
+"""The values of a chest in an object store, or wherever else fsspec reaches.
 
 A round trip takes 10 to 100 ms.  So objects are put, got and removed in lists, the small values of a batch share an
 object (a pack), and nothing is asked that can be known: a name ends in a random part, so that nobody picks it twice,
@@ -13,32 +13,34 @@ import errno
 import hashlib
 import os
 import re
-import zlib
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, Generic, TypeVar, Union
+from zlib import crc32
 
-from chest.errors import DamagedError, raised_by_signal
-from chest.index.filenames import Names, digest
-from chest.serialize.aligned import LEAST
+from chest.errors import ChestError, DamagedError, raised_by_signal
+from chest.index.filenames import Names, digest, inside
+from chest.serialize.aligned import LEAST, Encoded
 from chest.serialize.compare import can_change
 from chest.storage.base import CRC, LENGTH, OFFSET, PACK, Loaded, Ref, Storage, Written
 from chest.storage.remote_keys import RemoteKeys
-from chest.storage.store import PACKS, Range, Store, redacted
+from chest.storage.store import KEYS, PACKS, Range, Store
 
 if TYPE_CHECKING:
-    from chest.serialize.aligned import Encoded
+    from chest.serialize.aligned import Buffer
     from chest.serialize.codec import Codec
 
 __all__ = ["Remote", "connect"]
 
 K = TypeVar("K", bound=Hashable)
+T = TypeVar("T")
+Outgoing = tuple[Any, object, Union[Encoded, Exception]]  # a key, its value, and what that serialises to
 
+_NOBODY = object()  # the key of a record that is copied
 _OURS = re.compile(r"~[a-z2-7]{12}-([0-9a-f]+)\Z")  # the end of a name: 60 random bits, and the size in bytes
 _ROOM = 220  # bytes of a name's last part that leave room for it: file systems allow 255
 _UNKNOWN = 16 * 2**20  # bytes that an object is taken to have while its size is not known
 _AT_ONCE = 64 * 2**20  # bytes under way at once, but for a single larger object
-_OBJECT = 2**19  # bytes that an object counts as at least: so no more than 128 are got at once
 _GAP = 2**14  # bytes between two records of a pack that are rather read than asked for separately
 
 
@@ -46,9 +48,12 @@ def connect(url: str, storage_options: Mapping[str, Any] | None, codec: Codec,
             names: Names[K]) -> tuple[Remote[K], RemoteKeys]:
     """The values and the index at ``url``; ``storage_options`` go to fsspec.
 
-    `ImportError` without the packages for this kind of URL, `ValueError` for an unknown kind, `OSError` without answer.
+    `ImportError` without the packages for this kind of URL, `ValueError` for an unknown kind, `OSError` without answer,
+    `ChestError` for an ``open`` of the user's.
     """
-    store = Store(url, storage_options or {}, codec)
+    if not codec.local:
+        raise ChestError("open= is for files of a directory: at a URL let dump= and load= compress what they write")
+    store = Store(url, storage_options or {})
     return Remote(store, codec, names), RemoteKeys(store, codec)
 
 
@@ -64,80 +69,84 @@ class Remote(Generic[K]):
     remote = True
 
     def __init__(self, store: Store, codec: Codec, names: Names[K]):
-        self.path = redacted(store.url)
-        self.codec = codec
-        self._store = store
-        self._names = names
+        self.path, self.codec = store.path, codec
+        self._store, self._names = store, names
+        self._made = False
         self._digests: dict[Ref, bytes] = {}  # what values dumped to when they were written or loaded
         self._sizes: dict[int, int] = {}  # bytes of the packs that this handle made, or has seen in a listing
-        self._new: dict[int, set[int]] = {}  # packs of this handle's, with the refs there that no commit named yet
-        self._named: set[int] = set()  # packs that the last plain commit named
+        self._new: dict[int, set[Ref]] = {}  # packs of this handle's, with the refs there that no commit named yet
+        self._lost: set[int] = set()  # other packs that lost a value
+        self._named: set[int] | None = None  # packs that the last commit names, if it was a plain one
 
     def __repr__(self) -> str:
         return f"<Remote {self.path}>"
 
     def file(self, ref: Ref) -> str:
         """The URL of the object that holds the value."""
-        return self._store.shown(self._range(ref).name)
-
-    def _range(self, ref: Ref) -> Range:
-        if isinstance(ref, str):
-            return Range(ref)
-        start = ref >> OFFSET & (1 << PACK - OFFSET) - 1
-        return Range(_pack_name(ref >> PACK), start, start + self.size(ref))
+        return self._store.shown(ref if isinstance(ref, str) else _pack_name(ref >> PACK))
 
     # Out.
 
     def write(self, items: Sequence[tuple[K, object]], small: int) -> list[Written]:
-        """Write each value to a new object, the small ones of a batch of up to 64 MB to one object together.
+        """Write each value to a new object, the small ones of up to 64 MB to one object together.
 
-        Not so a value whose name was reserved, and none where the user has an ``open``.
+        Not so a value whose name was reserved.
         """
-        written: list[Written] = []
-        batch = _Batch()
+        done: list[Written] = []
         try:
-            for key, value in items:
-                try:
-                    encoded = self.codec.encode(value)
-                except Exception as error:
-                    if isinstance(error, MemoryError) or raised_by_signal(error):
-                        raise
-                    batch.written.append(Written(None, 0, 0, None, error))
-                    continue
-                if batch.nbytes and batch.nbytes + encoded.nbytes > _AT_ONCE:
-                    written += self._put(batch)
-                    batch = _Batch()
-                name = self._names.reserved.get(key)
-                if name is None and 0 < encoded.nbytes < min(small, 1 << LENGTH) and not self._store.hooked:
-                    ref = batch.add(b"".join(encoded.pieces), None, encoded.stamp)
-                else:
-                    data = b"".join((*encoded.pieces, encoded.note()))
-                    ref = batch.add(data, name or f"{self._new_name(key)}-{len(data):x}", encoded.stamp)
-                    self._names.release(key)
-                if encoded.stamp is None and can_change(value):
-                    self._digests[ref] = _digest(encoded)
-            return written + self._put(batch)
+            for batch in _batches(map(self._encoded, items), lambda one: getattr(one[2], "nbytes", 0)):
+                done += self._put(batch, small)
         except BaseException:  # nobody was told of these
-            self.remove([one.ref for one in written if one.ref is not None])
+            self.remove([one.ref for one in done if one.ref is not None])
             raise
+        return done
 
-    def _put(self, batch: _Batch) -> list[Written]:
-        """Put the objects; if that fails none of them counts, nor stays."""
-        objects = dict(batch.objects)
-        if batch.records:
-            objects[_pack_name(batch.pack)] = b"".join(batch.records)
+    def _encoded(self, item: tuple[K, object]) -> Outgoing:
+        try:
+            return *item, self.codec.encode(item[1])
+        except Exception as error:
+            return *item, error
+
+    def _put(self, batch: Sequence[Outgoing], small: int) -> list[Written]:
+        """Put the objects of a batch, and its small values as a pack; if that fails none of them counts, nor stays."""
+        done: list[Written] = []
+        objects: dict[str, bytes] = {}
+        pack = int.from_bytes(os.urandom(5), "big")
+        records: dict[Ref, bytes] = {}
+        end = 0
+        for key, value, encoded in batch:
+            if isinstance(encoded, Exception):
+                done.append(Written(None, 0, 0, None, encoded))
+                continue
+            size, name = encoded.nbytes, self._names.reserved.get(key)
+            ref: Ref
+            if name is None and 0 < size < min(small, 1 << LENGTH):
+                data = b"".join(encoded.pieces)
+                ref = pack << PACK | end << OFFSET | size << LENGTH | crc32(data)
+                records[ref] = data
+                end += size
+            else:
+                data = b"".join((*encoded.pieces, encoded.note()))
+                ref = name or f"{self._new_name(key)}-{len(data):x}"
+                objects[ref] = data
+                self._names.release(key)
+            stamp = hash(data[:size]) if size < LEAST else None
+            if stamp is None and can_change(value):
+                self._digests[ref] = _digest([memoryview(data)[:size]])
+            done.append(Written(ref, len(data), 0, stamp, None))
+        if records:
+            objects[_pack_name(pack)] = b"".join(records.values())
+            self._new[pack], self._sizes[pack] = set(records), end
         try:
             if objects:
                 self._store.put(objects)
         except BaseException as error:
+            self._new.pop(pack, None)
             self._store.remove(list(objects))
             if not isinstance(error, OSError):
                 raise
-            return [one if one.error else Written(None, 0, 0, None, error) for one in batch.written]
-        if batch.records:
-            self._new[batch.pack] = {one.ref for one in batch.written if type(one.ref) is int}
-            self._sizes[batch.pack] = batch.end
-        return batch.written
+            return [one if one.error else Written(None, 0, 0, None, error) for one in done]
+        return done
 
     def _new_name(self, key: K) -> str:
         plain = self._names.plain(key)
@@ -158,59 +167,60 @@ class Remote(Generic[K]):
     # Back.
 
     def load(self, ref: Ref) -> Loaded:
-        """The value at ``ref``, by copy."""
         return self._loaded(ref, self._get([ref])[ref])
 
     def load_many(self, refs: Sequence[Ref]) -> Iterator[Loaded | Exception]:
         """The values in order, or what went wrong with each.  Up to 64 MB are got at once."""
-        for chunk in self._chunks(refs):
-            found = self._get(chunk)
-            for ref in chunk:
+        for batch in _batches(refs, self._weight):
+            found = self._get(batch)
+            for ref in batch:
                 try:
                     result: Loaded | Exception = self._loaded(ref, found[ref])
                 except Exception as error:
                     result = error
                 yield result
 
-    def _chunks(self, refs: Sequence[Ref]) -> Iterator[list[Ref]]:
-        chunk: list[Ref] = []
-        weight = 0
-        for ref in refs:
-            size = self._told(ref)
-            if size is None:
-                size = _UNKNOWN
-            elif isinstance(ref, str):
-                size = max(size, _OBJECT)
-            if chunk and weight + size > _AT_ONCE:
-                yield chunk
-                chunk, weight = [], 0
-            chunk.append(ref)
-            weight += size
-        if chunk:
-            yield chunk
+    def _told(self, ref: Ref) -> int | None:
+        """Bytes of the value, if its ref tells."""
+        if isinstance(ref, int):
+            return ref >> LENGTH & CRC
+        found = _OURS.search(ref)
+        return int(found[1], 16) if found else None
+
+    def _weight(self, ref: Ref) -> int:
+        return self._told(ref) or _UNKNOWN
 
     def _get(self, refs: Sequence[Ref]) -> dict[Ref, bytes | Exception]:
         """The verified bytes of each, or an error; records that are near each other in a pack are got as one."""
-        ranges = [Range(ref) for ref in refs if isinstance(ref, str)]
-        places: list[tuple[Ref, int, int]] = [(one.name, at, 0) for at, one in enumerate(ranges)]
-        for record in sorted(ref for ref in refs if not isinstance(ref, str)):
-            name, start, end = one = self._range(record)
-            last = ranges[-1] if ranges else Range("")
-            if last.name == name and (start or 0) <= (last.end or 0) + _GAP:
-                ranges[-1] = last._replace(end=end)
+        found: dict[Ref, bytes | Exception] = {
+            ref: ChestError(f"the index names {ref!r}, which is none of a chest's own: do not trust this chest")
+            for ref in refs if isinstance(ref, str) and not inside(ref)}
+        groups: list[list[Ref]] = [[ref] for ref in refs if isinstance(ref, str) and ref not in found]
+        for record in sorted(ref for ref in refs if isinstance(ref, int)):
+            last = groups[-1][-1] if groups else ""
+            if isinstance(last, int) and _place(record) - _place(last) - self.size(last) <= _GAP:
+                groups[-1].append(record)
             else:
-                ranges.append(one)
-            places.append((record, len(ranges) - 1, (start or 0) - (ranges[-1].start or 0)))
-        got = self._store.get(ranges)
-        found: dict[Ref, bytes | Exception] = {}
-        for ref, at, start in places:
-            data, told = got[at], self._told(ref)
-            if isinstance(data, bytes) and told is not None:
-                data = data if isinstance(ref, str) else data[start : start + told]
-                if len(data) != told or (isinstance(ref, int) and zlib.crc32(data) != ref & CRC):
-                    data = DamagedError(f"{self.file(ref)} does not hold what was written")
-            found[ref] = data
+                groups.append([record])
+        got = self._store.get(list(map(self._range, groups))) if groups else []
+        for group, data in zip(groups, got):
+            for ref in group:
+                one, told = data, self._told(ref)
+                if isinstance(one, bytes) and told is not None:
+                    if isinstance(ref, int):
+                        start = _place(ref) - _place(group[0])
+                        one = one[start : start + told]
+                    if len(one) != told or (isinstance(ref, int) and crc32(one) != ref & CRC):
+                        one = DamagedError(f"{self.file(ref)} does not hold what was written")
+                found[ref] = one
         return found
+
+    def _range(self, group: Sequence[Ref]) -> Range:
+        first, last = group[0], group[-1]
+        if isinstance(first, str):
+            return first, None, None
+        start = _place(first) & (1 << PACK - OFFSET) - 1
+        return _pack_name(first >> PACK), start, start + _place(last) - _place(first) + self.size(last)
 
     def _loaded(self, ref: Ref, data: bytes | Exception) -> Loaded:
         if isinstance(data, Exception):
@@ -223,7 +233,7 @@ class Remote(Generic[K]):
             try:
                 encoded = self.codec.encode(value)  # need not be the very bytes that it was loaded from
                 if stamp is None or encoded.stamp != stamp:
-                    self._digests[ref] = _digest(encoded)
+                    self._digests[ref] = _digest(encoded.pieces)
             except Exception as error:
                 if isinstance(error, MemoryError) or raised_by_signal(error):
                     raise  # else: it cannot be dumped again, so it will count as changed
@@ -233,45 +243,42 @@ class Remote(Generic[K]):
 
     def same(self, ref: Ref, value: object, version: int | None = None) -> bool:
         """Is the value as this handle wrote or loaded it?  Digests are compared."""
-        return ref in self._digests and _digest(self.codec.encode(value)) == self._digests[ref]
-
-    def _told(self, ref: Ref) -> int | None:
-        """Bytes of the value, if its ref tells."""
-        if not isinstance(ref, str):
-            return ref >> LENGTH & CRC
-        found = _OURS.search(ref)
-        return int(found[1], 16) if found else None
+        return ref in self._digests and _digest(self.codec.encode(value).pieces) == self._digests[ref]
 
     def size(self, ref: Ref) -> int:
         """Bytes that the value takes, 0 if it is gone; a round trip for a name that was given away beforehand."""
         size = self._told(ref)
         try:
-            return int(self._store.info(str(ref)).get("size") or 0) if size is None else size
+            return int(self._store.ask("info", str(ref)).get("size") or 0) if size is None else size
         except FileNotFoundError:
             return 0
 
     def version(self, ref: Ref) -> int | None:
-        """Nothing has to tell an object from others of its name: there are none."""
         return 0
 
     # Commits.
 
     def remove(self, refs: Iterable[Ref]) -> None:
-        """Remove objects, and packs of which no record was ever committed and none is left; what cannot go stays."""
+        """Remove objects, and packs that no commit names and that hold nothing any more; what cannot go stays."""
         names = []
         for ref in refs:
             self._digests.pop(ref, None)
             if isinstance(ref, str):
-                names.append(ref)
-            elif (left := self._new.get(ref >> PACK)) is not None:
+                names += [ref] if inside(ref) else []
+            elif (left := self._new.get(ref >> PACK)) is None:
+                self._lost.add(ref >> PACK)
+            else:
                 left.discard(ref)
-                if not left and self._new.pop(ref >> PACK, None) is not None and ref >> PACK not in self._named:
+                if not left and self._new.pop(ref >> PACK, None) is not None:
                     names.append(_pack_name(ref >> PACK))
-        if names:
-            self._store.remove(names)
+        lost, named = self._lost.copy(), self._named  # in this order: a commit that made a pack lose something is named
+        dead = lost - named - self._new.keys() if named is not None else set()
+        names += map(_pack_name, dead)
+        if names and self._store.remove(names):
+            self._lost -= dead
 
     def committed(self, plain: bool = False, pending: bool = False) -> None:
-        """Nothing has to be done: no journal tells what was written."""
+        self._named = None
 
     def compact(self, refs: Mapping[K, Ref | None]) -> dict[int, int]:
         """Copy the records of committed packs that hold more than twice what lives in them to a new pack.
@@ -280,92 +287,90 @@ class Remote(Generic[K]):
         """
         living: defaultdict[int, list[int]] = defaultdict(list)
         for ref in refs.values():
-            if type(ref) is int:
+            if isinstance(ref, int) and ref >> PACK not in self._new:
                 living[ref >> PACK].append(ref)
-        known = living.keys() - self._new.keys()
-        if not known <= self._sizes.keys():
+        if not living.keys() <= self._sizes.keys():
             sizes = self._store.listed(PACKS)
-            self._sizes.update((pack, sizes.get(f"{pack:010x}", 0)) for pack in known)
-        worth = [pack for pack in known if self._sizes[pack] > 2 * sum(map(self.size, living[pack]))]
+            self._sizes.update((pack, sizes.get(f"{pack:010x}", 0)) for pack in living)
+        worth = [pack for pack, held in living.items() if self._sizes[pack] > 2 * sum(map(self.size, held))]
         moved: dict[int, int] = {}
-        for chunk in self._chunks(sorted(ref for pack in worth for ref in living[pack])):
-            batch = _Batch()
-            found = {int(ref): data for ref, data in self._get(chunk).items() if isinstance(data, bytes)}
-            for data in found.values():
-                batch.add(data, None, None)
+        for batch in _batches(sorted(ref for pack in worth for ref in living[pack]), self._weight):
+            found = {int(ref): data for ref, data in self._get(batch).items() if isinstance(data, bytes)}
+            records = [(_NOBODY, None, Encoded([data], len(data), None, 0)) for data in found.values()]
             # What cannot be put stays where it is, and its pack with it.
-            moved.update((ref, int(one.ref)) for ref, one in zip(found, self._put(batch)) if one.ref is not None)
+            moved.update((ref, int(one.ref)) for ref, one in zip(found, self._put(records, 1 << LENGTH)) if one.ref)
+        self._named = None  # first, as what it says may be older than these packs
+        self._lost.update(worth)
         return moved
 
     def reclaim(self, refs: Collection[Ref]) -> None:
-        """Remove the packs that a commit named once, and this one, with ``refs``, does not.  Cost: O(keys)."""
-        now = {ref >> PACK for ref in refs if not isinstance(ref, str)}
+        """Remove the packs that lost all that they held.  Cost: O(keys)."""
+        self._named = {ref >> PACK for ref in refs if isinstance(ref, int)}
         for pack, left in list(self._new.items()):
             left.difference_update([ref for ref in left if ref in refs])
             if not left:
-                del self._new[pack]
-        dead = self._named - now - self._new.keys()
-        if not dead or self._store.remove([_pack_name(pack) for pack in dead]):
-            self._named = now | self._named & self._new.keys()
+                self._new.pop(pack, None)
+        self.remove(())
 
     # The place as a whole.
 
     def make(self) -> None:
-        self._store.make()
+        """Nothing has to be made: folders, where there are any, come with what is put there."""
+        self._made = True
 
     def exists(self) -> bool:
-        return self._store.exists()
+        """Is there an index, or did this handle `make` the place?"""
+        try:
+            return self._made or bool(self._store.ask("info", KEYS))
+        except FileNotFoundError:
+            return False
 
     def drop(self, refs: Iterable[Ref]) -> None:
-        """Remove these values, the index and all packs, and the folder if nothing of anyone else's is in it."""
-        self._store.remove(list({self._range(ref).name for ref in refs}))
-        self._store.destroy()
+        """Remove these values, all packs and what is left of indexes, and the folder if that leaves it empty."""
+        names = {ref for ref in refs if isinstance(ref, str) and inside(ref)}
+        names.update(f"{PACKS}/{name}" for name in self._store.listed(PACKS))
+        names.update(name for name in self._store.listed("") if name.startswith(KEYS))
+        self._store.remove(sorted(names))
+        self._store.prune()
+        self._made = False
 
     def clear_away(self) -> None:
-        """No chest in a store is a temporary one."""
-        raise NotImplementedError
+        raise NotImplementedError  # no chest in a store is a temporary one
 
     def close(self) -> None:
-        """Let go of the connection; the next use makes a new one."""
         self._store.close()
 
     def after_fork(self) -> None:
-        """In the child: connections are the parent's, and so are packs that no commit names yet."""
-        self._new.clear()
+        self._new.clear()  # the parent's
         self._store.after_fork()
-
-
-class _Batch:
-    """Values on their way out: objects of their own, and the records of a pack."""
-
-    def __init__(self) -> None:
-        self.pack = int.from_bytes(os.urandom(5), "big")
-        self.objects: dict[str, bytes] = {}
-        self.records: list[bytes] = []
-        self.written: list[Written] = []
-        self.nbytes = 0
-        self.end = 0  # of the pack
-
-    def add(self, data: bytes, name: str | None, stamp: int | None) -> Ref:
-        """Add an object, or a record where there is no name.  Returns its ref."""
-        ref: Ref
-        if name is None:
-            ref = self.pack << PACK | self.end << OFFSET | len(data) << LENGTH | zlib.crc32(data)
-            self.records.append(data)
-            self.end += len(data)
-        else:
-            ref, self.objects[name] = name, data
-        self.written.append(Written(ref, len(data), 0, stamp, None))
-        self.nbytes += len(data)
-        return ref
 
 
 def _pack_name(pack: int) -> str:
     return f"{PACKS}/{pack:010x}"
 
 
-def _digest(encoded: Encoded) -> bytes:
+def _place(ref: Ref) -> int:
+    """Where a record lies, as one number: those of two packs are farther from each other than the longest pack."""
+    return ref >> OFFSET if isinstance(ref, int) else 0
+
+
+def _digest(pieces: Iterable[Buffer]) -> bytes:
     found = hashlib.blake2b(digest_size=16)
-    for piece in encoded.pieces:
+    for piece in pieces:
         found.update(piece)
     return found.digest()
+
+
+def _batches(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
+    """``items`` in lists of up to 64 MB together, or of one that is larger."""
+    batch: list[T] = []
+    total = 0
+    for item in items:
+        nbytes = size(item)
+        if total and total + nbytes > _AT_ONCE:
+            yield batch
+            batch, total = [], 0
+        batch.append(item)
+        total += nbytes
+    if batch:
+        yield batch

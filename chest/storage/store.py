@@ -1,11 +1,10 @@
-"""One place of a store, by way of fsspec: objects are put, got and removed in bulk, and errors come as `OSError`.
+"""One URL, by way of fsspec: objects are got, put and removed in lists, and what goes wrong is an `OSError`.
 
 An error shows no secret: its text is made anew, and it is not chained to what fsspec raised, whose frames would also
 keep alive whoever called.
 """
 from __future__ import annotations
 
-import concurrent.futures.thread
 import errno
 import importlib
 import re
@@ -13,36 +12,28 @@ import secrets
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple, TypeVar
+from concurrent.futures import Future, thread
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Callable, Optional, TypeVar
 from urllib.parse import unquote
 
 from chest.errors import raised_by_signal
 
-if TYPE_CHECKING:
-    from chest.serialize.codec import Codec
-
 __all__ = ["KEYS", "PACKS", "Range", "Store", "redacted"]
 
 T = TypeVar("T")
+Range = tuple[str, Optional[int], Optional[int]]  # the name of an object, and from where to where; `None`: all of it
 
 KEYS, PACKS = ".keys", ".packs"
 _TIDY = {"file", "local", "sftp", "ssh"}  # where removing a folder never removes what is in it
-# Answers of a store that is well; the last are those to calls that the package for this store does not know.
-_NUMBERS = {FileNotFoundError: errno.ENOENT, FileExistsError: errno.EEXIST, PermissionError: errno.EACCES,
-            NotImplementedError: errno.ENOSYS, TypeError: errno.ENOSYS, AttributeError: errno.ENOSYS}
+# Answers of a store that is well.  ENOSYS: it, or the package that talks to it, does not know what was asked.
+_NUMBERS = {"FileNotFoundError": errno.ENOENT, "FileExistsError": errno.EEXIST, "PermissionError": errno.EACCES,
+            "NotImplementedError": errno.ENOSYS, "TypeError": errno.ENOSYS, "AttributeError": errno.ENOSYS,
+            "ParamValidationError": errno.ENOSYS}
 # User and password (Azure has the container's name there), and all from a query to the end of the link of the chain.
 _SECRET = re.compile(r"(?<=://)(?<!abfs://)(?<!abfss://)(?<!az://)[^/?#]*@|[?#].*?(?=::[\w+.]+://|\Z)", re.DOTALL)
 
 _locks: dict[str, AbstractContextManager[bool]] = {}
-
-
-class Range(NamedTuple):
-    """Bytes ``start`` to ``end`` of the object ``name``; all of it where both are `None`."""
-
-    name: str
-    start: int | None = None
-    end: int | None = None
 
 
 def redacted(url: str) -> str:
@@ -68,147 +59,125 @@ def _secrets(url: str, options: object) -> list[str]:
     return sorted({text for text in found | set(map(unquote, found)) if len(text) > 2}, key=len, reverse=True)
 
 
-class _Inline(concurrent.futures.thread.ThreadPoolExecutor):
+def _copied(options: Mapping[str, Any]) -> dict[str, Any]:
+    """``options`` with the mappings in them, to which botocore adds things, copied too."""
+    return {name: _copied(value) if isinstance(value, dict) else value for name, value in options.items()}
+
+
+class _Inline(thread.ThreadPoolExecutor):
     """For fsspec's loop while the interpreter ends and no thread can be started: a connection that broke while nobody
     used it has to look up its host."""
 
-    def submit(self, work: Callable[..., Any], /, *args: Any, **more: Any) -> concurrent.futures.Future[Any]:
-        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
-        try:
-            future.set_result(work(*args, **more))
-        except BaseException as error:
-            future.set_exception(error)
+    def submit(self, work: Callable[..., Any], /, *args: Any, **more: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(work(*args, **more))
         return future
 
 
 class Store:
-    """One URL, with all that a chest does there.
+    """The objects below one URL; ``path`` is what may be shown of it.
 
-    ``folders``: it is a file system with a rename; elsewhere putting an object is a single step.  ``tags``: it tells
-    versions of an object apart.  ``hooked``: the user's ``open`` opens objects, one after another.  A file system that
-    is asynchronous inside is shared, and does a list of objects at once; any other has a connection of its own, and
-    one call at a time.
+    A file system that is asynchronous inside is shared
+    with the rest of the program, and does a list of objects at once; any other is our own, and does one call at a time.
     """
 
-    def __init__(self, url: str, options: Mapping[str, Any], codec: Codec):
+    def __init__(self, url: str, options: Mapping[str, Any]):
         self.url = url if url.endswith("://") else url.rstrip("/")
-        self._shown = redacted(self.url)
+        self.path = redacted(self.url)
         self._options, self._secrets = options, _secrets(url, options)
-        self._open, self._mode, self.hooked = codec.open, codec.mode, not codec.local
-        self._fs: Any = None
+        self._fs: Any = None  # as the URL has it
+        self._below: Any = None  # the same without the caches on top
         self._inherited: list[Any] = []  # of the parent: paramiko says goodbye to the server when it lets go of one
-        kind = self._clearly(self._kind)
-        protocols = {kind.protocol} if isinstance(kind.protocol, str) else set(kind.protocol)
-        self._shared = bool(getattr(kind, "async_impl", False))
-        self._tidy = bool(protocols & _TIDY)
-        renames = kind.mv is not importlib.import_module("fsspec").AbstractFileSystem.mv
-        self.folders = "ssh" in protocols or (not self._shared and renames)
-        self.tags = self._matches = "s3" in protocols  # s3fs gives a tag, and hands the condition If-Match on
-        self._made = False
-        self._new_locks()
+        self._shared = False
+        self._own = threading.RLock()  # whose turn it is with a file system of our own
         self.run(lambda fs: None)
-
-    def _new_locks(self) -> None:
-        self._connecting = threading.Lock()
-        self._turn: AbstractContextManager[object] = nullcontext() if self._shared else threading.RLock()
 
     @property
     def lock(self) -> AbstractContextManager[bool]:
         """One thread of this process at a time commits to this URL.  Other processes a store cannot lock out."""
         return _locks.setdefault(self.url, threading.RLock())  # one step, whatever other threads do
 
-    def _url_of(self, name: str) -> str:
-        return self.url + ("" if self.url.endswith("/") else "/") + name
-
     def shown(self, name: str) -> str:
         """The URL of the object ``name`` as it may be shown to anybody."""
-        return redacted(self._url_of(name))
-
-    def _inner(self, name: str) -> str:
-        """What fsspec calls the object ``name``."""
-        return f"{self._base.rstrip('/')}/{name}" if name else self._base
+        return redacted(self.url + ("" if self.url.endswith("/") else "/") + name)
 
     # The connection.
 
-    def _kind(self) -> Any:
-        """The class of the file system below those that only cache."""
+    def _connected(self, cached: bool) -> Any:
+        with self._own:
+            if self._fs is None:
+                self._connect()
+            if self._shared and thread._shutdown:
+                self._below.loop.set_default_executor(_Inline(1))
+            return self._fs if cached else self._below
+
+    def _connect(self) -> None:
         try:
             fsspec = importlib.import_module("fsspec")
+            caching = importlib.import_module("fsspec.implementations.cached").CachingFileSystem
         except ImportError:
             raise ImportError("pip install 'chest[remote]'") from None
-        return fsspec.get_filesystem_class(self.url.split("::")[-1].partition("://")[0])
-
-    def _connected(self, cached: bool) -> Any:
-        """The file system, or the one below those that only cache."""
-        with self._connecting:
-            if self._fs is None:
-                private = {"skip_instance_cache": not self._shared}
-                options = _copied(self._options)
-                for link in self.url.split("::")[1:]:
-                    protocol = link.partition("://")[0]
-                    options[protocol] = {**options.get(protocol, {}), **private}
-                self._fs, self._base = importlib.import_module("fsspec.core").url_to_fs(self.url, **private, **options)
-            if self._shared and concurrent.futures.thread._shutdown:
-                self._below(self._fs).loop.set_default_executor(_Inline(1))
-            return self._fs if cached else self._below(self._fs)
-
-    def _below(self, fs: Any) -> Any:
-        caching = importlib.import_module("fsspec.implementations.cached").CachingFileSystem
-        while isinstance(fs, caching):
-            fs = fs.fs
-        return fs
+        kind = fsspec.get_filesystem_class(self.url.split("::")[-1].partition("://")[0])
+        self._shared = bool(getattr(kind, "async_impl", False))
+        own, options = {"skip_instance_cache": not self._shared}, _copied(self._options)
+        for link in self.url.split("::")[1:]:
+            protocol = link.partition("://")[0]
+            options[protocol] = {**options.get(protocol, {}), **own}
+        fs, self._base = fsspec.core.url_to_fs(self.url, **own, **options)
+        self._below = fs
+        while isinstance(self._below, caching):
+            self._below = self._below.fs
+        protocols = {kind.protocol} if isinstance(kind.protocol, str) else set(kind.protocol)
+        self._tags = "s3" in protocols  # s3fs gives a tag, and hands the condition If-Match on
+        self._tidy = bool(protocols & _TIDY)
+        # It has folders, and replaces a file by a rename; elsewhere putting an object is a single step.
+        self._folders = "ssh" in protocols or not (self._shared or kind.mv is fsspec.AbstractFileSystem.mv)
+        self._fs = fs
 
     def run(self, work: Callable[[Any], T], cached: bool = False) -> T:
         """What ``work`` makes of the file system, of the one below all caches unless ``cached``.
 
-        It is tried twice with a connection of our own, which may have broken while nobody used it.
+        It is tried twice with one of our own, whose connection may have broken while nobody used it.
         """
         if sys.is_finalizing():  # fsspec's own thread has ended, and would be waited for for ever
-            raise ConnectionError(errno.ECONNABORTED, "the interpreter has ended", self._shown)
-        with self._turn:
+            raise ConnectionError(errno.ECONNABORTED, "the interpreter has ended", self.path)
+        with nullcontext() if self._shared else self._own:
             for last in (self._shared, True):
                 try:
-                    return self._clearly(lambda: work(self._connected(cached)))
+                    return work(self._connected(cached))
                 except BaseException as error:
-                    if isinstance(error, OSError) and not isinstance(error, ConnectionError):
-                        raise
+                    failed = self._explained(error)
+                broken = isinstance(failed, ConnectionError)
+                if broken or not isinstance(failed, OSError):
                     self.close()  # it may be half-way through a call
-                    if last or not isinstance(error, ConnectionError):
-                        raise
-        raise AssertionError
-
-    def _clearly(self, work: Callable[[], T]) -> T:
-        """What ``work`` returns; what it raises as an error of the system, with a number and without secrets."""
-        try:
-            return work()
-        except Exception as error:
-            if isinstance(error, MemoryError) or raised_by_signal(error):
-                raise
-            failed = self._explained(error)
+                if last or not broken:
+                    break
         raise failed
 
-    def _explained(self, error: Exception) -> Exception:
-        kind, number, shown = type(error), getattr(error, "errno", None), self._shown
-        text = str(getattr(error, "strerror", None) or error or kind.__name__).replace(self.url, shown)
+    def _explained(self, error: BaseException) -> BaseException:
+        """``error`` as one of the system, with a number and without secrets; what is no fault of the store as it is."""
+        if not isinstance(error, Exception) or isinstance(error, MemoryError) or raised_by_signal(error):
+            return error
+        kind, number = type(error), error.errno if isinstance(error, OSError) else None
+        text = str(getattr(error, "strerror", None) or error or kind.__name__).replace(self.url, self.path)
         for secret in self._secrets:
             text = text.replace(secret, "***")
         if self._fs is None and isinstance(error, ImportError):
-            return ImportError(f"a chest at {shown} needs a package that is not installed: {text}")
+            return ImportError(f"a chest at {self.path} needs a package that is not installed: {text}")
         if self._fs is None and isinstance(error, ValueError):
-            return ValueError(f"there can be no chest at {shown}: {text}")
-        usual = [usual for known, usual in _NUMBERS.items() if isinstance(error, known)]
-        if "ParamValidation" in kind.__name__:  # of botocore: it knows no such condition
-            usual = [errno.ENOSYS]
-        elif isinstance(error, OSError) and (number is not None or (kind is OSError and "closed" not in text)):
-            usual.append(errno.EIO)
-        if usual:
-            return OSError(number or usual[0], text, shown)
-        return ConnectionError(errno.ECONNABORTED, f"the store does not answer ({kind.__name__}: {text})", shown)
+            return ValueError(f"there can be no chest at {self.path}: {text}")
+        for known in kind.__mro__ if number is None else ():
+            number = number or _NUMBERS.get(known.__name__)
+        if number is None and kind is OSError and "closed" not in text:
+            number = errno.EIO
+        if number is not None:
+            return OSError(number, text, self.path)
+        return ConnectionError(errno.ECONNABORTED, f"the store does not answer ({kind.__name__}: {text})", self.path)
 
     def close(self) -> None:
         """Let go of the connection; the next use makes a new one.  What fsspec shares stays open for others."""
         fs, self._fs = self._fs, None
-        client = None if fs is None or self._shared else getattr(self._below(fs), "client", None)
+        client = None if fs is None or self._shared else getattr(self._below, "client", None)
         if client is not None:  # sftp: it has a thread, which ends now and not when the garbage is collected
             client.close()
 
@@ -216,132 +185,120 @@ class Store:
         """In the child: no connection, no thread of fsspec's, and no lock of the parent's."""
         self._inherited.append(self._fs)
         self._fs = None
-        self._new_locks()
+        self._own = threading.RLock()
         _locks.pop(self.url, None)
         importlib.import_module("fsspec.asyn").reset_lock()
 
     # Objects.
 
-    def get(self, wanted: Sequence[Range], cached: bool = True) -> list[bytes | Exception]:
+    def _inner(self, name: str) -> str:
+        """What fsspec calls the object ``name``."""
+        return f"{self._base.rstrip('/')}/{name}" if name else self._base
+
+    def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
+        """The bytes of an object, past all caches."""
+        return self.run(lambda fs: bytes(fs.cat_file(self._inner(name), start=start, end=end)))
+
+    def get(self, wanted: Sequence[Range]) -> list[bytes | Exception]:
         """The bytes of each, or its `OSError`; all at once where the store can, through a cache if the URL has one."""
-        if self.hooked:
-            return [self._read(one.name) for one in wanted]
-
         def got(fs: Any) -> list[bytes | Exception]:
-            paths, starts, ends = map(list, zip(*((self._inner(one.name), one.start, one.end) for one in wanted)))
-            if len(wanted) > 1 or not cached:
-                found = fs.cat_ranges(paths, starts, ends, on_error="return")
-            else:  # some versions of fsspec's caches know no other
-                found = [fs.cat_file(paths[0], start=starts[0], end=ends[0])]
-            found = [self._explained(item) if isinstance(item, Exception) else bytes(item) for item in found]
+            names, starts, ends = zip(*wanted)
+            paths = list(map(self._inner, names))
+            if len(wanted) == 1:
+                return [bytes(fs.cat_file(paths[0], start=starts[0], end=ends[0]))]
+            found = fs.cat_ranges(paths, list(starts), list(ends), on_error="return")
             for item in found:
-                if isinstance(item, ConnectionError) or (isinstance(item, OSError) and item.errno == errno.ENOSYS):
+                if isinstance(item, Exception):
                     raise item
-            return found
+            return list(map(bytes, found))
 
         try:
-            return self.run(got, cached)
+            return self.run(got, cached=True)
         except OSError as error:
-            if len(wanted) > 1 and not isinstance(error, ConnectionError):  # of one of them: a cache does not say which
-                return [item for one in wanted for item in self.get([one], cached)]
-            return [error.with_traceback(None)] * len(wanted)  # its frames would keep the chest as long as it is kept
-
-    def _read(self, name: str) -> bytes | Exception:
-        try:
-            data = self._clearly(lambda: self._hook("r", name))
-        except OSError as error:
-            return error.with_traceback(None)
-        return data.encode("utf-8") if isinstance(data, str) else bytes(data)
-
-    def _hook(self, direction: str, name: str, data: bytes = b"") -> Any:
-        with self._open(self._url_of(name), mode=direction + self._mode) as file:
-            return file.read() if direction == "r" else file.write(data.decode() if self._mode == "t" else data)
+            if len(wanted) == 1 or isinstance(error, ConnectionError):
+                return [error.with_traceback(None)] * len(wanted)  # frames would keep the chest as long as it is kept
+            # One cannot be had; or it is a cache, of which some versions do not know lists.
+            return [item for one in wanted for item in self.get([one])]
 
     def put(self, objects: Mapping[str, bytes]) -> None:
         """Write new objects, all at once where the store can.  After an `OSError` any of them may be there, or not."""
-        if self.hooked:
-            self._clearly(lambda: [self._hook("w", name, data) for name, data in objects.items()])
-        else:
-            self.run(lambda fs: self._pipe(fs, objects))
-
-    def _pipe(self, fs: Any, objects: Mapping[str, bytes]) -> None:
-        paths = {self._inner(name): data for name, data in objects.items()}
-        for _ in range(3 if self.folders else 0):
+        def piped(fs: Any) -> None:
+            paths = {self._inner(name): data for name, data in objects.items()}
             try:
                 fs.pipe(paths)
-                return
-            except FileNotFoundError:  # or another handle has just removed the folders, as they were empty
+            except FileNotFoundError:
+                if not self._folders:
+                    raise
                 for folder in {path.rpartition("/")[0] for path in paths}:
                     fs.makedirs(folder, exist_ok=True)
-        fs.pipe(paths)
+                fs.pipe(paths)
 
-    def swap(self, name: str, data: bytes, tag: object) -> object:
-        """Replace ``name`` in one step, and only if it is still the version ``tag`` where the store can tell.
+        self.run(piped)
 
-        `None` as a tag says that there is none yet.  Returns the new tag if the store tells it, else `None`.  Raises
-        `FileExistsError` or another `OSError` where it is another version by now.
+    def tag(self, name: str) -> str:
+        """What tells this version of an object from others; nothing where the store does not say."""
+        return self.ask("info", name).get("ETag") or "" if self._tags else ""
+
+    def swap(self, name: str, data: bytes, tag: str | None) -> str:
+        """Replace ``name`` in one step, if it is still the version ``tag``, or `None` of it is there, if that is known.
+
+        Returns the new tag.  `FileExistsError` or another `OSError` where it is another version by now.
         """
-        if self.hooked:
-            self.put({name: data})
-            return None
-        if self.folders:
-            spare = f"{name}~{secrets.token_hex(6)}"
+        path, spare = self._inner(name), f"{name}~{secrets.token_hex(6)}"
 
-            def put_and_rename(fs: Any) -> None:  # both again, if the connection breaks: a rename may have been done
-                self._pipe(fs, {spare: data})
-                fs.mv(self._inner(spare), self._inner(name))
+        def put_and_rename(fs: Any) -> None:  # both again, if the connection breaks: a rename may have been done
+            self.put({spare: data})
+            fs.mv(self._inner(spare), path)
 
+        if self._folders:
             try:
                 self.run(put_and_rename)
             except BaseException:
-                self._tried("rm_file", self._inner(spare))
+                self.remove([spare])
                 raise
-            return None
-        condition: dict[str, Any] = {"mode": "create"} if tag is None else {"IfMatch": tag} if self._matches else {}
+            return ""
+        condition = {"mode": "create"} if tag is None else {"IfMatch": tag} if tag and self._tags else {}
         try:
-            told = self.run(lambda fs: fs.pipe_file(self._inner(name), data, **condition))
+            told = self.run(lambda fs: fs.pipe_file(path, data, **condition))
         except OSError as error:
             if not condition or error.errno != errno.ENOSYS:
                 raise
-            self._matches = False  # the store, or the package that talks to it, knows no conditional puts
-            told = self.run(lambda fs: fs.pipe_file(self._inner(name), data))
-        return told.get("ETag") if self.tags and isinstance(told, dict) else None
+            self._tags = False  # the store, or the package that talks to it, knows no conditional puts
+            told = self.run(lambda fs: fs.pipe_file(path, data))
+        return told.get("ETag") or "" if isinstance(told, dict) else ""
 
-    def info(self, name: str, verb: str = "info", **options: bool) -> Any:
-        """What the store says of the object now, and not what fsspec remembers of a listing."""
-        def ask(fs: Any) -> Any:
+    def ask(self, verb: str, name: str, **options: bool) -> Any:
+        """What the store answers now, and not what fsspec remembers, to ``info``, ``ls`` or ``rm_file``."""
+        def asked(fs: Any) -> Any:
             fs.invalidate_cache(self._inner(name))
             return getattr(fs, verb)(self._inner(name), **options)
 
-        return self.run(ask)
+        return self.run(asked)
 
     def listed(self, folder: str) -> dict[str, int]:
         """The names and bytes of what is in ``folder``; nothing where one may not look."""
         try:
-            found = self.info(folder, "ls", detail=True)
+            found = self.ask("ls", folder, detail=True)
         except (FileNotFoundError, PermissionError):
             return {}
         return {one["name"].rstrip("/").rpartition("/")[2]: one.get("size") or 0 for one in found}
 
     def remove(self, names: Sequence[str]) -> bool:
-        """Remove objects, and folders that this leaves empty.  `False` if the store does not answer."""
+        """Remove objects; one that is gone, or cannot go, is no error.  `False` if the store does not answer."""
         paths = list(map(self._inner, names))
-        patterns = any(set(path) & set("*?[") for path in paths)
-        folders = {name[:at] for name in names for at, sign in enumerate(name) if sign == "/"} if self._tidy else ()
         try:
-            if len(paths) == 1 or patterns or not self._tried("rm", paths):
+            if any(set(path) & set("*?[") for path in paths) or not self._tried("rm", paths):  # a list has patterns
                 for path in paths:
                     self._tried("rm_file", path)
-            for folder in sorted(folders, key=len, reverse=True):
-                self._tried("rmdir", self._inner(folder))
         except ConnectionError:
             return False
         return True
 
-    def erase(self, name: str) -> None:
-        """Remove an object; `OSError` if that cannot be."""
-        with suppress(FileNotFoundError):
-            self.run(lambda fs: fs.rm_file(self._inner(name)))
+    def prune(self) -> None:
+        """Remove the folder, and those in it, as far as they are empty, where that removes nothing else."""
+        if self._tidy:
+            for folder, *_ in self.run(lambda fs: list(fs.walk(self._base, topdown=False))):
+                self._tried("rmdir", folder)
 
     def _tried(self, verb: str, path: str | list[str]) -> bool:
         try:
@@ -349,33 +306,5 @@ class Store:
         except ConnectionError:
             raise
         except OSError:
-            return False  # it is gone already, or something is in it
-        return True
-
-    # The place as a whole.
-
-    def exists(self) -> bool:
-        """Is there such a folder?  Where there are none: is there an index, or did this handle `make` the place?"""
-        try:
-            return (self._made and not self.folders) or bool(self.info("" if self.folders else KEYS))
-        except FileNotFoundError:
             return False
-
-    def make(self) -> None:
-        """Make the folder, where there are folders, if this handle has not done so yet."""
-        if self.folders and not self._made:
-            self.run(lambda fs: fs.makedirs(self._base, exist_ok=True))
-        self._made = True
-
-    def destroy(self) -> None:
-        """Remove the index and the packs, and the folder if nothing of anyone else's is in it."""
-        spare = [name for name in self.listed("") if name.startswith(KEYS + "~")] if self.folders else []
-        self.remove([KEYS, *spare, *(f"{PACKS}/{name}" for name in self.listed(PACKS))])
-        if self._tidy:
-            self._tried("rmdir", self._base)
-        self._made = False
-
-
-def _copied(options: Mapping[str, Any]) -> dict[str, Any]:
-    """``options`` with the mappings in them, to which botocore adds things, copied too."""
-    return {name: _copied(value) if isinstance(value, dict) else value for name, value in options.items()}
+        return True

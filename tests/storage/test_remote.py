@@ -379,6 +379,8 @@ def test_packs_of_others_that_no_commit_named_are_left_alone(objects):
     mine, others = written(one, {n: n for n in range(9)}, 100), written(two, {n: n for n in range(9)}, 100)
     one.reclaim(set(mine.values()))
     newer = written(one, {n: n for n in range(9)}, 100)  # by another thread, while the commit was on its way
+    one.committed()
+    one.remove(mine.values())
     one.reclaim(set())
     assert len(objects.names()) == 2
     assert two.load(others[3]).value == one.load(newer[3]).value == 3
@@ -412,7 +414,7 @@ def test_drop_takes_everything_but_what_is_not_its_own(place):
 
 
 @pytest.mark.parametrize("kind", ["file", "sftp"])
-def test_where_there_are_folders_the_index_is_renamed_and_empty_folders_go(kind, request, tmp_path):
+def test_where_there_are_folders_the_index_is_renamed_and_they_go_with_the_chest(kind, request, tmp_path):
     files, place = tmp_path / "chest", Place(f"file://{tmp_path}/chest")
     if kind == "sftp":
         server = request.getfixturevalue("sftp")
@@ -425,8 +427,25 @@ def test_where_there_are_folders_the_index_is_renamed_and_empty_folders_go(kind,
         keys.replace([("x", refs["x"])])
         assert reader.read() == before  # whoever reads it just then reads all of it
     values.remove([refs["a", "b"]])
-    assert sorted(os.listdir(files)) == sorted([".keys", refs["x"]])
+    assert {".keys", refs["x"]} <= set(os.listdir(files)) <= {".keys", refs["x"], "_a"}
     written(values, {("a", "b"): 1})
+    values.drop([refs["x"]])
+    assert os.listdir(files) == ["_a"] and len(os.listdir(files / "_a")) == 1  # nobody said that it was the chest's
+    place.fs.rm(f"{place.base}/_a", recursive=True)
+    values.drop([])
+    assert not files.exists()
+
+
+def test_a_name_that_leads_out_of_the_chest_is_neither_read_nor_removed(tmp_path):
+    (tmp_path / "mine").write_bytes(pickle.dumps(1))
+    values, _ = Place(f"file://{tmp_path}/chest").open()
+    written(values, {"x": 1})
+    for name in ("../mine", "/mine", "x/../../mine"):
+        with pytest.raises(ChestError, match="do not trust this chest"):
+            values.load(name)
+        values.remove([name])
+        values.drop([name])
+    assert (tmp_path / "mine").exists()
 
 
 # The index.
@@ -492,7 +511,7 @@ def test_an_index_that_cannot_be_read_is_an_error_and_stays(place):
 
 
 def test_a_directory_that_was_copied_there_opens(place, tmp_path):
-    place.open()
+    place.fs.makedirs(place.base, exist_ok=True)
     place.fs.pipe_file(f"{place.base}/.keys", pickle.dumps([("x", "x")]))  # as 0.2.3 wrote it
     place.fs.pipe_file(f"{place.base}/x", pickle.dumps([1, 2]))
     values, keys = place.open()
@@ -522,16 +541,18 @@ def test_handles_on_one_url_share_one_lock_made_by_whichever_thread():
 
 
 @pytest.mark.parametrize("mode", ["b", "t"])
-def test_another_format_is_kept_as_the_user_writes_it(place, mode):
+def test_values_are_kept_as_the_user_writes_them(place, mode):
     settings = {"dump": json.dump, "load": json.load, "mode": mode}
     values, keys = place.open(**settings)
     refs = written(values, {"x": [1, "ü"], ("a", 1): None})
     keys.replace(list(refs.items()))
-    assert [key for key, _ in json.loads(place.fs.cat_file(f"{place.base}/.keys"))] == ["x", ["a", 1]]
+    assert dict(pickle.loads(place.fs.cat_file(f"{place.base}/.keys"))) == refs
     assert json.loads(place.fs.cat_file(f"{place.base}/{refs['x']}")) == [1, "ü"]
     values, keys = place.open(**settings)
     assert dict(keys.read()[1]) == refs and not keys.changed()
     assert [one.value for one in values.load_many(list(refs.values()))] == [[1, "ü"], None]
+    place.fs.pipe_file(f"{place.base}/.keys", json.dumps([["x", refs["x"]], [["a", 1], refs["a", 1]]]).encode())
+    assert dict(place.open(**settings)[1].read()[1]) == refs  # a directory of json that was copied there
     packed = written(values, {"p": [2]}, 1000)
     assert values.load(packed["p"]).value == [2]
     cut = written(values, {"cut": 12345})["cut"]
@@ -540,23 +561,24 @@ def test_another_format_is_kept_as_the_user_writes_it(place, mode):
         values.load(cut)
 
 
-def test_the_users_open_is_used_for_every_value_and_the_index(place):
-    if isinstance(place.fs, Objects):
-        pytest.skip("it has no files")
-    opened = []
+def test_an_open_of_the_users_is_refused_and_what_is_dumped_may_be_compressed(place):
+    with pytest.raises(ChestError, match="open= is for"):
+        place.open(open=gzip.open)
 
-    def zipped(url, mode):
-        opened.append((url, mode))
-        return fsspec.open(url, mode, compression="gzip", **place.options)
+    def dump(value, file):
+        with gzip.open(file, "wb") as zipped:
+            pickle.dump(value, zipped)
 
-    values, keys = place.open(open=zipped)
-    refs = written(values, {"x": [1], ("a", "b"): 2}, 1000)
+    def load(file):
+        with gzip.open(file) as zipped:
+            return pickle.load(zipped)
+
+    values, keys = place.open(dump=dump, load=load)
+    refs = written(values, {"x": [1], ("a", "b"): 2})
     keys.replace(list(refs.items()))
-    urls = {f"{place.url}/{name}" for name in (".keys", *refs.values())}
-    assert {url for url, mode in opened if mode == "wb"} == urls
-    for name in place.names():
-        gzip.decompress(place.fs.cat_file(f"{place.base}/{name}"))
-    values, keys = place.open(open=zipped)
+    for ref in refs.values():
+        gzip.decompress(place.fs.cat_file(f"{place.base}/{ref}"))
+    values, keys = place.open(dump=dump, load=load)
     assert dict(keys.read()[1]) == refs and not keys.changed()
     assert [one.value for one in values.load_many(list(refs.values()))] == [[1], 2]
 
