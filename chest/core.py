@@ -22,7 +22,7 @@ from chest.memory.cache import ABSENT, budget
 from chest.memory.sizeof import nbytes
 from chest.serialize.codec import dumping
 from chest.stats import Stats
-from chest.views import ItemsView, KeysView, RefsView, ValuesView, changed_size
+from chest.views import ItemsView, KeysView, RefsView, ValuesView
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -176,7 +176,7 @@ class Chest(MutableMapping[K, V]):
         for step in steps:
             yield step
             if not unchanged():
-                raise changed_size()
+                raise RuntimeError("chest changed size during iteration")
 
     def keys(self) -> KeysView[K]:
         """The keys, in the order of insertion."""

@@ -2,10 +2,6 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from types import CodeType
 
 __all__ = ["ChestError", "DamagedError", "DumpError", "LoadError", "explain_dump", "explain_load", "explain_os",
            "raised_by_signal"]
@@ -34,21 +30,12 @@ def raised_by_signal(error: BaseException) -> bool:
     """
     import signal  # its import takes as long as all of this package, and errors are rare
 
-    codes = {code for number in signal.valid_signals() if (code := _code(signal.getsignal(number))) is not None}
+    handlers = [handler for number in signal.valid_signals() if callable(handler := signal.getsignal(number))]
+    codes = {getattr(code, "__code__", None) for handler in handlers for code in (handler, type(handler).__call__)}
     trace = error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code in codes:
-            return True
+    while trace is not None and trace.tb_frame.f_code not in codes:
         trace = trace.tb_next
-    return False
-
-
-def _code(handler: Any) -> CodeType | None:
-    for found in (handler, getattr(handler, "__func__", None), vars(type(handler)).get("__call__")):
-        code = getattr(found, "__code__", None)
-        if code is not None:
-            return code  # type: ignore[no-any-return]
-    return None
+    return trace is not None
 
 
 def explain_os(error: OSError, what: str, path: str, kept: str = "") -> OSError:
@@ -72,7 +59,7 @@ def explain_dump(error: Exception, key: object, path: str, more: str = "") -> Ex
 
 
 def explain_load(error: Exception, key: object, path: str) -> Exception:
-    """Why the value of ``key`` could not be loaded.  Only where its bytes are damaged is there nothing left to read."""
+    """Why the value of ``key`` could not be loaded, and what to do about it."""
     if isinstance(error, OSError) and error.errno is not None:
         return explain_os(error, f"load the value of {shown(key)}", path)
     if isinstance(error, DamagedError):

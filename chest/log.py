@@ -11,20 +11,17 @@ __all__ = ["Key", "log"]
 class Key:
     """A key in a message: its text is made when somebody reads it."""
 
-    __slots__ = ("key",)
-
     def __init__(self, key: object):
-        self.key = key
+        self._key = key
 
     def __str__(self) -> str:
-        return shown(self.key)
+        return shown(self._key)
 
 
 def log(level: str, message: str, *details: object) -> None:
     """Tell the logger ``chest`` of a commit, a spill or a recovery (``debug``), of leftovers and drops (``warning``).
 
-    A program that has not imported `logging` has nobody who listens; importing it here would double the time of
-    ``import chest``.
+    Nobody listens in a program that has not imported `logging`, whose import would double the time of ``import chest``.
     """
     logging = sys.modules.get("logging")
     if logging is not None and hasattr(logging, "getLogger"):  # and not just being imported by another thread

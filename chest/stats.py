@@ -1,4 +1,4 @@
-"""What a chest did so far: counted on the way, read as one snapshot."""
+"""What a chest did so far."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -10,9 +10,8 @@ __all__ = ["Counts", "Stats"]
 class Stats(NamedTuple):
     """Counts since this handle was made.
 
-    ``hits`` are values found in memory (or still held by the program after they left it), ``misses`` values loaded from
-    disk, ``spills`` values that left memory to make room; ``bytes_read`` and ``bytes_written`` are those of values on
-    disk.
+    Hits are values found in memory, or still held by the program after they left it; misses were loaded from disk;
+    spills left memory to make room.  The bytes are those of values on disk.
 
     >>> stats = Stats(hits=3, misses=1)
     >>> stats.hits, stats['misses'], stats.hit_rate
@@ -42,5 +41,4 @@ class Counts:
         self.misses = self.spills = self.bytes_read = self.bytes_written = 0
 
     def snapshot(self) -> Stats:
-        """All of them at this moment."""
         return Stats(self._hits(), self.misses, self.spills, self.bytes_read, self.bytes_written)

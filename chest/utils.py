@@ -1,5 +1,4 @@
 """Two helpers for tests, which scripts for 0.2.3 import from here."""
-
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
@@ -9,18 +8,10 @@ __all__ = ["raise_KeyError", "raises"]
 
 
 def raises(error: type[BaseException] | tuple[type[BaseException], ...], callable: Callable[[], object]) -> bool:
-    """Return True if the callable, called without arguments, raises the error, and False if it returns.
+    """Does the callable raise the error?  Any other error passes through.
 
-    Any other error passes through.
-
-    >>> raises(KeyError, lambda: {}["x"])
-    True
-    >>> raises(KeyError, lambda: {"x": 1}["x"])
-    False
-    >>> raises(KeyError, lambda: 1 / 0)
-    Traceback (most recent call last):
-        ...
-    ZeroDivisionError: division by zero
+    >>> raises(KeyError, lambda: {}["x"]), raises(KeyError, lambda: {"x": 1}["x"])
+    (True, False)
     """
     try:
         callable()
@@ -30,11 +21,5 @@ def raises(error: type[BaseException] | tuple[type[BaseException], ...], callabl
 
 
 def raise_KeyError(key: Hashable) -> NoReturn:
-    """Raise a KeyError that names the key; a function, so that a lambda can raise.
-
-    >>> raise_KeyError("x")
-    Traceback (most recent call last):
-        ...
-    KeyError: 'x'
-    """
+    """Raise a `KeyError` that names the key; a function, so that a lambda can raise."""
     raise KeyError(key)

@@ -3,44 +3,35 @@ from __future__ import annotations
 
 import collections.abc
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from chest.memory.cache import ABSENT
 
-__all__ = ["ItemsView", "KeysView", "RefsView", "ValuesView", "changed_size"]
+__all__ = ["ItemsView", "KeysView", "RefsView", "ValuesView"]
 
 K = TypeVar("K")
 V = TypeVar("V")
 
 
-def changed_size() -> RuntimeError:
-    """What a dict says when keys come or go while one iterates."""
-    return RuntimeError("chest changed size during iteration")
-
-
-class _Reversed:
-    """What the three views share: they can be reversed, and tell which mapping they show."""
-
+class _View:
     _mapping: Any
     __slots__ = ()
 
     @property
     def mapping(self) -> Any:
         """The chest, read-only."""
-        from types import MappingProxyType
-
         return MappingProxyType(self._mapping)
 
 
-class KeysView(_Reversed, collections.abc.KeysView[K]):
+class KeysView(_View, collections.abc.KeysView[K]):
     """The keys, in the order of insertion."""
 
     def __reversed__(self) -> Iterator[K]:
-        steps: Iterator[K] = reversed(self._mapping)
-        return steps
+        yield from reversed(self._mapping)
 
 
-class ValuesView(_Reversed, collections.abc.ValuesView[V]):
+class ValuesView(_View, collections.abc.ValuesView[V]):
     """The values, loaded as they are asked for, so that memory stays within the budget."""
 
     def __iter__(self) -> Iterator[V]:
@@ -50,12 +41,11 @@ class ValuesView(_Reversed, collections.abc.ValuesView[V]):
         return (self._mapping[key] for key in reversed(self._mapping))
 
 
-class ItemsView(_Reversed, collections.abc.ItemsView[K, V]):
-    """The pairs of key and value, loaded as they are asked for, so that memory stays within the budget."""
+class ItemsView(_View, collections.abc.ItemsView[K, V]):
+    """The pairs of key and value, loaded as the values are."""
 
     def __iter__(self) -> Iterator[tuple[K, V]]:
-        pairs: Iterator[tuple[K, V]] = self._mapping._pairs()
-        return pairs
+        return iter(self._mapping._pairs())
 
     def __reversed__(self) -> Iterator[tuple[K, V]]:
         return ((key, self._mapping[key]) for key in reversed(self._mapping))
@@ -68,14 +58,18 @@ class ItemsView(_Reversed, collections.abc.ItemsView[K, V]):
 
 
 class RefsView(collections.abc.Mapping[K, "str | None"]):
-    """Where the value of each key lies, as people see it; `None` while it is in memory only."""
+    """Where the value of each key lies, as people see it; `None` while it is in memory only.
+
+    >>> RefsView({'x': 'x~1', 7: 0xabc << 104 | 4096 << 64})
+    {'x': 'x~1', 7: '.packs/0000000abc:4096'}
+    """
 
     def __init__(self, refs: Mapping[K, Any]):
         self._refs = refs
 
     def __getitem__(self, key: K) -> str | None:
         ref = self._refs[key]
-        return shown(ref) if isinstance(ref, int) else ref
+        return f".packs/{ref >> 104:010x}:{ref >> 64 & 0xFFFFFFFFFF}" if isinstance(ref, int) else ref
 
     def __iter__(self) -> Iterator[K]:
         return iter(self._refs)
@@ -85,12 +79,3 @@ class RefsView(collections.abc.Mapping[K, "str | None"]):
 
     def __repr__(self) -> str:
         return repr(dict(self))
-
-
-def shown(ref: int) -> str:
-    """The place of a record as people see it: its pack and its offset there.
-
-    >>> shown(0xabc << 104 | 4096 << 64)
-    '.packs/0000000abc:4096'
-    """
-    return f".packs/{ref >> 104:010x}:{ref >> 64 & 0xFFFFFFFFFF}"
