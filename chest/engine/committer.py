@@ -164,13 +164,18 @@ class Committer(Generic[K]):
         return errors
 
     def _batches(self, items: Iterable[Item]) -> Iterator[list[Item]]:
-        """``items`` in lists of about `AT_ONCE` bytes, if small values share packs; each alone, if not."""
+        """``items`` in lists of about `AT_ONCE` bytes, if small values share packs; each alone, if not.
+
+        For a store in lists of 64 times as many, as each is a round trip.
+        """
         some: list[Item] = []
-        sizes, total = self.state.cache.sizes if self.spiller.threshold() else {}, 0
+        remote = self.state.storage.remote
+        most = AT_ONCE << 6 if remote else AT_ONCE
+        sizes, total = self.state.cache.sizes if remote or self.spiller.threshold() else {}, 0
         for item in items:
             some.append(item)
             total += sizes.get(item[0], AT_ONCE)
-            if total >= AT_ONCE:
+            if total >= most:
                 yield some
                 some, total = [], 0
         if some:

@@ -74,7 +74,7 @@ class Remote(Generic[K]):
         self._made = False
         self._digests: dict[Ref, bytes] = {}  # what values dumped to when they were written or loaded
         self._sizes: dict[int, int] = {}  # bytes of the packs that this handle made, or has seen in a listing
-        self._new: dict[int, set[Ref]] = {}  # packs of this handle's, with the refs there that no commit named yet
+        self._new: dict[int, set[Ref]] = {}  # packs of this handle's that no commit named whole, and what is left there
         self._lost: set[int] = set()  # other packs that lost a value
         self._named: set[int] | None = None  # packs that the last commit names, if it was a plain one
 
@@ -307,8 +307,7 @@ class Remote(Generic[K]):
         """Remove the packs that lost all that they held.  Cost: O(keys)."""
         self._named = {ref >> PACK for ref in refs if isinstance(ref, int)}
         for pack, left in list(self._new.items()):
-            left.difference_update([ref for ref in left if ref in refs])
-            if not left:
+            if left.issubset(refs):
                 self._new.pop(pack, None)
         self.remove(())
 

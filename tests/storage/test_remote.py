@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from chest import Chest
 from chest.errors import ChestError, DamagedError, LoadError
 from chest.index import Names
 from chest.serialize import Codec
@@ -393,6 +394,47 @@ def test_a_pack_goes_with_the_last_of_its_records_that_no_commit_named(objects):
     assert len(objects.names()) == 1
     values.remove(refs[2:])
     assert objects.names() == []
+
+
+def test_a_pack_of_which_a_part_is_committed_stays_when_the_rest_goes(objects):
+    values, _ = objects.open()
+    refs = written(values, {n: n for n in range(3)}, 100)
+    values.reclaim({refs[0]})
+    values.remove([refs[1], refs[2]])
+    assert values.load(refs[0]).value == 0
+    values.committed()
+    values.remove([refs[0]])
+    assert objects.names() == []
+
+
+@pytest.mark.parametrize("small", [0, 1000])
+def test_what_is_superseded_goes_and_what_is_committed_stays_however_many_handles_there_were(small):
+    place, model = Place("memory://a/chest"), {}
+    for session in range(6):
+        with Chest(path=place.url, min_file_size=small) as chest:
+            assert dict(chest.items()) == model
+            for n in range(session * 17, session * 17 + 60):
+                chest[n % 80] = model[n % 80] = [session, n]
+                if n % 20 == 0:
+                    chest.sync()
+            chest.flush()
+            chest["rolled back"] = 1
+            chest.rollback()
+    chest = Chest(path=place.url)
+    assert dict(chest.items()) == model
+    places = {ref.partition(":")[0] for ref in chest._keys.values()}
+    assert set(place.names()) == {".keys", *places}
+    assert sum(place.fs.size(f"{place.base}/{name}") for name in places) < 3 * sum(
+        len(pickle.dumps(value)) + 100 * (not small) for value in model.values())
+    chest.drop()
+    assert place.names() == []
+
+
+def test_a_flush_puts_many_values_at_once(objects):
+    chest = Chest({n: bytes(5000) for n in range(100)}, path=objects.url)
+    chest.flush()
+    assert Objects.peak > 8
+    chest.drop()
 
 
 # The place as a whole.
