@@ -1,10 +1,8 @@
-"""The values of a chest in an object store, or wherever else fsspec reaches.
+"""The values of a chest in an object store, or wherever else fsspec reaches: one process at a time writes.
 
 A round trip takes 10 to 100 ms.  So objects are put, got and removed in lists, the small values of a batch share an
 object (a pack), and nothing is asked that can be known: a name ends in a random part, so that nobody picks it twice,
 and in the size; whether a value changed is told by a digest.
-
-There is no lock in a store: one process at a time writes, any number read.
 """
 from __future__ import annotations
 
@@ -46,7 +44,7 @@ _GAP = 2**14  # bytes between two records of a pack that are rather read than as
 
 def connect(url: str, storage_options: Mapping[str, Any] | None, codec: Codec,
             names: Names[K]) -> tuple[Remote[K], RemoteKeys]:
-    """The values and the index at ``url``; ``storage_options`` go to fsspec.
+    """The values and the index at ``url``.
 
     `ImportError` without the packages for this kind of URL, `ValueError` for an unknown kind, `OSError` without answer,
     `ChestError` for an ``open`` of the user's.
@@ -54,7 +52,8 @@ def connect(url: str, storage_options: Mapping[str, Any] | None, codec: Codec,
     if not codec.local:
         raise ChestError("open= is for files of a directory: at a URL let dump= and load= compress what they write")
     store = Store(url, storage_options or {})
-    return Remote(store, codec, names), RemoteKeys(store, codec)
+    values = Remote(store, codec, names)
+    return values, RemoteKeys(store, codec, values.named)
 
 
 class Remote(Generic[K]):
@@ -62,8 +61,7 @@ class Remote(Generic[K]):
 
     A pack is put whole by one `write`.  As nobody can tell whether a pack's writer is alive, only packs that a commit
     named are compacted or removed; what a writer left that was killed before stays until the chest is dropped.
-
-    ``path`` and `file` show no secrets.  Cost: one round trip for each call, none for `same`, `size` and `version`.
+    Cost: one round trip for each call, none for `same`, `size` and `version`.
     """
 
     remote = True
@@ -75,11 +73,7 @@ class Remote(Generic[K]):
         self._digests: dict[Ref, bytes] = {}  # what values dumped to when they were written or loaded
         self._sizes: dict[int, int] = {}  # bytes of the packs that this handle made, or has seen in a listing
         self._new: dict[int, set[Ref]] = {}  # packs of this handle's that no commit named whole, and what is left there
-        self._lost: set[int] = set()  # other packs that lost a value
-        self._named: set[int] | None = None  # packs that the last commit names, if it was a plain one
-
-    def __repr__(self) -> str:
-        return f"<Remote {self.path}>"
+        self.named: set[int] = set()  # packs that a commit named, as far as they were not removed since
 
     def file(self, ref: Ref) -> str:
         """The URL of the object that holds the value."""
@@ -259,26 +253,21 @@ class Remote(Generic[K]):
     # Commits.
 
     def remove(self, refs: Iterable[Ref]) -> None:
-        """Remove objects, and packs that no commit names and that hold nothing any more; what cannot go stays."""
+        """Remove objects, and packs that no commit named and that hold nothing any more; what cannot go stays."""
         names = []
         for ref in refs:
             self._digests.pop(ref, None)
             if isinstance(ref, str):
                 names += [ref] if inside(ref) else []
-            elif (left := self._new.get(ref >> PACK)) is None:
-                self._lost.add(ref >> PACK)
-            else:
+            elif (left := self._new.get(ref >> PACK)) is not None:
                 left.discard(ref)
                 if not left and self._new.pop(ref >> PACK, None) is not None:
                     names.append(_pack_name(ref >> PACK))
-        lost, named = self._lost.copy(), self._named  # in this order: a commit that made a pack lose something is named
-        dead = lost - named - self._new.keys() if named is not None else set()
-        names += map(_pack_name, dead)
-        if names and self._store.remove(names):
-            self._lost -= dead
+        if names:
+            self._store.remove(names)
 
     def committed(self, plain: bool = False, pending: bool = False) -> None:
-        self._named = None
+        pass
 
     def compact(self, refs: Mapping[K, Ref | None]) -> dict[int, int]:
         """Copy the records of committed packs that hold more than twice what lives in them to a new pack.
@@ -299,17 +288,18 @@ class Remote(Generic[K]):
             records = [(_NOBODY, None, Encoded([data], len(data), None, 0)) for data in found.values()]
             # What cannot be put stays where it is, and its pack with it.
             moved.update((ref, int(one.ref)) for ref, one in zip(found, self._put(records, 1 << LENGTH)) if one.ref)
-        self._named = None  # first, as what it says may be older than these packs
-        self._lost.update(worth)
         return moved
 
     def reclaim(self, refs: Collection[Ref]) -> None:
-        """Remove the packs that lost all that they held.  Cost: O(keys)."""
-        self._named = {ref >> PACK for ref in refs if isinstance(ref, int)}
+        """Remove the packs that a commit named once, and this one, with ``refs``, does not.  Cost: O(keys)."""
+        now = {ref >> PACK for ref in refs if isinstance(ref, int)}
         for pack, left in list(self._new.items()):
             if left.issubset(refs):
                 self._new.pop(pack, None)
-        self.remove(())
+        dead = self.named - now - self._new.keys()
+        self.named |= now
+        if dead and self._store.remove(list(map(_pack_name, dead))):
+            self.named -= dead
 
     # The place as a whole.
 

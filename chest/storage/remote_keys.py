@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from chest.errors import ChestError
 from chest.index.format import Pairs, Parser, Refs, whole_list
+from chest.storage.base import PACK
 from chest.storage.store import KEYS, Store
 
 if TYPE_CHECKING:
@@ -25,9 +26,10 @@ class RemoteKeys:
     next commit.  Cost: one round trip for each method, two for `read` on S3; `read` and `replace` move O(keys) bytes.
     """
 
-    def __init__(self, store: Store, codec: Codec):
+    def __init__(self, store: Store, codec: Codec, named: set[int]):
         self.path = store.shown(KEYS)
         self._store, self._codec, self._parser = store, codec, Parser(store.shown(KEYS), codec)
+        self._named = named  # gets the packs that the index names
         self._head: bytes | None = None  # of the version that was read, or written; None: there is none
         self._tag: str | None = None  # of the same
 
@@ -55,6 +57,7 @@ class RemoteKeys:
             return True, []
         with self._parser.explaining():
             refs, *_ = self._parser.whole(data, partial(self._codec.decode, data))
+        self._named |= {ref >> PACK for ref in refs.values() if isinstance(ref, int)}
         self._head, self._tag = data[:_HEAD], tag
         return True, refs
 
