@@ -115,7 +115,9 @@ def test_breaking_a_commit_as_the_page_for_contributors_says_leaves_the_last_one
     assert broken.returncode == 9
     assert dict(Chest(path="broken", flag="r")) == {"x": 1}
     assert main(["check", "broken", "--repair", "--leftovers", "--yes"]) == 0
-    assert sorted(os.listdir("broken")) == [".keys", "x"]
+    assert sorted(os.listdir("broken")) == [".keys", ".keys~", "x"]
+    Chest({"y": 3}, path="broken").close()
+    assert sorted(os.listdir("broken")) == [".keys", "x", "y"]
 
 
 # The format

@@ -14,7 +14,9 @@ import re
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
+from itertools import islice
 from typing import IO, Any
 
 from chest.cli.text import printable
@@ -36,8 +38,17 @@ _inflate = partial(zlib.decompressobj, 47)
 _COMPRESSED: dict[bytes, tuple[str, Callable[[], Any]]] = {
     b"\x1f\x8b": ("gzip", _inflate), b"BZh": ("bz2", bz2.BZ2Decompressor),
     b"\xfd7zXZ\0": ("xz", partial(lzma.LZMADecompressor, memlimit=1 << 26)),
-    **{b"\x78" + level: ("zlib", _inflate) for level in (b"\x01", b"\x5e", b"\x9c", b"\xda")},
+    **dict.fromkeys((b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda"), ("zlib", _inflate)),
 }
+_WORDS = {"bytes_or_str": "str", "long": "int", "int_or_bool": "int", "encode": "bytes", "xrange": "range",
+          "_mareconstruct": "MaskedArray"}
+_SIZED = ("list", "dict", "set", "frozenset", "tuple", "str", "bytes", "bytearray")
+_ARRAYS = {"ndarray": (0, 1), "_frombuffer": (2, 1), "_reconstruct": (1, 2)}  # where shape and dtype stand
+_DTYPES = {"i": "int", "u": "uint", "f": "float", "c": "complex", "b": "bool", "O": "object", "M": "datetime64",
+           "m": "timedelta64"}
+_ODD = (ValueError, LookupError, TypeError, OverflowError, AttributeError)  # what bytes that are no pickle give rise to
+_LENGTHS = {pickletools.TAKEN_FROM_ARGUMENT1: 1, pickletools.TAKEN_FROM_ARGUMENT4: 4,
+            pickletools.TAKEN_FROM_ARGUMENT4U: 4, pickletools.TAKEN_FROM_ARGUMENT8U: 8}  # bytes of the length
 
 
 def unpacked(head: bytes) -> tuple[str, bytes]:
@@ -69,20 +80,19 @@ def kind(file: IO[bytes], size: int = -1) -> str:
     except ValueError:
         return UNKNOWN
     if packed:
-        whole = 0 <= size <= HEAD and len(inside) < HEAD
-        file, head, size = io.BytesIO(inside), inside, len(inside) if whole else -1
+        size = len(inside) if 0 <= size <= HEAD and len(inside) < HEAD else -1
+        file, head = io.BytesIO(inside), inside
     found = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), "")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of `pickletools`: a text with an escape that there is not
-        found = found or _pickle(file, head, size)
-    found = found or _json(head, size) or UNKNOWN
+        found = found or _pickle(file, head, size) or _json(head, 0 <= size <= HEAD) or UNKNOWN
     return printable(f"{found} ({packed})" if packed and (packed, found) != ("zlib", UNKNOWN) else found, most=60)
 
 
-def _json(head: bytes, size: int) -> str:
-    if not 0 <= size <= HEAD:
-        begins = re.match(rb'\s*(?:\[\s*["\[{\d-]|\{\s*")', head)
-        return f"json {'list' if head.lstrip().startswith(b'[') else 'dict'}" if begins else ""
+def _json(head: bytes, whole: bool) -> str:
+    if not whole:
+        begins = re.match(rb'\s*(?:(\[)\s*["\[{\d-]|\{\s*")', head)
+        return "" if begins is None else "json list" if begins[1] else "json dict"
     try:
         value = json.loads(head)
     except (ValueError, RecursionError):
@@ -91,140 +101,100 @@ def _json(head: bytes, size: int) -> str:
     return f"json {name} {len(value)}" if isinstance(value, (list, dict, str)) else f"json {name}"
 
 
-# Pickles.
-
-_WORDS = {"bytes_or_str": "str", "long": "int", "int_or_bool": "int", "encode": "bytes", "xrange": "range",
-          "_mareconstruct": "MaskedArray"}
-_SIZED = ("list", "dict", "set", "frozenset", "tuple", "str", "bytes", "bytearray")
-_ARRAYS = {"ndarray": (0, 1), "_frombuffer": (2, 1), "_reconstruct": (1, 2)}  # where shape and dtype stand
-_DTYPES = {"i": "int", "u": "uint", "f": "float", "c": "complex", "b": "bool", "O": "object", "M": "datetime64",
-           "m": "timedelta64"}
-_ODD = (ValueError, LookupError, TypeError, OverflowError, AttributeError)  # what bytes that are no pickle give rise to
-_LENGTHS = {pickletools.TAKEN_FROM_ARGUMENT1: 1, pickletools.TAKEN_FROM_ARGUMENT4: 4,
-            pickletools.TAKEN_FROM_ARGUMENT4U: 4, pickletools.TAKEN_FROM_ARGUMENT8U: 8}  # bytes of the length
-
-
-class Note:
-    """A value that is not built: its type, its length, and what it is made of."""
+class _Note:
+    """A value that is not built: its type, or the dotted name of what makes it, its length, and what it is made of."""
 
     def __init__(self, opcode: pickletools.OpcodeInfo, argument: Any, length: int, parts: list[Any]):
-        word = opcode.stack_after[0].name
-        self.type = _WORDS.get(word, word)
         self.argument, self.parts, self.state = argument, parts, list[Any]()
         self.length = len(argument) if isinstance(argument, (str, bytes, bytearray)) else length or len(parts)
-        self.maker = ""  # the dotted name of a class or function, or of the one that is called to make this value
+        word = opcode.stack_after[0].name
         if opcode.name == "GLOBAL":
-            self.maker = argument.replace(" ", ".")
+            word = argument.replace(" ", ".")
         elif opcode.name == "STACK_GLOBAL":
-            self.maker = f"{parts[0].argument}.{parts[1].argument}"
-        elif parts and self.type == "any":
-            self.maker = parts[0].maker
+            word = f"{parts[0].argument}.{parts[1].argument}"
+        elif word == "any":
+            word = parts[0].name if parts and "." in parts[0].name else ""
+        self.name = _WORDS.get(word, word)
 
     def __str__(self) -> str:
-        if self.type in _SIZED:
-            size = self.length // 2 if self.type == "dict" else self.length
-            return f"str of {size} bytes" if self.type == "str" and self.argument is None else f"{self.type} {size}"
-        if self.type != "any":
-            return self.type
-        module, _, name = self.maker.rpartition(".")
+        module, _, name = self.name.rpartition(".")
+        if not module and name in _SIZED:
+            size = self.length // 2 if name == "dict" else self.length
+            return f"str of {size} bytes" if name == "str" and self.argument is None else f"{name} {size}"
         if module.partition(".")[0] == "numpy" and name in _ARRAYS:
             shape, dtype = ((self.state or self.parts[1].parts)[place] for place in _ARRAYS[name])
-            return _array(tuple(part.argument for part in shape.parts), str(dtype.parts[1].parts[0].argument))
+            axes, code = tuple(part.argument for part in shape.parts), str(dtype.parts[1].parts[0].argument)
+            found = re.fullmatch(r"[<>=|]?([a-zA-Z])(\d{0,4})", code)
+            if found is None or len(axes) > 64 or not all(0 <= length < 1 << 63 for length in axes):
+                raise ValueError("not of an array")
+            bits = 8 * int(found[2]) if found[1] in "iufc" else ""
+            return f"ndarray {_DTYPES.get(found[1], code)}{bits} {axes}"
         return _WORDS.get(name) or (f"{name}()" if name.startswith("_") else name)
-
-
-def _array(shape: tuple[Any, ...], code: str) -> str:
-    """``f8`` is ``float64``; what has no word in `_DTYPES` stays as it is.  `ValueError` for what no array has."""
-    match = re.fullmatch(r"[<>=|]?([a-zA-Z])(\d{0,4})", code)
-    if match is None or len(shape) > 64 or not all(0 <= length < 1 << 63 for length in shape):
-        raise ValueError("not of an array")
-    word, size = _DTYPES.get(match[1], match[0]), match[2]
-    return f"ndarray {word}{8 * int(size) if match[1] in 'iufc' else ''} {shape}"
-
-
-def _pickle(file: IO[bytes], head: bytes, size: int) -> str:
-    """What a pickle makes, also where its end is not reached: ``list 1000+``; '' if it is none, or nobody can tell."""
-    stack: list[Any] = []
-    memo: dict[Any, Any] = {}
-    file.seek(0)
-    try:
-        for count, (opcode, argument, length) in enumerate(_opcodes(file)):
-            if opcode.name == "STOP":
-                return str(stack[0]) if len(stack) == 1 and stack[0] else ""
-            if count == MOST:
-                break
-            _apply(opcode, argument, length, stack, memo)
-            if opcode.name == "BUILD" and stack[-1].maker.startswith("joblib."):
-                return "joblib"  # the bytes of an array follow, which are no opcodes
-    except _ODD:
-        pass
-    try:
-        return _begun(stack, file, size) if head[:1] == b"\x80" and head[1:2] < b"\x06" else ""
-    except _ODD:
-        return ""
-
-
-def _begun(stack: list[Any], file: IO[bytes], size: int) -> str:
-    """What a pickle makes of which this is left on the stack.
-
-    It is the lowest value if the last opcode is one that adds to a value.  A tuple only begins with that one.
-    """
-    value = stack[0]
-    if value.maker == "numpy.ndarray":  # as chest writes an array
-        value.state = [note for note in stack[1:] if note]
-        return str(value)
-    file.seek(max(size - 2, 0))
-    last = file.read(2) if size >= 0 else b""
-    if last[1:] != b"." or last[0] not in b"aeusb\x90":
-        return ""
-    return f"{value}+".replace(" 0+", "") if value.type in _SIZED else str(value)
 
 
 def _opcodes(file: IO[bytes]) -> Iterator[tuple[pickletools.OpcodeInfo, Any, int]]:
     """Each opcode, its argument, and that one's length.  A long argument is passed over, and `None` in its place."""
     while True:
         opcode = pickletools.code2op[file.read(1).decode("latin-1")]  # type: ignore[attr-defined]  # LookupError at the end
-        argument, length = None, 0
-        if opcode.arg is not None and opcode.arg.n in _LENGTHS:
-            prefix = file.read(_LENGTHS[opcode.arg.n])
-            length = int.from_bytes(prefix, "little")
+        size, length = opcode.arg.n if opcode.arg else 0, 0
+        if size == pickletools.UP_TO_NEWLINE:
+            data = file.readline(NEAR) + (file.readline(NEAR) if "pair" in opcode.arg.name else b"")
+        else:
+            data = file.read(_LENGTHS.get(size, size))
+            length = int.from_bytes(data, "little") if size in _LENGTHS else 0
             if length > NEAR:
                 file.seek(length, io.SEEK_CUR)
             else:
-                argument = opcode.arg.reader(io.BytesIO(prefix + file.read(length)))
-        elif opcode.arg is not None and opcode.arg.n == pickletools.UP_TO_NEWLINE:
-            lines = file.readline(NEAR) + (file.readline(NEAR) if "pair" in opcode.arg.name else b"")
-            argument = opcode.arg.reader(io.BytesIO(lines))
-        elif opcode.arg is not None:
-            argument = opcode.arg.reader(file)
-        yield opcode, argument, length
+                data += file.read(length)
+        yield opcode, opcode.arg.reader(io.BytesIO(data)) if opcode.arg and length <= NEAR else None, length
 
 
-def _apply(opcode: pickletools.OpcodeInfo, argument: Any, length: int, stack: list[Any], memo: dict[Any, Any]) -> None:
-    """Do with notes on ``stack`` what the opcode does with values, as `pickletools` describes it.  A mark is `None`."""
-    name, before, after = opcode.name, opcode.stack_before, opcode.stack_after
-    if name == "MEMOIZE" or name.endswith("PUT"):
-        memo[len(memo) if argument is None else argument] = stack[-1]
-        return
-    if name.endswith("GET"):
-        stack.append(memo[argument])
-        return
-    place = len(stack) - len(before)
-    if pickletools.markobject in before:
-        place = len(stack) - 1 - stack[::-1].index(None) - before.index(pickletools.markobject)
-    if place < 0:
-        raise IndexError("the stack is too short")
-    parts = [note for note in stack[place:] if note]
-    del stack[place:]
-    if name == "MARK":
-        stack.append(None)
-    elif name == "DUP":
-        stack += parts * 2
-    elif name == "BUILD":
-        parts[0].state = parts[1].parts
-        stack.append(parts[0])
-    elif len(before) > 1 and after == before[:1] and after != [pickletools.anyobject]:  # APPENDS and its like
-        parts[0].length += len(parts) - 1
-        stack.append(parts[0])
-    elif after:
-        stack.append(Note(opcode, argument, length, parts))
+def _pickle(file: IO[bytes], head: bytes, size: int) -> str:
+    """What a pickle makes, also where its end is not reached: ``list 1000+``; '' if it is none, or nobody can tell.
+
+    Each opcode does with notes what it does with values, as `pickletools` describes it; a mark is `None`.
+    """
+    stack: list[Any] = []
+    memo: dict[Any, Any] = {}
+    file.seek(0)
+    with suppress(*_ODD):
+        for opcode, argument, length in islice(_opcodes(file), MOST):
+            name, before, after = opcode.name, opcode.stack_before, opcode.stack_after
+            if name == "STOP":
+                return str(stack[0]) if len(stack) == 1 and stack[0] else ""
+            if name == "MEMOIZE" or name.endswith("PUT"):
+                memo[len(memo) if argument is None else argument] = stack[-1]
+                continue
+            if name.endswith("GET"):
+                stack.append(memo[argument])
+                continue
+            place = len(stack) - len(before)
+            if pickletools.markobject in before:
+                place = len(stack) - 1 - stack[::-1].index(None) - before.index(pickletools.markobject)
+            if place < 0:
+                break
+            parts = [note for note in stack[place:] if note]
+            del stack[place:]
+            if name == "BUILD":
+                if parts[0].name.startswith("joblib."):
+                    return "joblib"  # the bytes of an array follow, which are no opcodes
+                parts[0].state = parts[1].parts
+            elif len(before) > 1 and after == before[:1] and after != [pickletools.anyobject]:  # APPENDS and its like
+                parts[0].length += len(parts) - 1
+            elif name == "DUP":
+                parts *= 2
+            elif after:
+                parts = [None if name == "MARK" else _Note(opcode, argument, length, parts)] * len(after)
+            stack += parts[: len(after)]
+    with suppress(*_ODD):
+        value = stack[0]
+        if not b"\x80" <= head[:2] < b"\x80\x06":
+            return ""
+        if value.name == "numpy.ndarray":  # as chest writes an array
+            value.state = [note for note in stack[1:] if note]
+            return str(value)
+        file.seek(max(size - 2, 0))
+        last = file.read(2) if size >= 0 else b""
+        if last[1:] == b"." and last[0] in b"aeusb\x90":  # adds to a value: the lowest, as a tuple only begins with it
+            return f"{value}+".replace(" 0+", "") if value.name in _SIZED else str(value)
+    return ""

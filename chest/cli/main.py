@@ -17,11 +17,12 @@ import shutil
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 from chest._version import __version__
-from chest.cli.inspect import Inspection, refused
+from chest.cli.inspect import LOST, UNREADABLE, UNTRUSTED, Inspection, refused
 from chest.cli.text import amount, key_text, plural, printable
 from chest.errors import ChestError
 
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
-            status = _run(arguments)
+            status: int | None = _run(arguments)
             sys.stdout.flush()
             return status or OK
     except BrokenPipeError:  # of `chest ls | head`: nobody reads on, and at exit nothing is to be written any more
@@ -58,42 +59,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say("interrupted")
         return 128 + signal.SIGINT
     except Exception as error:  # code of the user's runs here, too: that of --load, and of classes
+        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        if isinstance(error, OSError) and error.strerror:
+            text = error.strerror + (f": {error.filename}" if error.filename else "")
+        elif not text or not isinstance(error, (ChestError, OSError, KeyError, ValueError)):
+            text = repr(error)
         needs_trust = not getattr(arguments, "trust", True) and refused(error)
-        _say(_sentence(error) + (". Give --trust if the code that it names may run" if needs_trust else ""))
+        _say(text + (". Give --trust if the code that it names may run" if needs_trust else ""))
         return ERROR
-
-
-def _function(name: str | None) -> Any:
-    """What MODULE:NAME means."""
-    if not name:
-        return None
-    try:
-        return pkgutil.resolve_name(name)
-    except (AttributeError, ValueError):
-        raise ValueError(f"{name!r} is not a function; give MODULE:NAME, such as json:load or gzip:open") from None
-
-
-def _run(arguments: Any) -> int | None:
-    if arguments.run is None:
-        from chest.cli import demo
-
-        demo.run(arguments.size, arguments.budget)
-        return OK
-    load, opener = map(_function, (arguments.load, arguments.open))
-    with contextlib.closing(Inspection(arguments.path, arguments.trust, load, opener)) as chest:
-        status: int | None = arguments.run(chest, arguments)
-        return status
 
 
 def _say(text: str) -> None:
     print(f"chest: {printable(' '.join(text.split()), most=1000)}", file=sys.stderr)
-
-
-def _sentence(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror + (f": {error.filename}" if error.filename else "")
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return text if text and isinstance(error, (ChestError, OSError, KeyError, ValueError)) else repr(error)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -101,13 +78,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"chest {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(run: Callable[..., int | None], about: str, path: str = "path") -> Callable[..., argparse.Action]:
-        sub = commands.add_parser(run.__name__.strip("_"), help=about, description=about[0].upper() + about[1:] + ".")
+    def command(run: Callable[..., int | None], about: str) -> Callable[..., object]:
+        sub = commands.add_parser(run.__name__[1:], help=about, description=about)
         sub.set_defaults(run=run)
-        sub.add_argument("path", metavar=path)
-        sub.add_argument("--trust", action="store_true", help="load also what runs code that the chest names")
-        for word in ("load", "open"):
-            sub.add_argument(f"--{word}", metavar="MODULE:NAME", help=f"the {word}= that it was written with")
+        if run is not _demo:
+            sub.add_argument("path")
+            sub.add_argument("--trust", action="store_true", help="load also what runs code that the chest names")
+            for word in ("load", "open"):
+                sub.add_argument(f"--{word}", metavar="MODULE:NAME", help=f"the {word}= that it was written with")
         return sub.add_argument
 
     ls = command(_ls, "list the keys, with the size on disk and the kind of each value; loads no value")
@@ -117,56 +95,66 @@ def _parser() -> argparse.ArgumentParser:
         add("--json", action="store_true", help="the same for programs, sizes in bytes")
     check = command(_check, "load every value and list those that cannot be; exit status 1 if there are any")
     check("--repair", action="store_true", help="drop the keys whose values are proven to be lost")
-    check("--leftovers", action="store_true", help="with --repair: remove files that no index names and that are "
-          "provably chest's own; no other process may have the chest open")
+    check("--leftovers", action="store_true", help="with --repair: remove what writers that were killed left")
     check("--yes", action="store_true", help="do not ask")
     command(_get, "print one value; text and bytes as they are, but not to a terminal")("key", help=KEY)
     command(_rm, "remove keys")("key", nargs="+", help=KEY)
-    target = "a path or URL where there is no chest yet"
-    command(_copy, "copy a chest; by hard links where that can be", "source")("target", help=target)
-    demo = commands.add_parser("demo", help="put a gigabyte of arrays through a chest of 100 MB; needs numpy")
-    demo.set_defaults(run=None)
-    demo.add_argument("--size", default="1 GB", help="of all arrays together (default: 1 GB)")
-    demo.add_argument("--budget", default="100 MB", help="the chest's available_memory (default: 100 MB)")
+    command(_copy, "copy a chest; by hard links where that can be")("target", help="a path or URL without a chest")
+    demo = command(_demo, "put a gigabyte of arrays through a chest of 100 MB; needs numpy")
+    demo("--size", default="1 GB", help="of all arrays together (default: 1 GB)")
+    demo("--budget", default="100 MB", help="the chest's available_memory (default: 100 MB)")
     return parser
 
 
+def _run(arguments: Any) -> Any:
+    if arguments.run is _demo:
+        return _demo(arguments)
+    named = []
+    for name in (arguments.load, arguments.open):
+        try:
+            named.append(pkgutil.resolve_name(name) if name else None)
+        except (AttributeError, ValueError):
+            raise ValueError(f"{name!r} is not a function; give MODULE:NAME, such as json:load or gzip:open") from None
+    inspection = Inspection(arguments.path, arguments.trust, *named)
+    with inspection.chest:
+        return arguments.run(inspection, arguments)
+
+
+def _demo(arguments: Any) -> None:
+    from chest.cli import demo
+
+    demo.run(arguments.size, arguments.budget)
+
+
 def _ls(chest: Inspection, arguments: Any) -> None:
-    entries = ((key, chest.kind(ref), chest.size(ref), chest.file(ref)) for key, ref in chest.refs.items())
-    orders: dict[str, Callable[[Any], Any]] = {
-        "key": lambda entry: (type(entry[0]).__name__, key_text(entry[0])),
-        "kind": lambda entry: entry[1], "size": lambda entry: -entry[2]}
-    listed = sorted(entries, key=orders[arguments.sort]) if arguments.sort else entries
+    listed: Iterable[dict[str, Any]] = (
+        {"key": key_text(key), "kind": chest.kind(ref), "bytes": chest.size(ref), "file": chest.file(ref)}
+        for key, ref in chest.refs.items())
+    if arguments.sort:
+        listed = sorted(listed, key=lambda one: -one["bytes"] if arguments.sort == "size" else one[arguments.sort])
     if arguments.json:
-        print(json.dumps([{"key": key_text(key), "kind": kind, "bytes": nbytes, "file": file}
-                          for key, kind, nbytes, file in listed], indent=1))
-    else:
-        for key, kind, nbytes, _ in listed:
-            print(f"{amount(nbytes):>10}  {kind:<28}  {key_text(key, most=200)}")
+        print(json.dumps(list(listed), indent=1))
+        return
+    for one in listed:
+        print(f"{amount(one['bytes']):>10}  {one['kind']:<28}  {printable(one['key'], most=200)}")
 
 
 def _info(chest: Inspection, arguments: Any) -> None:
-    refs, left = set(chest.refs.values()), list(chest.leftovers())
-    ours = [nbytes for _, nbytes, ours in left if ours]
-    index_bytes, writer = chest.index()
+    refs, left, (index_bytes, writer) = set(chest.refs.values()), list(chest.leftovers()), chest.index()
     about: dict[str, Any] = {
-        "path": chest.path, "keys": len(chest.refs), "bytes": sum(map(chest.size, chest.refs.values())),
+        "path": chest.chest.path, "keys": len(chest.refs), "bytes": sum(map(chest.size, chest.refs.values())),
         "files": sum(isinstance(ref, str) for ref in refs), "records": sum(isinstance(ref, int) for ref in refs),
-        "index_bytes": index_bytes, "writer": writer, "leftovers": len(ours), "leftover_bytes": sum(ours),
-        "strangers": len(left) - len(ours), "free": None if chest.url else shutil.disk_usage(chest.path).free}
+        "index_bytes": index_bytes, "writer": writer,
+        "leftovers": len(left), "leftover_bytes": sum(nbytes for _, nbytes in left)}
+    if not chest.url:
+        about["free_bytes"] = shutil.disk_usage(chest.chest.path).free
     if arguments.json:
         print(json.dumps(about, indent=1))
         return
-    records = f" and {plural(about['records'], 'record')} in packs" if about["records"] else ""
-    told = {
-        "path": chest.path, "keys": f"{about['keys']:,}",
-        "values": f"{amount(about['bytes'])} in {plural(about['files'], 'file')}{records}",
-        "index": f"{amount(index_bytes)}, written by {writer}",
-        "leftovers": f"{plural(len(ours), 'file')} ({amount(sum(ours))}) of its own" if ours else "none",
-        "strangers": plural(about["strangers"], "file") if about["strangers"] else "none",
-        "free disk": "unknown" if chest.url else amount(about["free"])}
-    for name, text in told.items():
-        print(f"{name + ':':<11}{printable(text)}")
+    for name, told in about.items():
+        if isinstance(told, int):
+            told = amount(told) if name.endswith("bytes") else f"{told:,}"
+        print(f"{name.replace('_', ' ') + ':':<16}{printable(told)}")
 
 
 def _get(chest: Inspection, arguments: Any) -> None:
@@ -194,43 +182,35 @@ def _key(text: str, chest: Inspection) -> Hashable:
         literal: Hashable = ast.literal_eval(text)
         if literal in chest.refs:
             return literal
-    keys: list[Hashable] = [text] if text in chest.refs else [key for key in chest.refs if key_text(key) == text]
-    if not keys:
-        raise KeyError(f"there is no key {text} in {chest.path}")
-    return keys[0]
+    for key in [text] if text in chest.refs else chest.refs:
+        if key == text or key_text(key) == text:
+            return key
+    raise KeyError(f"there is no key {text} in {chest.chest.path}")
 
 
 def _check(chest: Inspection, arguments: Any) -> int:
     if arguments.leftovers and not arguments.repair:
         raise ValueError("--leftovers says what --repair may remove; give both")
-    faults = []
-    elsewhere = " (not dropped: a missing library or another load= may read it; see --load)"
-    for one in chest.faults():
-        faults.append(one)
-        print(f"{key_text(one.key, most=200)}: {printable(one.file)}: {printable(one.why, most=300)}"
-              f"{'' if one.lost or one.refused else elsewhere}")
+    lost, found = [], Counter[str]()
+    for key, file, verdict, why in chest.faults():
+        found[verdict] += 1
+        lost += [key] if verdict == LOST else []
+        print(f"{key_text(key, most=200)}: {printable(file)}: {printable(why, most=400)}")
     left = list(chest.leftovers())
-    for name, nbytes, ours in left:
-        print(f"{printable(name)}: {amount(nbytes)}, no key's{'' if ours else ', and not by chest'}")
-    lost, untrusted = [one.key for one in faults if one.lost], sum(one.refused for one in faults)
-    bad = len(faults) - untrusted
-    more = f", {bad - len(lost)} unreadable here" if bad > len(lost) else ""
-    more += f", {untrusted} not loaded without --trust" if untrusted else ""
-    print(f"{plural(len(chest.refs), 'key')}, {len(lost)} damaged{more}; {plural(len(left), 'leftover')}")
-    names = ", ".join(key_text(key, most=60) for key in lost)
-    if arguments.repair and lost and _agreed(f"Drop {plural(len(lost), 'key')} ({names})", arguments.yes):
+    for name, nbytes in left:
+        print(f"{printable(name)}: {amount(nbytes)}, no key's")
+    others = "".join(f", {found[verdict]} {verdict}" for verdict in (UNREADABLE, UNTRUSTED) if found[verdict])
+    print(f"{plural(len(chest.refs), 'key')}, {len(lost)} {LOST}{others}; {plural(len(left), 'leftover')}")
+    bad = len(lost) + found[UNREADABLE]
+    if arguments.repair and lost and not arguments.yes:
+        names = ", ".join(key_text(key, most=60) for key in lost)
+        try:
+            agreed = input(f"Drop {plural(len(lost), 'key')} ({names}) [y/N] ").strip().lower() in ("y", "yes")
+        except EOFError:
+            raise ChestError("nobody is here to ask; --yes agrees beforehand") from None
+        lost = lost if agreed else []
+    if arguments.leftovers or (arguments.repair and lost):
         dropped = chest.drop(lost)
         bad -= dropped
         print(f"dropped {plural(dropped, 'key')}")
-    own = [name for name, _, ours in left if ours]
-    question = f"Remove {plural(len(own), 'leftover')} of chest's own? No other process may have the chest open"
-    if arguments.leftovers and own and _agreed(question, arguments.yes):
-        print(f"removed {plural(chest.remove(own), 'leftover')}")
     return DAMAGED if bad else OK
-
-
-def _agreed(question: str, yes: bool) -> bool:
-    try:
-        return yes or input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
-    except EOFError:
-        raise ChestError("nobody is here to ask; --yes agrees beforehand") from None

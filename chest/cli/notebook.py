@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import heapq
 import html
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from chest.cli.text import amount, key_text, plural, printable
@@ -26,15 +25,12 @@ _STYLE = f"""<style>
 @media (prefers-color-scheme: dark) {{ .chest-view {{ {_DARK} }} }}
 [data-jp-theme-light="true"] .chest-view {{ {_LIGHT} }}
 [data-jp-theme-light="false"] .chest-view {{ {_DARK} }}
-.chest-view table {{ border: 0 !important; border-collapse: collapse !important; table-layout: auto !important;
-  width: 100% !important; margin: 4px 0 !important; font: inherit !important; color: inherit !important; }}
-.chest-view tr {{ background: none !important; border: 0 !important; }}
-.chest-view th, .chest-view td {{ background: none !important; border: 0 !important; color: inherit !important;
-  max-width: none !important; padding: 2px 12px 2px 0 !important; text-align: left !important;
-  vertical-align: top !important; white-space: normal !important; overflow-wrap: anywhere; }}
-.chest-view th {{ color: var(--soft) !important; font-weight: normal !important; white-space: nowrap !important; }}
-.chest-view .number {{ text-align: right !important; white-space: nowrap !important;
-  font-variant-numeric: tabular-nums; }}
+.chest-view :is(table, tr, th, td) {{ all: revert !important; border-collapse: collapse !important;
+  padding: 2px 12px 2px 0 !important; text-align: left !important; vertical-align: top !important;
+  font: inherit !important; color: inherit !important; overflow-wrap: anywhere !important; }}
+.chest-view table {{ width: 100% !important; margin: 4px 0 !important; }}
+.chest-view th {{ color: var(--soft) !important; white-space: nowrap !important; }}
+.chest-view .number {{ text-align: right !important; white-space: nowrap !important; }}
 .chest-view .keys {{ border-top: 1px solid var(--line) !important; }}
 .chest-view .bar {{ height: 8px; border-radius: 4px; background: var(--room); overflow: hidden; margin-top: 2px; }}
 .chest-view .bar div {{ height: 100%; background: var(--used); }}
@@ -50,29 +46,22 @@ def table(chest: Chest[Any, Any]) -> str:
     state, stats, available = chest._engine.state, chest.stats, chest.available_memory
     with state.lock:
         state.refresh()
-        sizes, used, count = dict(state.cache.sizes), state.cache.usage, len(state.index.refs)
+        resident, used, count = dict(state.cache.sizes), state.cache.usage, len(state.index.refs)
         saved = {key: ref for key, ref in state.index.refs.items() if ref is not None}
     stored = {key: state.storage.size(ref) for key, ref in saved.items()} if len(saved) <= MOST else {}
     reads, share = stats.hits + stats.misses, 100 * used / available if available else 100
     bar = f'<div class="bar"><div{" class=over" * (share > 100)} style="width: {min(share, 100):.1f}%"></div></div>'
-    rows = [
-        ("path", html.escape(printable(chest.path)) + ("" if chest._explicitly_given_path else " (temporary)")),
-        ("keys", f"{plural(count, 'key')}, {len(sizes):,} in memory, {len(saved):,} on disk"),
-        ("memory", f"{amount(used)} of {amount(available)}{bar}"),
-        ("disk", amount(sum(stored.values())) if len(saved) <= MOST else f"not counted: over {MOST:,} keys"),
-        ("reads", f"{stats.hits / reads:.0%} from memory ({stats.hits:,} of {reads:,})" if reads else "none yet"),
-    ]
-    about = "".join(f"<tr><th>{name}</th><td>{text}</td></tr>" for name, text in rows)
-    return f'{_STYLE}\n<div class="chest-view"><table>{about}</table>{_keys(sizes, stored)}</div>'
-
-
-def _keys(in_memory: Mapping[Any, int], on_disk: Mapping[Any, int]) -> str:
-    """The largest keys, by what their values take in memory, or on disk where they are not in memory."""
-    sizes = {**on_disk, **in_memory}
-    body = ""
+    about = {
+        "path": html.escape(printable(chest.path)) + ("" if chest._explicitly_given_path else " (temporary)"),
+        "keys": f"{plural(count, 'key')}, {len(resident):,} in memory, {len(saved):,} on disk",
+        "memory": f"{amount(used)} of {amount(available)}{bar}",
+        "disk": amount(sum(stored.values())) if len(saved) <= MOST else f"not counted: over {MOST:,} keys",
+        "reads": f"{stats.hits / reads:.0%} from memory ({stats.hits:,} of {reads:,})" if reads else "none yet"}
+    rows = "".join(f"<tr><th>{name}</th><td>{text}</td></tr>" for name, text in about.items())
+    sizes, largest = {**stored, **resident}, ""
     for key in heapq.nlargest(LARGEST, sizes, key=sizes.__getitem__):
-        memory, disk = (amount(place[key]) if key in place else "–" for place in (in_memory, on_disk))
-        body += (f'<tr><td>{html.escape(key_text(key, most=60))}</td>'
-                 f'<td class="number">{memory}</td><td class="number">{disk}</td></tr>')
-    return body and ('<table class="keys"><tr><th>largest keys</th><th class="number">in memory</th>'
-                     f'<th class="number">on disk</th></tr>{body}</table>')
+        cells = (f'<td class="number">{amount(at[key]) if key in at else "–"}</td>' for at in (resident, stored))
+        largest += f"<tr><td>{html.escape(key_text(key, most=60))}</td>{''.join(cells)}</tr>"
+    head = '<tr><th>largest keys</th><th class="number">in memory</th><th class="number">on disk</th></tr>'
+    keys = f'<table class="keys">{head}{largest}</table>' if largest else ""
+    return f'{_STYLE}\n<div class="chest-view"><table>{rows}</table>{keys}</div>'

@@ -121,8 +121,8 @@ def test_ls_and_info_know_small_values(run, path):
 
     assert [(entry["kind"], entry["file"][:7]) for entry in listed(run, path)] == [
         ("list 3", ".packs/"), ("str 3", ".packs/")]
-    assert "in 0 files and 2 records in packs" in run("info", path)[1]
-    assert run("info", path)[1].count("none") == 2
+    about = json.loads(run("info", path, "--json")[1])
+    assert (about["files"], about["records"], about["leftovers"]) == (0, 2, 0)
 
 
 def test_info_counts_keys_and_bytes_and_names_the_writer(run, filled):
@@ -130,14 +130,12 @@ def test_info_counts_keys_and_bytes_and_names_the_writer(run, filled):
     told = {name: text.strip() for name, text in (line.split(":", 1) for line in out.splitlines())}
 
     assert status == OK
-    assert (told["keys"], told["leftovers"], told["strangers"]) == ("5", "none", "none")
-    assert told["values"].endswith("in 5 files")
-    assert f"chest {__version__} (format " in told["index"]
+    assert (told["path"], told["keys"], told["files"], told["records"], told["leftovers"]) == (filled, "5", "5", "0", "0")
+    assert told["index bytes"] == f"{os.path.getsize(os.path.join(filled, '.keys'))} bytes"
+    assert f"chest {__version__} (format " in told["writer"]
 
 
 def test_info_json_tells_the_same_in_bytes(run, filled):
-    with open(os.path.join(filled, "leftover"), "wb") as file:
-        Chest().dump("lost", file)
     with open(os.path.join(filled, "notes.txt"), "w") as file:
         file.write("mine")
 
@@ -145,8 +143,7 @@ def test_info_json_tells_the_same_in_bytes(run, filled):
 
     assert about["bytes"] == sum(entry["bytes"] for entry in listed(run, filled))
     assert about["index_bytes"] == os.path.getsize(os.path.join(filled, ".keys"))
-    assert about["leftover_bytes"] == os.path.getsize(os.path.join(filled, "leftover"))
-    assert (about["path"], about["keys"], about["leftovers"], about["strangers"]) == (filled, 5, 1, 1)
+    assert (about["path"], about["keys"], about["leftovers"], about["leftover_bytes"]) == (filled, 5, 1, 4)
 
 
 # get, rm and copy
@@ -300,66 +297,55 @@ def test_repair_of_a_whole_chest_ends_well_once_everything_is_dropped(run, fille
     assert run("check", filled)[0] == OK
 
 
-def test_leftovers_of_chest_are_removed_and_strangers_files_are_not(run, filled):
-    ours, mine = os.path.join(filled, "leftover"), os.path.join(filled, "mine")
-    with open(ours, "wb") as file:
-        Chest().dump("lost", file)
+def test_what_a_killed_writer_left_is_removed_and_nobody_elses_files_are(run, filled):
+    killed = """if True:
+        import os, sys
+        from chest import Chest
+        chest = Chest(path=sys.argv[1], min_file_size=100)
+        chest["small"], chest["large"] = 1, bytes(1000)
+        chest.move_to_disk("small")
+        chest.move_to_disk("large")
+        os._exit(0)"""
+    subprocess.run([sys.executable, "-c", killed, filled], check=True, timeout=60)
+    marked, mine, link = (os.path.join(filled, name) for name in ("marked", "mine", "link"))
+    with open(marked, "wb") as file:
+        Chest().dump("kept", file)
     with open(mine, "wb") as file:
         pickle.dump("kept", file)
-    os.symlink(ours, os.path.join(filled, "link"))
-    open(os.path.join(filled, ".keys~"), "wb").close()
-    os.mkdir(os.path.join(filled, ".packs"))
-    open(os.path.join(filled, ".packs", "0123456789"), "wb").close()
+    os.symlink(mine, link)
 
     status, out = run("check", filled, "--repair", "--leftovers", "--yes")
 
-    assert status == OK
-    assert "removed 3 leftovers" in out
-    assert not os.path.lexists(ours)
-    assert os.path.lexists(mine)
-    assert os.path.lexists(os.path.join(filled, "link"))
+    assert (status, "6 leftovers" in out) == (OK, True)
+    assert "5 keys, 0 damaged; 3 leftovers\n" in run("check", filled)[1]
+    assert all(map(os.path.lexists, (marked, mine, link)))
     assert len(dict(Chest(path=filled))) == 5
     assert "--repair" in run("check", filled, "--leftovers", error=True)
 
 
-def test_what_a_living_writer_has_in_its_pack_is_no_leftover(run, path):
-    chest = Chest({"x": 1}, path=path, min_file_size=4096)
+def test_what_a_living_writer_has_not_committed_stays(run, path):
+    chest = Chest({"x": 1}, path=path, min_file_size=100)
     chest.sync()
-    chest["y"] = 2
+    chest["y"], chest["z"] = 2, bytes(1000)
     chest.move_to_disk("y")
+    chest.move_to_disk("z")
 
-    assert run("check", path, "--repair", "--leftovers", "--yes") == (OK, "1 key, 0 damaged; 0 leftovers\n")
+    assert "1 key, 0 damaged; 1 leftover\n" in run("check", path, "--repair", "--leftovers", "--yes")[1]
 
     chest.close()
-    assert Chest(path=path)["y"] == 2
-
-
-def test_a_leftover_that_was_committed_meanwhile_stays(run, filled):
-    from chest.cli.inspect import Inspection
-
-    other = Chest(path=filled)
-    other["late"] = "value"
-    other.move_to_disk("late")
-    inspection = Inspection(filled, trusted=False)
-    left = list(inspection.leftovers())
-    assert [name for name, _, _ in left if not name.startswith(".packs")] == ["late"]
-    other.close()
-
-    assert inspection.remove([name for name, _, _ in left]) == 0
-    inspection.close()
-    assert Chest(path=filled)["late"] == "value"
+    assert dict(Chest(path=path)) == {"x": 1, "y": 2, "z": bytes(1000)}
 
 
 def test_a_key_that_was_given_a_new_value_meanwhile_is_not_dropped(run, damaged):
     from chest.cli.inspect import Inspection
 
     inspection = Inspection(damaged, trusted=False)
-    lost = [fault.key for fault in inspection.faults() if fault.lost]
+    lost = [key for key, _, verdict, _ in inspection.faults() if verdict == "damaged"]
     with Chest(path=damaged) as other:
         other["text"] = "anew"
 
     assert inspection.drop(lost) == len(lost) - 1
-    inspection.close()
+    inspection.chest.close()
     assert Chest(path=damaged)["text"] == "anew"
 
 
