@@ -7,7 +7,7 @@ import pickle
 import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from chest import serialize
 from chest.engine.committer import Progress, silent
@@ -24,9 +24,6 @@ from chest.serialize.codec import dumping
 from chest.stats import Stats
 from chest.views import ItemsView, KeysView, RefsView, ValuesView
 
-if TYPE_CHECKING:
-    from typing import Literal
-
 __all__ = ["Chest", "key_to_filename", "nbytes"]
 
 K = TypeVar("K", bound=Hashable)
@@ -35,58 +32,41 @@ D = TypeVar("D")
 
 
 class Chest(MutableMapping[K, V]):
-    """A dictionary that spills to disk.
+    """A dictionary that spills to disk.  Any thread may call any method; a hit takes no lock.
 
-    Parameters
-    ----------
-    data : mapping or iterable of pairs, optional
-        What the chest holds at first, besides what is in ``path`` already.
-    path : str or os.PathLike, optional
-        The directory, made if it is not there; or, with ``chest[remote]`` installed, a URL such as ``s3://bucket/run``.
-        Without a path the chest is temporary: its directory is removed when it goes.
-    available_memory : float or str
-        The budget for values in memory: bytes, ``"2 GB"``, ``"500 MiB"``, or ``"50%"`` of the machine's memory.
-    dump, load : callables
-        ``dump(value, file)`` and ``load(file)``; by default pickle, laid out so that arrays can be mapped.
-    key_to_filename : callable
-        ``key -> str``, the plain name of a key's file; where it will not do, the md5 of the key's text is taken.
-    on_miss, on_overflow : callables
-        Called with the key before a value is loaded, and before one leaves memory.  They may use the chest.
-    open : callable
-        ``open(path, mode=...)``, for example `gzip.open`; used for the values' files and the index.  Not with a URL.
-    open_many : callable, optional
-        ``open_many(paths, mode=...)``, a context manager of open files, used by `prefetch`.
-    mode : {'b', 't'}
-        Binary or text files.
-    writeback : bool
-        Notice values that were changed in place, and write them again; `False`: never look.
-    mmap_mode : {'auto', 'c', 'r', None}
-        ``'auto'``: arrays of 64 KiB in files of 256 KiB and more come back as copy-on-write maps where the system can
-        tell which pages were written and the disk is local, as copies elsewhere.  ``'c'``, ``'r'``: as copy-on-write or
-        read-only maps.  `None`: as copies.
-    min_file_size : int, optional
-        Values that serialise to fewer bytes share files, the packs.  `None`: 4096 in a chest of more than 1,000 keys
-        with the built-in ``open``, else 0, which is none.
-    durable : bool
-        A commit also survives a loss of power, and arrays carry a checksum.
-    trusted : bool
-        `False` for a chest from a stranger: no code that it names is run.
-    flag : {'c', 'r', 'w', 'n'}
-        As in `dbm`: ``'r'`` read only, must exist; ``'w'`` must exist; ``'c'`` made if needed; ``'n'`` new and empty.
-    storage_options : dict, optional
-        For a URL: handed to fsspec.
+    Args:
+        data: What the chest holds at first, besides what is in ``path`` already.
+        path: The directory, made if it is not there; or, with ``chest[remote]`` installed, a URL such as
+            ``s3://bucket/run``.  Without a path the chest is temporary: its directory is removed when it goes.
+        available_memory: The budget for values in memory: bytes, ``"2 GB"``, ``"500 MiB"``, or ``"50%"`` of the
+            machine's memory.
+        dump: ``dump(value, file)``; by default pickle, laid out so that arrays can be mapped.
+        load: ``load(file)``.
+        key_to_filename: ``key -> str``, the plain name of a key's file; where it will not do, the md5 of the key's text
+            is taken.
+        on_miss: Called with the key before a value is loaded; it may use the chest.
+        on_overflow: Called with the key before a value leaves memory; it may use the chest.
+        open: ``open(path, mode=...)`` for the values' files and the index, for example `gzip.open`;
+            not with a URL.
+        open_many: ``open_many(paths, mode=...)``, a context manager of open files, used by `prefetch`.
+        mode: ``'b'`` for binary or ``'t'`` for text files.
+        writeback: Notice values that were changed in place, and write them again; `False`: never look.
+        mmap_mode: ``'auto'``: arrays of 64 KiB in files of 256 KiB and more come back as copy-on-write maps where the
+            system can tell which pages were written and the disk is local, as copies elsewhere.  ``'c'``, ``'r'``: as
+            copy-on-write or read-only maps.  `None`: as copies.
+        min_file_size: Values that serialise to fewer bytes share files, the packs; 0: none do.  `None`: 4096 in a chest
+            of more than 1,000 keys with the built-in ``open``, else 0.
+        durable: A commit also survives a loss of power, and arrays carry a checksum.
+        trusted: `False` for a chest from a stranger: no code that it names is run.
+        flag: As in `dbm`: ``'r'`` read only, must exist; ``'w'`` must exist; ``'c'`` made if needed; ``'n'`` new and
+            empty.
+        storage_options: For a URL: handed to fsspec.
 
-    Examples
-    --------
     >>> c = Chest(available_memory="1 GB")
     >>> c['x'] = [1, 2, 3]
-    >>> c['x']
-    [1, 2, 3]
     >>> c.flush()
-    >>> sorted(os.listdir(c.path))
-    ['.keys', 'x']
-
-    Any thread may call any method.  A hit takes no lock; loads and dumps go on side by side.
+    >>> sorted(os.listdir(c.path)), c['x']
+    (['.keys', 'x'], [1, 2, 3])
     """
 
     _engine: Engine[K]
@@ -137,13 +117,11 @@ class Chest(MutableMapping[K, V]):
             value = self._engine.alive().get(key)
         else:
             for _ in access.hits:  # one step of a C counter, without a call
-                break
-            return value
+                return value
         if value is ABSENT:
-            missing = getattr(type(self), "__missing__", None)
-            if missing is None:
+            if not hasattr(type(self), "__missing__"):
                 raise KeyError(key) from None
-            value = missing(self, key)
+            value = cast(Any, self).__missing__(key)
         return value
 
     def __setitem__(self, key: K, value: V) -> None:
@@ -171,7 +149,7 @@ class Chest(MutableMapping[K, V]):
         return self._each(self._engine.alive().stream())
 
     def _each(self, steps: Iterator[D]) -> Iterator[D]:
-        """The steps, as long as this thread adds and removes no keys; who iterates over a temporary chest keeps it."""
+        """The steps, as long as this thread adds and removes no keys."""
         unchanged = self._engine.state.unchanged()
         for step in steps:
             yield step
@@ -190,67 +168,49 @@ class Chest(MutableMapping[K, V]):
         """The pairs of key and value, loaded one after another as one iterates."""
         return ItemsView(self)
 
-    @overload
-    def get(self, key: K) -> V | None: ...
-    @overload
-    def get(self, key: K, default: V | D) -> V | D: ...
+    if not TYPE_CHECKING:  # a type checker knows these as `MutableMapping` has them, with their overloads
 
-    def get(self, key: K, default: Any = None) -> Any:
-        """The value of ``key``, or ``default`` if there is none or its file is gone.  Cost: as ``c[key]``.
+        def get(self, key: K, default: Any = None) -> Any:
+            """The value of ``key``, or ``default`` if there is none or its file is gone.  Cost: as ``c[key]``.
 
-        >>> Chest({'x': 1}).get('y', 0)
-        0
-        """
-        access = self._access
-        access.used(key)
-        value = access.given.get(key, ABSENT)
-        if value is not ABSENT:
-            for _ in access.hits:
-                break
+            >>> Chest({'x': 1}).get('y', 0)
+            0
+            """
+            access = self._access
+            access.used(key)
+            value = access.given.get(key, ABSENT)
+            if value is not ABSENT:
+                for _ in access.hits:
+                    return value
+            try:
+                value = self._engine.alive().get(key)
+            except KeyError:
+                return default
+            return default if value is ABSENT else value
+
+        def pop(self, key: K, default: Any = ABSENT) -> Any:
+            """Remove ``key`` and return its value; ``default``, if given, where there is none, else `KeyError`."""
+            try:
+                value = self._engine.take(key)
+                if value is ABSENT:
+                    raise KeyError(key)
+                return value
+            except KeyError:  # there is none, or its file is gone
+                if default is ABSENT:
+                    raise
+                return default
+
+        def setdefault(self, key: K, default: Any = None) -> Any:
+            """The value of ``key``, set to ``default`` first if there is none."""
+            while (value := self._engine.alive().get(key)) is ABSENT:
+                self._engine.set(key, default, new=True)
             return value
-        try:
-            value = self._engine.alive().get(key)
-        except KeyError:
-            return default
-        return default if value is ABSENT else value
-
-    @overload
-    def pop(self, key: K) -> V: ...
-    @overload
-    def pop(self, key: K, default: V | D) -> V | D: ...
-
-    def pop(self, key: K, default: Any = ABSENT) -> Any:
-        """Remove ``key`` and return its value; ``default``, if given, where there is none, else `KeyError`."""
-        try:
-            value = self._engine.take(key)
-        except KeyError:  # its file is gone
-            if default is ABSENT:
-                raise
-            return default
-        if value is ABSENT and default is ABSENT:
-            raise KeyError(key)
-        return default if value is ABSENT else value
 
     def popitem(self) -> tuple[K, V]:
         """Remove and return the pair that was inserted last, as a dict does; `KeyError` if the chest is empty."""
-        while True:
-            key = self._engine.last()
-            value = self._engine.take(key)
-            if value is not ABSENT:
-                return key, value
-
-    @overload
-    def setdefault(self: Chest[K, D | None], key: K) -> D | None: ...
-    @overload
-    def setdefault(self, key: K, default: V) -> V: ...
-
-    def setdefault(self, key: K, default: Any = None) -> Any:
-        """The value of ``key``, set to ``default`` first if there is none."""
-        while True:
-            value = self._engine.alive().get(key)
-            if value is not ABSENT:
-                return value
-            self._engine.set(key, default, new=True)
+        while (value := self._engine.take(key := self._engine.last())) is ABSENT:
+            pass  # another thread was quicker
+        return key, value
 
     def clear(self) -> None:
         """Remove all keys.  What is saved stays on disk until the next commit."""
@@ -259,20 +219,14 @@ class Chest(MutableMapping[K, V]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Mapping):
             return NotImplemented
-        if len(self) != len(other):
-            return False
-        for key, value in self.items():
-            theirs = other.get(key, ABSENT)
-            if not (theirs is value or (theirs is not ABSENT and value == theirs)):
-                return False
-        return True
+        theirs = ItemsView(other)
+        return len(self) == len(other) and all(pair in theirs for pair in self.items())
 
     def update(self, other: Any = (), /, overwrite: bool = True, *, progress: Progress | None = None,
                **more: Any) -> None:
-        """Take in all keys of a mapping, of pairs or of keywords; of another chest by hard links, without a copy.
+        """Take in all keys of a mapping, of pairs or of keywords; with ``overwrite=False`` those that are not here yet.
 
-        With ``overwrite=False`` keys that are here stay as they are.  Another chest is synced first, and emptied of
-        nothing.  Where its files cannot be linked (another format, another disk) its values are copied.
+        Of another chest, which is synced first, files are linked, or copied where that cannot be.
 
         >>> c = Chest({'x': 1})
         >>> c.update({'x': 2, 'y': 3}, overwrite=False)
@@ -284,8 +238,7 @@ class Chest(MutableMapping[K, V]):
             receive_chest(engine, other._engine, overwrite, progress or silent)
         else:
             receive(engine, other, overwrite, progress or silent)
-        if more:
-            receive(engine, more, overwrite, silent)
+        receive(engine, more, overwrite, silent)
 
     @classmethod
     def fromkeys(cls, keys: Iterable[K], value: Any = None) -> Any:
@@ -296,10 +249,9 @@ class Chest(MutableMapping[K, V]):
         return chest
 
     def copy(self, path: str | os.PathLike[str] = "") -> Chest[K, V]:
-        """Another chest with the same settings and values: at ``path``, or a temporary one.
+        """Another chest with the same settings and values, at ``path`` or temporary, that shares no objects with this.
 
-        Files are shared by hard links until they change.  Unlike a dict's copy it shares no objects with the original
-        for longer than they stay in memory.  Cost: a commit, and one hard link for each key.
+        Files are shared by hard links until they change.  Cost: a commit, and one hard link for each key.
 
         >>> c = Chest({'x': [1]})
         >>> d = c.copy()
@@ -309,8 +261,7 @@ class Chest(MutableMapping[K, V]):
         """
         if path is None:
             raise TypeError("copy() makes a temporary chest, and copy(path) one that stays")
-        settings = self._engine.settings._replace(flag="c")
-        chest = _reopen(type(self), path or None, self.available_memory, settings)
+        chest = _reopen(type(self), path or None, self.available_memory, self._engine.settings._replace(flag="c"))
         if len(chest):
             raise FileExistsError(17, "there is a chest already: open it, and update() it", chest.path)
         chest.update(self)
@@ -337,29 +288,27 @@ class Chest(MutableMapping[K, V]):
     # Saving.
 
     def flush(self, *, progress: Progress | None = None) -> None:
-        """Save everything, commit, and leave memory empty.
+        """Save everything, commit, and leave memory empty.  Cost: O(what is in memory), and O(keys) for the index.
 
-        Afterwards the directory holds ``.keys`` and the values' files, and nothing else.  `OSError` if the system
-        refuses: then nothing was committed, and all stays in memory.  `DumpError` if a key or a value cannot be dumped:
-        that one stays in memory, and all others are committed.  Cost: O(what is in memory), and O(keys) for the index.
+        `OSError`: the system refuses, and nothing was committed.  `DumpError`: a key or a value cannot be dumped; that
+        one stays in memory, and all others are committed.
 
-        >>> c = Chest({'x': [1, 2]})
+        >>> c = Chest({'x': 1})
         >>> c.flush()
-        >>> c.memory_usage, c['x']
-        (0, [1, 2])
+        >>> c.memory_usage
+        0
         """
         self._engine.save(True, True, progress or silent)
 
     def sync(self, *, progress: Progress | None = None) -> None:
         """Save everything and commit, but keep values in memory.  Errors are those of `flush`.
 
-        Cost: O(what changed), and a look at each value that may have been changed in place: those that were read since
-        the last time, and those that you hold, or whose parts you may hold.  It does not grow with the number of keys.
+        Cost: O(what changed), and a look at each value that was read since the last time, or that you may hold.
 
-        >>> c = Chest({'x': [1, 2]})
+        >>> c = Chest({'x': 1})
         >>> c.sync()
         >>> c.inmem
-        {'x': [1, 2]}
+        {'x': 1}
         """
         self._engine.save(False, False, progress or silent)
 
@@ -376,33 +325,24 @@ class Chest(MutableMapping[K, V]):
         self._engine.writable().committer.rollback()
 
     def transaction(self) -> AbstractContextManager[None]:
-        """``with c.transaction():`` what the block does is committed at its end, all keys together.
+        """``with c.transaction():`` what the block does is committed at its end, all keys together, or rolled back.
 
-        An exception in it, or a key or value that cannot be saved, rolls all of it back.  What was pending before is
-        committed at its start.  `flush`, `sync` and `close` within it are a `ChestError`.
+        What was pending before is committed at its start.  `flush`, `sync` and `close` within it are a `ChestError`.
 
-        >>> c = Chest()
-        >>> with c.transaction():
+        >>> with Chest() as c, c.transaction():
         ...     c['from'], c['to'] = -10, 10
         """
         return self._engine.writable().committer.transaction()
 
     def write_keys(self) -> None:
-        """Commit the index as it stands, without the values that are not on disk yet.  Cost: O(keys).
-
-        >>> c = Chest({'x': 1, 'y': 2})
-        >>> c.move_to_disk('x')
-        >>> c.write_keys()
-        >>> list(Chest(path=c.path))
-        ['x']
-        """
+        """Commit the index as it stands, without the values that are not on disk yet.  Cost: O(keys)."""
         self._engine.writable().committer.commit(True)
 
     def close(self, *, progress: Progress | None = None) -> None:
         """Save everything, commit, and free memory; a temporary chest removes its directory instead.
 
-        A chest with a path opens itself again on the next use; a temporary one raises `ValueError` then.  Errors are
-        those of `flush`.  Leaving a ``with`` block, the end of the script and the garbage collector close a chest too.
+        The next use opens a chest with a path again; of a temporary one it is a `ValueError`.  Errors are those of
+        `flush`.  Leaving a ``with`` block, the end of the script and the garbage collector close a chest too.
 
         >>> c = Chest({'x': 1})
         >>> c.close()
@@ -414,11 +354,9 @@ class Chest(MutableMapping[K, V]):
     def drop(self) -> None:
         """Remove the chest's files, and its directory if nothing of anyone else's is in it.  Cost: O(keys).
 
-        >>> c = Chest({'x': 1}, path='unwanted')
-        >>> c.flush()
-        >>> c.drop()
-        >>> os.path.exists('unwanted'), len(c)
-        (False, 0)
+        >>> Chest({'x': 1}, path='unwanted').drop()
+        >>> os.path.exists('unwanted')
+        False
         """
         self._engine.drop()
 
@@ -436,18 +374,16 @@ class Chest(MutableMapping[K, V]):
     # Memory and disk.
 
     def prefetch(self, keys: Any, *, progress: Progress | None = None) -> None:
-        """Load several values at once, with several threads, until the budget is full.
+        """Load several values at once, with several threads, until the next would not fit into the budget.
 
-        A str, bytes or what is no iterable is one key, and so is a tuple that is itself a key of the chest; anything
-        else is an iterable of keys.  `KeyError` for one that is not there, before anything is read.  It stops when the
-        next value would not fit into the budget, and pushes nothing out; ``on_miss`` is not called.
+        A str, bytes, what is no iterable, and a tuple that is a key of the chest are one key; anything else is an
+        iterable of keys.  `KeyError`, before anything is read, if one is not there.  ``on_miss`` is not called.
 
         >>> c = Chest({'x': 1, 'y': 2, ('a', 'b'): 3})
         >>> c.flush()
         >>> c.prefetch(['x', 'y'])
-        >>> c.prefetch(('a', 'b'))
         >>> list(c.inmem)
-        ['x', 'y', ('a', 'b')]
+        ['x', 'y']
         """
         engine = self._engine.alive()
         if isinstance(keys, (str, bytes)) or not isinstance(keys, Iterable) or (
@@ -460,8 +396,8 @@ class Chest(MutableMapping[K, V]):
 
         >>> c = Chest({'x': 1})
         >>> c.move_to_disk('x')
-        >>> 'x' in c.inmem, c['x']
-        (False, 1)
+        >>> c.inmem
+        {}
         """
         if not self._engine.writable().spiller.move_out(key):
             raise KeyError(key)
@@ -471,32 +407,27 @@ class Chest(MutableMapping[K, V]):
         return self[key]
 
     def shrink(self) -> None:
-        """Spill until memory is within the budget, or nothing more can leave; `OSError` if the disk refuses.
+        """Spill until memory is within the budget, as a chest does after each value that is set or loaded.
 
-        A chest does so by itself after each value that is set or loaded; call it after you changed values in place.
+        Call it when values grew in place.  `OSError` if the disk refuses.
         """
         self._engine.alive().shrink()
 
     def key_to_filename(self, key: K) -> str:
-        """The full path of the file where the value of ``key`` is, or would be, kept.
+        """The full path of the file where the value of ``key`` is, or would be, kept; of a small value, of its pack.
 
-        Of a value that is not on disk it is the name that is reserved for it.  Of a small value (``min_file_size``) it
-        is the path of its pack, where it lies among others.
-
-        >>> c = Chest({'x': 1})
-        >>> os.path.relpath(c.key_to_filename('x'), c.path)
+        >>> os.path.basename(Chest().key_to_filename('x'))
         'x'
         """
         return self._engine.name(key)
 
     def disk_usage(self) -> tuple[int, int]:
-        """Bytes and files that the values take on disk, as ``chest info`` shows.  Cost: one ``stat`` for each file.
+        """Bytes and files that the values take on disk.  Cost: one ``stat`` for each file.
 
-        >>> c = Chest({'x': bytes(1000)})
+        >>> c = Chest({'x': 1})
         >>> c.flush()
-        >>> size, files = c.disk_usage()
-        >>> size > 1000, files
-        (True, 1)
+        >>> c.disk_usage()
+        (41, 1)
         """
         state = self._engine.alive().state
         with state.lock:
@@ -507,12 +438,11 @@ class Chest(MutableMapping[K, V]):
 
     @property
     def inmem(self) -> dict[K, V]:
-        """The values that are in memory, by key.  To be looked at only: set and delete through the chest.
+        """The values that are in memory, by key, to be looked at only.
 
-        Cost: O(values in memory), at all of which each `sync` looks from now on: who takes them may change them.
+        Cost: O(values in memory), at all of which each `sync` looks from now on, as you may change them.
 
-        >>> c = Chest({'x': 1})
-        >>> c.inmem
+        >>> Chest({'x': 1}).inmem
         {'x': 1}
         """
         return self._engine.state.exposed()
@@ -530,8 +460,7 @@ class Chest(MutableMapping[K, V]):
     @property
     def memory_usage(self) -> int:
         """The sum of the bytes noted for the values in memory; see `chest.core.nbytes`."""
-        with self._engine.lock:
-            return self._engine.state.cache.usage
+        return self._engine.state.cache.usage
 
     @property
     def lock(self) -> AbstractContextManager[bool]:
@@ -542,9 +471,8 @@ class Chest(MutableMapping[K, V]):
     def stats(self) -> Stats:
         """Hits, misses, spills, bytes read and written since this handle was made.
 
-        >>> c = Chest({'x': 1})
-        >>> c['x'], c.stats.hits, c.stats.misses
-        (1, 1, 0)
+        >>> Chest().stats
+        Stats(hits=0, misses=0, spills=0, bytes_read=0, bytes_written=0)
         """
         with self._engine.lock:
             return self._engine.state.counts.snapshot()
@@ -560,10 +488,9 @@ class Chest(MutableMapping[K, V]):
         return f"<chest at {getattr(self, 'path', '?')}>"
 
     def __repr__(self) -> str:
-        engine = getattr(self, "_engine", None)
-        if engine is None:
-            return f"{str(self)[:-1]}, not open>"
-        state = engine.state
+        if not hasattr(self, "_engine"):
+            return str(self)
+        state = self._engine.state
         return (f"<chest at {self.path}: {len(state.index.refs)} keys, {len(state.cache.values)} of them in memory, "
                 f"{state.cache.usage} of {state.available:.0f} bytes>")
 
