@@ -78,10 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"chest {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(run: Callable[..., int | None], about: str) -> Callable[..., object]:
-        sub = commands.add_parser(run.__name__[1:], help=about, description=about)
+    def command(run: Callable[..., int | None] | None, about: str) -> Callable[..., object]:
+        sub = commands.add_parser(run.__name__[1:] if run else "demo", help=about, description=about)
         sub.set_defaults(run=run)
-        if run is not _demo:
+        if run:
             sub.add_argument("path")
             sub.add_argument("--trust", action="store_true", help="load also what runs code that the chest names")
             for word in ("load", "open"):
@@ -100,15 +100,17 @@ def _parser() -> argparse.ArgumentParser:
     command(_get, "print one value; text and bytes as they are, but not to a terminal")("key", help=KEY)
     command(_rm, "remove keys")("key", nargs="+", help=KEY)
     command(_copy, "copy a chest; by hard links where that can be")("target", help="a path or URL without a chest")
-    demo = command(_demo, "put a gigabyte of arrays through a chest of 100 MB; needs numpy")
+    demo = command(None, "put a gigabyte of arrays through a chest of 100 MB; needs numpy")
     demo("--size", default="1 GB", help="of all arrays together (default: 1 GB)")
     demo("--budget", default="100 MB", help="the chest's available_memory (default: 100 MB)")
     return parser
 
 
 def _run(arguments: Any) -> Any:
-    if arguments.run is _demo:
-        return _demo(arguments)
+    if arguments.run is None:
+        from chest.cli import demo
+
+        return demo.run(arguments.size, arguments.budget)
     named = []
     for name in (arguments.load, arguments.open):
         try:
@@ -118,12 +120,6 @@ def _run(arguments: Any) -> Any:
     inspection = Inspection(arguments.path, arguments.trust, *named)
     with inspection.chest:
         return arguments.run(inspection, arguments)
-
-
-def _demo(arguments: Any) -> None:
-    from chest.cli import demo
-
-    demo.run(arguments.size, arguments.budget)
 
 
 def _ls(chest: Inspection, arguments: Any) -> None:
