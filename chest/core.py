@@ -38,16 +38,12 @@ class Chest(MutableMapping[K, V]):
         data: What the chest holds at first, besides what is in ``path`` already.
         path: The directory, made if it is not there; or, with ``chest[remote]`` installed, a URL such as
             ``s3://bucket/run``.  Without a path the chest is temporary: its directory is removed when it goes.
-        available_memory: The budget for values in memory: bytes, ``"2 GB"``, ``"500 MiB"``, or ``"50%"`` of the
-            machine's memory.
-        dump: ``dump(value, file)``; by default pickle, laid out so that arrays can be mapped.
-        load: ``load(file)``.
-        key_to_filename: ``key -> str``, the plain name of a key's file; where it will not do, the md5 of the key's text
-            is taken.
-        on_miss: Called with the key before a value is loaded; it may use the chest.
-        on_overflow: Called with the key before a value leaves memory; it may use the chest.
-        open: ``open(path, mode=...)`` for the values' files and the index, for example `gzip.open`;
-            not with a URL.
+        available_memory: The budget for values in memory: bytes, ``"2 GB"``, ``"500 MiB"``, ``"50%"`` of the machine's.
+        dump, load: ``dump(value, file)`` and ``load(file)``; by default pickle, laid out so that arrays can be mapped.
+        key_to_filename: ``key -> str``, the plain name of a key's file; where it will not do, it is an md5.
+        on_miss, on_overflow: Called with the key before a value is loaded, and before one leaves memory; they may use
+            the chest.
+        open: ``open(path, mode=...)`` for all files, for example `gzip.open`; not for a URL.
         open_many: ``open_many(paths, mode=...)``, a context manager of open files, used by `prefetch`.
         mode: ``'b'`` for binary or ``'t'`` for text files.
         writeback: Notice values that were changed in place, and write them again; `False`: never look.
@@ -58,8 +54,7 @@ class Chest(MutableMapping[K, V]):
             of more than 1,000 keys with the built-in ``open``, else 0.
         durable: A commit also survives a loss of power, and arrays carry a checksum.
         trusted: `False` for a chest from a stranger: no code that it names is run.
-        flag: As in `dbm`: ``'r'`` read only, must exist; ``'w'`` must exist; ``'c'`` made if needed; ``'n'`` new and
-            empty.
+        flag: As in `dbm`: ``'r'`` read only, must exist; ``'w'`` must exist; ``'c'`` made if needed; ``'n'`` emptied.
         storage_options: For a URL: handed to fsspec.
 
     >>> c = Chest(available_memory="1 GB")
@@ -254,10 +249,8 @@ class Chest(MutableMapping[K, V]):
         Files are shared by hard links until they change.  Cost: a commit, and one hard link for each key.
 
         >>> c = Chest({'x': [1]})
-        >>> d = c.copy()
-        >>> d['x'] = [2]
-        >>> c['x'], d['x']
-        ([1], [2])
+        >>> c.copy() == c
+        True
         """
         if path is None:
             raise TypeError("copy() makes a temporary chest, and copy(path) one that stays")
@@ -316,11 +309,9 @@ class Chest(MutableMapping[K, V]):
         """Forget what was not committed: keys that were set or deleted, and changes in place.  Cost: O(keys).
 
         >>> c = Chest({'x': 1})
-        >>> c.sync()
-        >>> c['x'], c['y'] = 2, 3
         >>> c.rollback()
-        >>> dict(c)
-        {'x': 1}
+        >>> 'x' in c
+        False
         """
         self._engine.writable().committer.rollback()
 
@@ -379,11 +370,11 @@ class Chest(MutableMapping[K, V]):
         A str, bytes, what is no iterable, and a tuple that is a key of the chest are one key; anything else is an
         iterable of keys.  `KeyError`, before anything is read, if one is not there.  ``on_miss`` is not called.
 
-        >>> c = Chest({'x': 1, 'y': 2, ('a', 'b'): 3})
+        >>> c = Chest({'x': 1, 'y': 2, 'z': 3})
         >>> c.flush()
         >>> c.prefetch(['x', 'y'])
-        >>> list(c.inmem)
-        ['x', 'y']
+        >>> c.inmem
+        {'x': 1, 'y': 2}
         """
         engine = self._engine.alive()
         if isinstance(keys, (str, bytes)) or not isinstance(keys, Iterable) or (
