@@ -52,16 +52,16 @@ _LENGTHS = {pickletools.TAKEN_FROM_ARGUMENT1: 1, pickletools.TAKEN_FROM_ARGUMENT
 
 
 def unpacked(head: bytes) -> tuple[str, bytes]:
-    """How a file that begins with ``head`` is compressed ('' if it is not), and the beginning of what is in it.
+    """How a file that begins with ``head`` is compressed, '' if it is not, and the beginning of what is in it.
 
-    `ValueError` where it cannot be unpacked.  Cost: at most `HEAD` bytes are made, in 64 MB of memory.
+    Nothing is in what cannot be unpacked.  Cost: at most `HEAD` bytes are made, in 64 MB of memory.
     """
     for magic, (name, decompressor) in _COMPRESSED.items():
         if head.startswith(magic):
             try:
                 return name, decompressor().decompress(head, HEAD)
-            except (zlib.error, lzma.LZMAError, OSError, EOFError) as error:
-                raise ValueError(f"{name} that cannot be unpacked: {error}") from None
+            except (zlib.error, lzma.LZMAError, OSError, EOFError):
+                return name, b""
     return "", head
 
 
@@ -75,10 +75,7 @@ def kind(file: IO[bytes], size: int = -1) -> str:
     ['list 3', 'str 3', 'None']
     """
     head = file.read(HEAD)
-    try:
-        packed, inside = unpacked(head)
-    except ValueError:
-        return UNKNOWN
+    packed, inside = unpacked(head)
     if packed:
         size = len(inside) if 0 <= size <= HEAD and len(inside) < HEAD else -1
         file, head = io.BytesIO(inside), inside

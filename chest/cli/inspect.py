@@ -54,18 +54,14 @@ class Inspection:
             packed, head = unpacked(self._read(KEYS, size=HEAD))
         except FileNotFoundError:
             raise ChestError(f"{path} is not a chest: there is no index {KEYS} in it") from None
-        except ValueError as error:
-            raise ChestError(f"the index of {path} cannot be read: {error}") from None
+        if packed and not head:
+            raise ChestError(f"the index of {path} cannot be read: it is {packed} that cannot be unpacked")
         self._settings: dict[str, Any] = {"path": path, "trusted": trusted}
         if head.lstrip().startswith(b"["):
             self._settings.update(dump=json.dump, load=json.load, mode="t")
-        elif not load and not head.startswith(b"\x80"):
-            what = kind(io.BytesIO(head), len(head))
-            if not what.startswith("list"):
-                raise ChestError(f"the index of {path} cannot be read: its format is {what}; give --load and --open")
         if load:
             self._settings["load"] = load
-        if open or packed:
+        if open or packed not in ("", "zlib"):
             self._settings["open"] = open or importlib.import_module({"xz": "lzma"}.get(packed, packed)).open
         self.chest: Chest[Any, Any] = Chest(flag="r", mmap_mode=None, **self._settings)
         state = self.chest._engine.state

@@ -24,7 +24,7 @@ from typing import Any
 from chest._version import __version__
 from chest.cli.inspect import LOST, UNREADABLE, UNTRUSTED, Inspection, refused
 from chest.cli.text import amount, key_text, plural, printable
-from chest.errors import ChestError
+from chest.errors import ChestError, LoadError
 
 __all__ = ["main"]
 
@@ -64,8 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             text = error.strerror + (f": {error.filename}" if error.filename else "")
         elif not text or not isinstance(error, (ChestError, OSError, KeyError, ValueError)):
             text = repr(error)
-        needs_trust = not getattr(arguments, "trust", True) and refused(error)
-        _say(text + (". Give --trust if the code that it names may run" if needs_trust else ""))
+        if not getattr(arguments, "trust", True) and refused(error):
+            text += ". Give --trust if the code that it names may run"
+        elif isinstance(error, LoadError):
+            text += " (see --load and --open)"
+        _say(text)
         return ERROR
 
 
