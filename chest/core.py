@@ -424,8 +424,8 @@ class Chest(MutableMapping[K, V]):
         with state.lock:
             state.refresh()
             refs = [ref for ref in list(state.index.refs.values()) if ref is not None]
-        packs = {ref >> 104 for ref in refs if isinstance(ref, int)}
-        return sum(map(state.storage.size, refs)), sum(isinstance(ref, str) for ref in refs) + len(packs)
+        files = {ref if isinstance(ref, str) else ref >> 104 for ref in refs}
+        return sum(map(state.storage.size, refs)), len(files)
 
     @property
     def inmem(self) -> dict[K, V]:

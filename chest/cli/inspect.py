@@ -63,8 +63,8 @@ class Inspection:
             self._settings["load"] = load
         if open or packed not in ("", "zlib"):
             self._settings["open"] = open or importlib.import_module({"xz": "lzma"}.get(packed, packed)).open
-        self.chest: Chest[Any, Any] = Chest(flag="r", mmap_mode=None, **self._settings)
-        state = self.chest._engine.state
+        self.handle: Chest[Any, Any] = Chest(flag="r", mmap_mode=None, **self._settings)
+        state = self.handle._engine.state
         self.size, self._load = state.storage.size, state.storage.load
         self._native = state.storage.codec.native
         self.refs: dict[Any, Ref] = {key: ref for key, ref in state.index.refs.items() if ref is not None}

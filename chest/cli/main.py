@@ -121,7 +121,7 @@ def _run(arguments: Any) -> Any:
         except (AttributeError, ValueError):
             raise ValueError(f"{name!r} is not a function; give MODULE:NAME, such as json:load or gzip:open") from None
     inspection = Inspection(arguments.path, arguments.trust, *named)
-    with inspection.chest:
+    with inspection.handle:
         return arguments.run(inspection, arguments)
 
 
@@ -141,12 +141,12 @@ def _ls(chest: Inspection, arguments: Any) -> None:
 def _info(chest: Inspection, arguments: Any) -> None:
     refs, left, (index_bytes, writer) = set(chest.refs.values()), list(chest.leftovers()), chest.index()
     about: dict[str, Any] = {
-        "path": chest.chest.path, "keys": len(chest.refs), "bytes": sum(map(chest.size, chest.refs.values())),
+        "path": chest.handle.path, "keys": len(chest.refs), "bytes": sum(map(chest.size, chest.refs.values())),
         "files": sum(isinstance(ref, str) for ref in refs), "records": sum(isinstance(ref, int) for ref in refs),
         "index_bytes": index_bytes, "writer": writer,
         "leftovers": len(left), "leftover_bytes": sum(nbytes for _, nbytes in left)}
     if not chest.url:
-        about["free_bytes"] = shutil.disk_usage(chest.chest.path).free
+        about["free_bytes"] = shutil.disk_usage(chest.handle.path).free
     if arguments.json:
         print(json.dumps(about, indent=1))
         return
@@ -157,7 +157,7 @@ def _info(chest: Inspection, arguments: Any) -> None:
 
 
 def _get(chest: Inspection, arguments: Any) -> None:
-    value = chest.chest[_key(arguments.key, chest)]
+    value = chest.handle[_key(arguments.key, chest)]
     terminal = sys.stdout.isatty()  # which obeys what a program that reads on does not
     if isinstance(value, (bytes, bytearray)) and not terminal:
         sys.stdout.buffer.write(value)
@@ -172,7 +172,7 @@ def _rm(chest: Inspection, arguments: Any) -> None:
 
 
 def _copy(chest: Inspection, arguments: Any) -> None:
-    chest.chest.copy(arguments.target).close()
+    chest.handle.copy(arguments.target).close()
 
 
 def _key(text: str, chest: Inspection) -> Hashable:
@@ -184,7 +184,7 @@ def _key(text: str, chest: Inspection) -> Hashable:
     for key in [text] if text in chest.refs else chest.refs:
         if key == text or key_text(key) == text:
             return key
-    raise KeyError(f"there is no key {text} in {chest.chest.path}")
+    raise KeyError(f"there is no key {text} in {chest.handle.path}")
 
 
 def _check(chest: Inspection, arguments: Any) -> int:

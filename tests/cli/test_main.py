@@ -345,7 +345,7 @@ def test_a_key_that_was_given_a_new_value_meanwhile_is_not_dropped(run, damaged)
         other["text"] = "anew"
 
     assert inspection.drop(lost) == len(lost) - 1
-    inspection.chest.close()
+    inspection.handle.close()
     assert Chest(path=damaged)["text"] == "anew"
 
 
