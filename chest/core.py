@@ -359,7 +359,7 @@ class Chest(MutableMapping[K, V]):
 
     def __del__(self) -> None:
         engine = getattr(self, "_engine", None)
-        if engine is not None:
+        if engine is not None and callable(let_go):
             let_go(engine)
 
     # Memory and disk.

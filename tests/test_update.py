@@ -126,6 +126,15 @@ def test_a_copy_is_a_chest_of_its_own(path):
     assert (type(d), d.available_memory, d.path != c.path) == (Chest, 1000, True)
 
 
+def test_a_value_that_the_program_holds_is_another_one_in_a_copy(path):
+    held = [1]
+    c = Chest({"x": held}, path=path)
+    d, e = c.copy(), Chest()
+    e.update(c)
+    held.append(2)
+    assert (c["x"], d["x"], e["x"]) == ([1, 2], [1], [1])
+
+
 def test_the_bar_merges_like_that_of_a_dict():
     a, b = Chest({"x": 1, "y": 1}), Chest({"y": 2})
 

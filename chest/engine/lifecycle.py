@@ -62,6 +62,8 @@ def begin(handle: Handle) -> None:
 
 def let_go(handle: Handle) -> None:
     """Nobody refers to ``handle`` any more: end it, now or at the next operation."""
+    if not sys:  # the interpreter ends, and modules are taken apart: all was saved by then
+        return
     if handle.remote:
         unsaved = handle.unsaved()
         if unsaved:

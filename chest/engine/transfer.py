@@ -50,29 +50,34 @@ def receive_chest(engine: Engine[Any], other: Engine[Any], overwrite: bool, prog
     """
     if other is engine:
         return
+    saved = False
     try:
         if other.settings.flag != "r":
             other.save(False, False)
+            saved = True
     except (ChestError, OSError):
         pass
     linked = engine.state.codec.same_format(other.state.codec)
     keys = other.alive().state.keys()
     for key in progress(keys, total=len(keys)):
         if overwrite or not engine.state.known(key):
-            if not (linked and _link(engine, other, key)):
+            if not (linked and _link(engine, other, key, saved)):
                 value = other.get(key)
                 if value is not ABSENT:  # one that somebody deleted meanwhile is no loss
                     engine.set(key, value)
 
 
-def _link(engine: Engine[Any], other: Engine[Any], key: Any) -> bool:
-    """Give ``key`` the bytes of the other chest's value; `False` where that cannot be and a copy has to do."""
+def _link(engine: Engine[Any], other: Engine[Any], key: Any, saved: bool) -> bool:
+    """Give ``key`` the bytes of the other chest's value; `False` where that cannot be and a copy has to do.
+
+    ``saved``: what may have been changed in place was just found to be as its bytes are.
+    """
     theirs, mine = other.state, engine.state
     while True:
         with theirs.lock:
             theirs.refresh()
             ref, newest = theirs.index.refs.get(key), theirs.index.newest_check()
-        if ref is None or key in theirs.cache.watch:
+        if ref is None or (not saved and key in theirs.cache.watch):
             return False
         try:
             with mine.protected():

@@ -268,7 +268,8 @@ def _as_pickled(value: Any) -> int:
 def _estimate(value: object) -> int:
     """Return about what an object takes by itself, where the interpreter cannot tell."""
     bases = _mro(type(value))
-    return 56 + next((each * kind.__len__(value) for kind, each in _LENGTHS.items() if kind in bases), 0)
+    known = [kind for kind in _LENGTHS if any(base is kind for base in bases)]
+    return 56 + (_LENGTHS[known[0]] * int(known[0].__len__(value)) if known else 0)
 
 
 @lru_cache(64)

@@ -69,7 +69,7 @@ def _bytes(self: Named, data: Any = b"", coding: str = "latin1") -> Any:
 
 @allow("builtins.set", "builtins.frozenset")
 def _set(self: Named, items: list[Any]) -> Any:
-    only(list, items)
+    only(tuple if type(items) is tuple else list, items)  # a tuple from PyPy
     self.load.spend(4 * len(items))
     return _FACTORIES[self.name[1]](items)
 

@@ -81,7 +81,9 @@ class Named(Own):
         load.watched.append(self)
 
 
-[_USED] = [sys.getrefcount(one) for one in [Own()]]  # references to what only a list holds, as counted in a loop
+# References to what only a list holds, as counted in a loop; -1 where they are not counted.
+[_USED] = [sys.getrefcount(one) if hasattr(sys, "getrefcount") else -1 for one in [Own()]]
+_CPYTHON = sys.implementation.name == "cpython"  # PyPy's own unpickler crashes at a frame cut short
 
 
 NAMES: dict[tuple[str, str], Callable[[Load, tuple[str, str]], Any]] = {}
@@ -127,8 +129,8 @@ def loads(data: bytes | memoryview, buffers: Iterable[Any] | None = None) -> obj
     value = _load(data, Source(data), made, buffers)
     if any(map(vars, made.dicts)):  # which numpy, for one, would take for a description of memory
         raise Refused("it gives attributes to a dict")
-    left = [one for one in made.watched if sys.getrefcount(one) > _USED]
-    if any(isinstance(one, Named) for one in left):
+    left = [one for one in made.watched if _USED < 0 or sys.getrefcount(one) > _USED]
+    if _USED >= 0 and any(isinstance(one, Named) for one in left):
         raise Refused(f"it has a function or a class as a value; {HOW}")
     made.later = made.later or left != []
     made.watched.clear()  # they refer to what has this list
@@ -162,7 +164,7 @@ def plain_load(file: IO[bytes], bounded: bool = True) -> object:
 def _load(data: bytes, source: Source, made: Load | None = None, buffers: Iterable[Any] | None = None) -> Any:
     if getattr(copyreg, "_extension_cache", None):
         copyreg.clear_extension_cache()  # what is in it is given out without a question
-    unpickler: Any = (_Fast if check(data) else _Slow)(source, buffers=buffers)
+    unpickler: Any = (_Fast if check(data) and _CPYTHON else _Slow)(source, buffers=buffers)
     unpickler.made = made
     try:
         return unpickler.load()

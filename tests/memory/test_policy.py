@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import sys
-import tracemalloc
 from collections import OrderedDict
 from collections.abc import Collection, Hashable, Iterable, Iterator
 from functools import partial
@@ -431,6 +430,7 @@ def test_a_key_not_in_memory_takes_about_100_bytes_here() -> None:
     policy: HitDensity[int] = HitDensity()
     keys, sizes = list(range(10_000)), [500] * 500
     put_many(policy, keys[:100], sizes, dirty=True)
+    tracemalloc = pytest.importorskip("tracemalloc")
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
     for start in range(0, 10_000, 500):

@@ -95,7 +95,14 @@ def colliding(count):
 
 
 def corpus():
-    """Name, pickle, and whether it must be refused."""
+    """Name, pickle, and whether it must be refused; those of a library that is not here end with its import."""
+    for attack in attacks():
+        if (numpy is not None or b"numpy" not in attack[1]) and (scipy is not None or b"scipy" not in attack[1]):
+            yield attack
+
+
+def attacks():
+    """All of them."""
     for module, attribute, argument in [("os", "system", text("touch pwned")), ("posix", "system", text("touch pwned")), ("nt", "system", text("dir")),
                                         ("builtins", "eval", text("1/0")), ("builtins", "exec", text("1/0")), ("builtins", "open", text("pwned")),
                                         ("builtins", "__import__", text("antigravity")), ("subprocess", "Popen", text("touch pwned")),
@@ -278,8 +285,8 @@ def seeds():
                    [numpy.float64(1), numpy.str_("a"), table[0], numpy.datetime64("2020")], numpy.dtype([("a", "i4"), ("b", "O")])]
     found = [pickle.dumps(value, protocol) for value in values for protocol in (0, 2, 4, 5)]
     found += [data[:2] + data[11:] for data in found if data[2:3] == b"\x95"]  # without the frame, whose length tells of each change
-    attacks = [data for what, data, _ in corpus() if 20 < len(data) < 600 and not what.startswith("cut off")]
-    return found + attacks[::7]
+    small = [data for what, data, _ in corpus() if 20 < len(data) < 600 and not what.startswith("cut off")]
+    return found + small[::7]
 
 
 def mutate(data, others, chance):
@@ -339,6 +346,7 @@ def main(arguments):
     for name in [one[0] for one in restricted_modules()]:
         __import__(name)
     attempt(pickle.dumps([1]))
+    attempt(b"cos\nsystem\n.")  # what an error's text takes is imported now
     sys.addaudithook(watch)
     limit()
     if arguments[0] == "corpus":

@@ -31,7 +31,7 @@ def child(*arguments):
 
 def test_every_attack_is_refused_or_harmless():
     lines = child("corpus")
-    assert len(lines) > 1000 and [line for line in lines if not line.startswith("RIGHT")] == []
+    assert len(lines) > 800 and [line for line in lines if not line.startswith("RIGHT")] == []
     assert sorted(os.listdir()) == []
 
 

@@ -146,7 +146,11 @@ def test_many_tuples_are_loaded_and_deep_ones_only_if_nothing_can_break(monkeypa
 
 # --- numpy ------------------------------------------------------------------------------------------------------------
 
-numpy = pytest.importorskip("numpy") if sys.implementation.name == "cpython" else None
+try:
+    import numpy
+except ImportError:
+    numpy = None
+with_numpy = pytest.mark.skipif(numpy is None, reason="there is no numpy here")
 
 
 def arrays():
@@ -209,6 +213,7 @@ def test_memory_may_be_given_beside_the_pickle(number):
     assert alike(value, restricted.loads(data, [bytearray(buffer.raw()) for buffer in buffers]))
 
 
+@with_numpy
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_scalars_and_dtypes(protocol):
     np = numpy
@@ -221,6 +226,7 @@ def test_scalars_and_dtypes(protocol):
         assert type(one) is type(other) and one == other and one.dtype == other.dtype
 
 
+@with_numpy
 def test_the_form_in_which_chest_itself_writes_plain_arrays():
     data = b"\x80\x05cnumpy\nndarray\n((K\x02tcnumpy\ndtype\n\x8c\x03<f8\x85R\x97K\x00N\x8c\x01CtR."
     memory = bytearray(numpy.arange(2.0).tobytes())
@@ -231,6 +237,7 @@ def test_the_form_in_which_chest_itself_writes_plain_arrays():
     assert not restricted.loads(data, [bytes(memory)]).flags.writeable
 
 
+@with_numpy
 @pytest.mark.parametrize("value", [lambda: numpy.zeros(2, [("a", "O")]), lambda: numpy.recarray(2, [("a", "i4")]), lambda: numpy.float64,
                                    lambda: numpy.dtype("i4", metadata={"a": 1}), lambda: numpy.random.default_rng(1)])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
