@@ -68,8 +68,9 @@ def _bytes(self: Named, data: Any = b"", coding: str = "latin1") -> Any:
 
 
 @allow("builtins.set", "builtins.frozenset")
-def _set(self: Named, items: list[Any]) -> Any:
-    only(tuple if type(items) is tuple else list, items)  # a tuple from PyPy
+def _set(self: Named, items: Any) -> Any:
+    if type(items) is not tuple:  # PyPy's set has one
+        only(list, items)
     self.load.spend(4 * len(items))
     return _FACTORIES[self.name[1]](items)
 

@@ -329,7 +329,8 @@ def test_garbage_in_a_cycle_with_all_its_parts_is_saved(path, settings, spilled,
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         gc.collect()
-    assert dict(Chest(path=path, **settings)) == {"x": 3, "y": 2, "z": 4}
+    with Chest(path=path, **settings) as c:
+        assert dict(c) == {"x": 3, "y": 2, "z": 4}
 
 
 def test_a_handle_that_is_collected_in_another_thread_while_one_commits_waits_its_turn(path):
@@ -346,6 +347,7 @@ def test_a_handle_that_is_collected_in_another_thread_while_one_commits_waits_it
     def collect():
         inside.wait(20)
         others.clear()
+        gc.collect()
         collected.set()
 
     thread = threading.Thread(target=collect)

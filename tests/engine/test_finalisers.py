@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import gc
 import random
+import sys
 
 import pytest
 
@@ -14,6 +15,8 @@ N = 500
 @pytest.fixture
 def often():
     """The garbage collector comes often."""
+    if not hasattr(gc, "set_threshold"):
+        pytest.skip("nobody can say when this collector comes")
     before = gc.get_threshold()
     gc.set_threshold(20)
     yield
@@ -96,6 +99,8 @@ def test_the_finaliser_of_a_value_that_goes_may_use_the_chest(path, how):
             c.move_to_disk("x")
         else:
             getattr(c, how)()
+        if sys.implementation.name != "cpython":  # there, the last reference to a value runs its finaliser at once
+            gc.collect()
         assert c["gone", "x"] is True
     finally:
         Value.chest = None

@@ -173,3 +173,13 @@ def test_a_change_that_cannot_be_dumped_is_not_lost(path):
     c["x"].pop()
     c.flush()
     assert (not c.inmem, c["x"]) == (True, [1])
+
+
+def test_what_a_loop_changes_is_saved_though_nothing_fits_into_memory(path):
+    """Records are read ahead, and pass by without a place in memory."""
+    c = Chest({i: [i] for i in range(50)}, path=path, available_memory=0, min_file_size=4096)
+    c.flush()
+    for value in c.values():
+        value.append("changed")
+    c.flush()
+    assert dict(c) == dict(Chest(path=path)) == {i: [i, "changed"] for i in range(50)}
