@@ -15,7 +15,7 @@ from chest.serialize import Codec
 from chest.storage import system
 from chest.storage.descriptors import descriptors
 from chest.storage.directory import Directory
-from chest.storage.locks import directory_lock
+from chest.storage.locks import check, directory_lock
 
 __all__ = ["Settings", "open_parts"]
 
@@ -110,6 +110,8 @@ def open_parts(asked: str | os.PathLike[str] | None, settings: Settings, availab
         raise FileNotFoundError(2, f"there is no chest (flag={settings.flag!r} makes none)", path)
     if settings.flag != "r":
         storage.make()
+    if not storage.remote:
+        check(path, settings.flag != "r")
     if is_there and settings.trusted and not storage.remote and hasattr(os, "getuid"):
         _warn_of_others(path)
     index: Index[Any] = Index(keys, names)

@@ -7,7 +7,7 @@ from typing import Any
 from chest.engine.committer import Progress
 from chest.engine.engine import Engine
 from chest.engine.loader import batches
-from chest.errors import ChestError
+from chest.errors import ChestError, raised_by_signal
 from chest.memory.cache import ABSENT
 
 __all__ = ["receive", "receive_chest"]
@@ -46,7 +46,8 @@ def _parts(other: Any, progress: Progress) -> Iterator[dict[Any, Any]]:
 def receive_chest(engine: Engine[Any], other: Engine[Any], overwrite: bool, progress: Progress) -> None:
     """Take every key of another chest: by hard links where the format is the same and the system can, else by value.
 
-    The other one is saved first, so that its newest values have bytes; what cannot be saved is taken from its memory.
+    The other one is saved first, so that its newest values have bytes; what cannot be saved is taken from its memory,
+    and is one object in both then.
     """
     if other is engine:
         return
@@ -62,22 +63,36 @@ def receive_chest(engine: Engine[Any], other: Engine[Any], overwrite: bool, prog
     for key in progress(keys, total=len(keys)):
         if overwrite or not engine.state.known(key):
             if not (linked and _link(engine, other, key, saved)):
-                value = other.get(key)
+                value = _copied(other, key, saved)
                 if value is not ABSENT:  # one that somebody deleted meanwhile is no loss
                     engine.set(key, value)
 
 
-def _link(engine: Engine[Any], other: Engine[Any], key: Any, saved: bool) -> bool:
-    """Give ``key`` the bytes of the other chest's value; `False` where that cannot be and a copy has to do.
+def _copied(other: Engine[Any], key: Any, saved: bool) -> Any:
+    """The value as its bytes are, an object of its own; the other chest's object where there are no such bytes."""
+    theirs = other.state
+    with theirs.lock:
+        theirs.refresh()
+        ref, newest = theirs.index.refs.get(key), theirs.index.newest_check()
+    if ref is not None and (saved or key not in theirs.cache.watch):
+        try:
+            value = theirs.storage.load(ref).value
+            if newest():  # else the name may be another file's by now
+                return value
+        except Exception as error:  # of the user's load too; below it is told with the key
+            if raised_by_signal(error):
+                raise
+    return other.get(key)
 
-    ``saved``: what may have been changed in place was just found to be as its bytes are.
-    """
+
+def _link(engine: Engine[Any], other: Engine[Any], key: Any, saved: bool) -> bool:
+    """Give ``key`` the bytes of the other chest's value; `False` where that cannot be and a copy has to do."""
     theirs, mine = other.state, engine.state
     while True:
         with theirs.lock:
             theirs.refresh()
             ref, newest = theirs.index.refs.get(key), theirs.index.newest_check()
-        if ref is None or (not saved and key in theirs.cache.watch):
+        if ref is None or (key in theirs.cache.watch and not saved):
             return False
         try:
             with mine.protected():

@@ -120,14 +120,14 @@ class Names(Generic[K]):
             return name
         return digest(key)
 
-    def next_free(self, key: K, usable: Callable[[str, bool], bool]) -> str:
-        """The plain name of ``key`` if it is usable, else the first of ``name~1``, ``name~2``, … that is.
+    def next_free(self, key: K, usable: Callable[[str, bool], bool], plain: str = "") -> str:
+        """The ``plain`` name (or the key's) if it is usable, else the first of ``name~1``, ``name~2``, … that is.
 
         ``usable(path, last)`` says whether a leading part of the path can be a folder, or the whole path the file.
         The ``~n`` goes on the first part that cannot be used.
         """
         taken, path = self.taken, ""
-        parts = self.plain(key).split("/")
+        parts = (plain or self.plain(key)).split("/")
         for depth, part in enumerate(parts, 1):
             folder, last = path and path + "/", depth == len(parts)
             for n in itertools.count():

@@ -23,6 +23,8 @@ __all__ = ["KEYS", "KeysFile"]
 KEYS = ".keys"
 SPARE = 1 << 15  # bytes of records that a list may have behind it however short it is: they are read in 3 ms
 
+_IN_USE = {errno.EACCES, errno.EPERM, errno.EBUSY, errno.ETXTBSY}
+
 Signature = tuple[int, int, int, int]  # device, inode, size in bytes, time of the last change in ns
 
 
@@ -179,7 +181,15 @@ class KeysFile:
             if not self._system.HOLDS_OPEN:  # nor lets it be replaced
                 opened.close()
             self._compact = True  # until all of this is done
-            self._system.replace(spare, self.path)
+            try:
+                self._system.replace(spare, self.path)
+            except OSError as error:
+                if error.errno not in _IN_USE or not self._system.HOLDS_OPEN:
+                    raise
+                # Some network file systems replace no file that is open: our handles' are all closed, and opened again.
+                opened.close()
+                self._descriptors.make_room()
+                self._system.replace(spare, self.path)
             self.close_idle()
             self._list_end = self._end = found.st_size if native else 0
             self._keep(opened, found)

@@ -195,17 +195,31 @@ _REMOTE = frozenset("""9p afs afs3 beegfs ceph cifs coda davfs drvfs fhgfs gfs g
     ncpfs nfs nfs4 ocfs2 orangefs panfs prl_fs pvfs2 smb2 smb3 smbfs vboxsf virtiofs vmhgfs wekafs""".split())
 
 
+def _mounted(device: int) -> set[str] | None:
+    """The types of the mounts of this device, as ``/proc`` tells them; `None` if nobody tells."""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
+            mounts = [line.partition(" - ") for line in file]
+        return {more.split()[0] for mount, _, more in mounts if mount.split()[2] == number}
+    except (OSError, IndexError):
+        return None
+
+
 @cache
 def is_local(device: int) -> bool:
     """Are files of this device changed by this machine alone, as far as the type of its mount says?  Else false.
 
     One that is not in the list of mounts is local: Btrfs and overlays have other numbers, network file systems do not.
     """
-    number = f"{os.major(device)}:{os.minor(device)}"
-    try:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
-            mounts = [line.partition(" - ") for line in file]
-        kinds = {more.split()[0] for mount, _, more in mounts if mount.split()[2] == number}
-    except (OSError, IndexError):
-        return False
-    return not any(kind in _REMOTE or kind.startswith("fuse") for kind in kinds)
+    kinds = _mounted(device)
+    return kinds is not None and not any(kind in _REMOTE or kind.startswith("fuse") for kind in kinds)
+
+
+@cache
+def keeps_inodes(device: int) -> bool:
+    """Has a file of this device the same inode number as long as it is there?
+
+    On a FUSE mount it may get another one whenever the system is short of memory.  True if nobody tells.
+    """
+    return not any(kind.startswith("fuse") for kind in _mounted(device) or ())

@@ -86,6 +86,9 @@ def tells() -> bool:
         return False
     import ctypes
 
-    with mmap.mmap(-1, _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as probe:
-        probe[0] = 1
-        return written(ctypes.addressof(ctypes.c_char.from_buffer(probe)), _PAGE) == [(0, _PAGE)]
+    try:
+        with mmap.mmap(-1, _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as probe:
+            probe[0] = 1
+            return written(ctypes.addressof(ctypes.c_char.from_buffer(probe)), _PAGE) == [(0, _PAGE)]
+    except OSError:  # there can be no more maps, or none at all
+        return False

@@ -14,6 +14,7 @@ from chest.errors import ChestError, DamagedError
 from chest.index.filenames import Names
 from chest.log import log
 from chest.serialize.aligned import LEAST, Encoded
+from chest.serialize.arrays import keeps_inodes
 from chest.storage import system
 from chest.storage.ahead import load_ahead
 from chest.storage.base import CRC, LENGTH, OFFSET, Loaded, Ref, Storage, Written
@@ -55,6 +56,8 @@ class Directory(Generic[K]):
         self._tree = Tree(path)
         self._packs = Packs(self._tree, durable)
         self._loose = Loose(self._tree, names, durable)
+        self._left = False  # was it dropped, and still stands as something in it is in use?
+        self._in_use: dict[str, int] = {}  # files that were to be removed, and could not be, with their inodes
 
     # Out.
 
@@ -179,7 +182,8 @@ class Directory(Generic[K]):
             value, stamp = self.codec.load_file(opened[0], status)
         finally:
             opened.close()
-        version = hash((status.st_ino, status.st_size, status.st_mtime_ns))
+        number = status.st_ino if keeps_inodes(status.st_dev) else 0  # as in `version_of`
+        version = hash((number, status.st_size, status.st_mtime_ns))
         return _new(Loaded, (value, status.st_size, version, stamp))
 
     def _load_from(self, name: str) -> Loaded:
@@ -301,12 +305,24 @@ class Directory(Generic[K]):
         return Written(name, status.st_size, version_of(status), None, None)
 
     def remove(self, refs: Iterable[Ref]) -> None:
-        """A file that the system does not let go stays, and nothing names it."""
+        """A file that the system does not let go stays, and nothing names it; the next commit tries again."""
         for ref in refs:
             if isinstance(ref, str):
                 error = self._unlink(ref)
                 if error is not None:
                     log("warning", "%s, which no index names, stays: %s", self.file(ref), error)
+                if isinstance(error, OSError):
+                    with suppress(OSError):
+                        self._in_use[ref] = self._tree.status(ref).st_ino
+
+    def _remove_again(self) -> None:
+        """Remove what was in use before: Windows removes no file that is open or mapped."""
+        for name, inode in list(self._in_use.items()):
+            try:
+                self._tree.unlink(name, inode)
+                self._in_use.pop(name, None)
+            except OSError as error:
+                system.raise_of_a_signal(error)
 
     def _unlink(self, name: str) -> OSError | ChestError | None:
         try:
@@ -316,13 +332,14 @@ class Directory(Generic[K]):
             return error
         except OSError as error:
             system.raise_of_a_signal(error)
-            return error
+            return error.with_traceback(None)  # its frames would keep values that are mapped from the file
         return None
 
     def committed(self, plain: bool = False, pending: bool = False) -> None:
         if not pending:  # else nothing that protects other threads' files from a reclaimer is given up
             self._packs.committed(plain)
             self._loose.journal.empty(remove=plain)
+        self._remove_again()
 
     def compact(self, refs: Mapping[K, Ref | None]) -> dict[int, int]:
         """Of packs without a living writer that hold more than twice what lives in them.  Cost: O(keys)."""
@@ -337,6 +354,7 @@ class Directory(Generic[K]):
 
     def make(self) -> None:
         """With the directories above it.  `NotADirectoryError` if there is a file."""
+        self._left = False
         self._tree.make(self._durable)
 
     def exists(self) -> bool:
@@ -356,14 +374,14 @@ class Directory(Generic[K]):
             with suppress(FileNotFoundError):
                 system.sync_directory(self.path)
         names = [ref for ref in refs if isinstance(ref, str)]
+        self._remove_again()
         errors = [self._unlink(name) for name in names]
         self._loose.journal.erase_own()
-        self._packs.erase_own()
-        self.reclaim(())
-        try:
-            self._tree.unlink(".keys~")
-        except OSError as error:
-            errors.append(error)
+        for step in (self._packs.erase_own, lambda: self.reclaim(()), lambda: self._tree.unlink(".keys~")):
+            try:
+                step()
+            except OSError as error:
+                errors.append(error)
         for name in [*names, FOLDER + "/"]:  # again, as one may have failed
             self._tree.prune(name)
         self._remove_directory()
@@ -378,6 +396,7 @@ class Directory(Generic[K]):
             os.rmdir(self.path)
         except OSError:
             gone = not self.exists()
+        self._left = not gone
         if self._durable:
             try:
                 system.sync_directory(os.path.dirname(os.path.abspath(self.path)) if gone else self.path)
@@ -393,7 +412,12 @@ class Directory(Generic[K]):
     def close(self) -> None:
         self._packs.close()
         self._loose.journal.close()
+        self._remove_again()
+        if self._left:  # on Windows the file of the lock was in use until now
+            self._remove_directory()
+            self._left = False
 
     def after_fork(self) -> None:
         self._packs.after_fork()
         self._loose.journal.after_fork()
+        self._in_use.clear()  # these are the parent's to remove

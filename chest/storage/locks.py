@@ -6,6 +6,7 @@ descriptors of one process would block each other.
 """
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -15,7 +16,7 @@ from chest.log import log
 from chest.storage import system
 from chest.storage.descriptors import Descriptor, descriptors
 
-__all__ = ["DirectoryLock", "after_fork", "directory_lock"]
+__all__ = ["DirectoryLock", "after_fork", "check", "directory_lock"]
 
 WARN = 5.0  # seconds of waiting after which the log says for what
 _QUICK = 60  # looks before the first sleep: a commit is over in less time than it takes to sleep and be woken
@@ -119,8 +120,7 @@ class DirectoryLock:
             return system.try_lock(fd)
         except OSError as error:
             system.raise_of_a_signal(error)
-            raise OSError(error.errno, f"cannot lock the directory ({error.strerror}): without locks, processes that "
-                                       f"share a chest would undo each other's commits", self.directory) from error
+            raise _no_locks(error, self.directory) from error
 
     def _let_go(self) -> None:
         while self._held:
@@ -129,6 +129,40 @@ class DirectoryLock:
                 os.close(self._held.pop())
             else:  # the program closed it, and so freed the lock
                 self._held.pop()
+
+
+def _no_locks(error: OSError, directory: str) -> OSError:
+    return OSError(error.errno, f"cannot lock the directory ({error.strerror}): without locks, processes that share a "
+                                f"chest would undo each other's commits; choose another path, or only read (flag='r')",
+                   directory)
+
+
+def check(directory: str, writes: bool) -> None:
+    """`OSError` if the file system of ``directory`` lacks what a chest cannot do without: it says what, and why.
+
+    What else goes wrong here is left to whoever needs it.  Cost: 5 system calls.
+    """
+    if not system.HOLDS_OPEN:
+        return
+    opened = system.Opened()
+    try:
+        try:
+            opened.append(os.open(os.path.join(directory, "."), system.FOLDER))
+        except OSError as error:
+            system.raise_of_a_signal(error)
+            if error.errno == errno.EINVAL:
+                raise OSError(errno.EINVAL, "this file system knows no O_NOFOLLOW or no O_DIRECTORY: chest could not "
+                              "tell a link that leads elsewhere from a file of its own; choose another path",
+                              directory) from error
+            return
+        try:
+            if writes and system.try_lock(opened[0]):
+                system.unlock(opened[0])
+        except OSError as error:
+            system.raise_of_a_signal(error)
+            raise _no_locks(error, directory) from error
+    finally:
+        opened.close()
 
 
 def _open(directory: str) -> int:

@@ -14,8 +14,9 @@ from collections.abc import Collection, Hashable, Iterable
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from chest.errors import ChestError
-from chest.index.filenames import Names, inside
+from chest.index.filenames import Names, digest, inside
 from chest.log import log
+from chest.serialize.arrays import keeps_inodes
 from chest.storage import system
 from chest.storage.packs import FOLDER, Owned, idle, taken
 from chest.storage.system import Buffer
@@ -33,8 +34,11 @@ AT_ONCE = 100  # journals of dead handles that one commit looks at
 
 
 def version_of(status: os.stat_result) -> int:
-    """What tells a file from all that had its name before or will have it after."""
-    return hash((status.st_ino, status.st_size, status.st_mtime_ns))
+    """What tells a file from all that had its name before or will have it after.
+
+    Where files do not keep their inode numbers, size and time have to do.
+    """
+    return hash((status.st_ino if keeps_inodes(status.st_dev) else 0, status.st_size, status.st_mtime_ns))
 
 
 def check_inside(name: str, root: str) -> None:
@@ -179,7 +183,7 @@ class NewFile(Generic[K]):
         self.key: K
         self.name = ""  # of the file, once it is made
         self.fds = system.Opened()
-        self.inode = 0
+        self.inode = self.device = 0
 
     def overflow(self, pieces: list[Buffer]) -> None:
         """Write pieces, which are good during this call only."""
@@ -222,11 +226,31 @@ class Loose(Generic[K]):
         self._durable = durable
         self._exact = False  # the file system keeps times to the nanosecond: no need to ask what it made of one
         self._last = 0
+        self._renumbers: bool | None = None  # may files get other inode numbers while they are there?
+
+    def _plain(self, key: K) -> str:
+        """The plain name of ``key``.  Where neither inode nor time tells two files apart, one that never comes again.
+
+        Else: 1. a handle loads x; 2. others write x~1, remove x, and write x again, of the same size and within the
+        second that its time is kept to; 3. the handle takes what it has in memory for the newest.
+        """
+        plain = self.names.plain(key)
+        if self._renumbers is None:
+            self._renumbers = not keeps_inodes(os.stat(self.tree.root).st_dev)
+        if self._renumbers:
+            try:
+                coarse = os.lstat(self.tree.prefix + ".keys").st_mtime_ns % 1_000_000 == 0
+            except FileNotFoundError:  # nobody can have loaded anything yet
+                coarse = False
+            if coarse:
+                return f"{plain}~{int.from_bytes(os.urandom(4), 'big')}"
+        return plain
 
     def create(self, new: NewFile[K]) -> None:
         """Make a file for ``new.key``, under its reserved name if it has one, else under the next free one."""
         names = self.names
-        name = names.reserved.get(new.key) or names.plain(new.key)
+        plain = self._plain(new.key)
+        name = names.reserved.get(new.key) or plain
         if "/" not in name and (name not in names.taken or new.key in names.reserved):
             try:
                 new.fds.append(os.open(self.tree.prefix + name, system.CREATE, 0o666))
@@ -234,24 +258,28 @@ class Loose(Generic[K]):
             except OSError as error:  # it is taken; or what is wrong is wrong below too
                 system.raise_of_a_signal(error)
         if not new.name:
-            self._create_anyhow(new)
-        new.inode = os.fstat(new.fds[0]).st_ino
+            self._create_anyhow(new, plain)
+        status = os.fstat(new.fds[0])
+        new.inode, new.device = status.st_ino, status.st_dev
         self.journal.note(new.inode, new.name)
 
-    def _create_anyhow(self, new: NewFile[K]) -> None:
+    def _create_anyhow(self, new: NewFile[K], plain: str) -> None:
         def usable(path: str, last: bool) -> bool:
             return self._made(path, new) if last else self._is_folder(path)
 
         reserved = self.names.reserved.get(new.key, "")
-        for _ in range(100):
+        for attempt in range(100):
             try:
                 if "/" in reserved and self._is_folder(reserved.rpartition("/")[0]) and self._made(reserved, new):
                     return
-                new.name = self.names.next_free(new.key, usable)
+                new.name = self.names.next_free(new.key, usable, plain if attempt < 10 else digest(new.key))
                 return
-            except FileNotFoundError:  # another process removed the folder, empty just then: make it again
-                if not os.path.isdir(self.tree.root):
+            except OSError as error:
+                # Another process removed the folder, empty just then: make it again.  exFAT says so of a name with a
+                # colon, and other systems that they take no such name: then the md5 has to do.
+                if error.errno not in _NO_NAME or not os.path.isdir(self.tree.root):
                     raise
+                reserved = ""
         raise FileNotFoundError(errno.ENOENT, "its folder is removed as often as it is made", self.tree.root)
 
     def _made(self, name: str, new: NewFile[K]) -> bool:
@@ -296,25 +324,31 @@ class Loose(Generic[K]):
         if self._durable:
             system.sync_file(fd)
         os.close(new.fds.pop())
-        return hash((new.inode, size, when))
+        return hash((new.inode if keeps_inodes(new.device) else 0, size, when))  # as `version_of`
 
     def dump(self, new: NewFile[K], value: object, codec: Codec) -> tuple[int, int]:
         """Make the file with the user's own dump and open.  Returns its size and version."""
         def usable(path: str, last: bool) -> bool:
             return not self._stands(path) if last else self._is_folder(path)
 
+        name, plain = self.names.reserved.get(new.key, ""), self._plain(new.key)
         while not new.name:
-            name = self.names.reserved.get(new.key, "")
-            if not name or self._stands(name) or ("/" in name and not self._is_folder(name.rpartition("/")[0])):
-                name = self.names.next_free(new.key, usable)
             try:
+                if not name or self._stands(name) or ("/" in name and not self._is_folder(name.rpartition("/")[0])):
+                    name = self.names.next_free(new.key, usable, plain)
                 codec.dump_to(value, self.tree.path(name))  # which leaves nothing of it when it fails
                 new.name = name
             except FileExistsError:
                 if not self._stands(name):  # a file of the user's own dump
                     raise
+            except OSError as error:  # as in `_create_anyhow`
+                refused = error.errno in _NO_NAME and str(error.filename).startswith(self.tree.prefix)
+                if not refused or plain == digest(new.key):
+                    raise
+                plain = digest(new.key)
+            name = new.name
         status = self.tree.open(new.name, system.READ, new.fds)
-        new.inode = status.st_ino
+        new.inode, new.device = status.st_ino, status.st_dev
         self.journal.note(new.inode, new.name)
         return status.st_size, self.finish(new, status.st_size)
 
@@ -334,6 +368,8 @@ class Loose(Generic[K]):
     def link(self, key: K, source: Tree, name: str) -> tuple[str, os.stat_result]:
         """A second name, for ``key``, of the file ``name`` of another directory.  `OSError` where that cannot be."""
         check_inside(name, source.root)
+        if not hasattr(os, "link"):
+            raise OSError(errno.ENOSYS, "the system has no hard links", source.path(name))
 
         def usable(path: str, last: bool) -> bool:
             if not last:
@@ -348,7 +384,7 @@ class Loose(Generic[K]):
                 return False
             return True
 
-        linked = self.names.next_free(key, usable)
+        linked = self.names.next_free(key, usable, self._plain(key))
         status = self.tree.status(linked)
         self.journal.note(status.st_ino, linked)
         if not stat.S_ISREG(status.st_mode):
@@ -372,3 +408,5 @@ class Loose(Generic[K]):
 
 # What making a file or a folder says where something that is none of ours stands in the way.
 _TAKEN = {errno.EEXIST, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
+# What it says of a name that the file system does not take.
+_NO_NAME = {errno.ENOENT, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ}

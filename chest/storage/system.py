@@ -117,7 +117,7 @@ else:
     def sync_directory(directory: str | int) -> None:
         """Make the names in a directory survive a loss of power.
 
-        Some network and shared file systems refuse that (`EINVAL`): they have no more to offer, and it is no error.
+        Some network and shared file systems refuse that (`EINVAL`): then everything of this machine is written.
         """
         fd = os.open(directory, FOLDER) if isinstance(directory, str) else directory
         try:
@@ -125,6 +125,7 @@ else:
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
                 raise
+            os.sync()
         finally:
             if isinstance(directory, str):
                 os.close(fd)
