@@ -1,0 +1,116 @@
+"""File systems that are mounted for a test, and unmounted after it whatever happens.
+
+Each function is a context manager that takes an empty folder and gives the place to work in.  `Unavailable` says why
+there is none.
+"""
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+
+LIMIT = 60  # seconds that a command may take
+
+
+class Unavailable(Exception):
+    """There is no such file system on this machine."""
+
+
+def run(*command):
+    if shutil.which(command[0], path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin") is None:
+        raise Unavailable(f"{command[0]} is not installed")
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, stdin=subprocess.DEVNULL,
+                              env=dict(os.environ, PATH=os.environ.get("PATH", "") + ":/usr/sbin:/sbin"))
+    except subprocess.TimeoutExpired:
+        raise Unavailable(f"{' '.join(command)} took more than {LIMIT} seconds") from None
+    if done.returncode:
+        raise Unavailable(f"{' '.join(command)}: {(done.stderr or done.stdout).strip()[-300:]}")
+    return done.stdout.strip()
+
+
+@contextlib.contextmanager
+def mounted(place, *command):
+    """``place`` with what ``command`` mounts there."""
+    os.mkdir(place)
+    run(*command)
+    try:
+        if not os.path.ismount(place):
+            raise Unavailable(f"{' '.join(command)} mounted nothing")
+        yield place
+    finally:
+        for options in ([], ["-l"]):  # lazily, if something is left open there: then it goes with that
+            if os.path.ismount(place):
+                subprocess.run(["umount", *options, place], capture_output=True, timeout=LIMIT)
+
+
+@contextlib.contextmanager
+def image(folder, megabytes, *make):
+    """A loop device with a new file system, made by the command ``make``; it goes with its last user."""
+    path = os.path.join(folder, "image")
+    with open(path, "xb") as file:
+        file.truncate(megabytes << 20)
+    run(*make, path)
+    device = run("losetup", "--find", "--show", path)
+    try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "--detach", device], capture_output=True, timeout=LIMIT)
+
+
+@contextlib.contextmanager
+def ext4(folder):
+    with image(folder, 64, "mkfs.ext4", "-q") as device:
+        with mounted(os.path.join(folder, "place"), "mount", "-t", "ext4", device, os.path.join(folder, "place")) as place:
+            yield place
+
+
+@contextlib.contextmanager
+def tmpfs(folder):
+    place = os.path.join(folder, "place")
+    with mounted(place, "mount", "-t", "tmpfs", "-o", "size=128m", "tmpfs", place):
+        yield place
+
+
+@contextlib.contextmanager
+def overlayfs(folder):
+    """Over a folder of a tmpfs, as containers have it over their image."""
+    place = os.path.join(folder, "merged")
+    with tmpfs(folder) as under:
+        lower, upper, work = (os.path.join(under, name) for name in ("lower", "upper", "work"))
+        for path in (lower, upper, work):
+            os.mkdir(path)
+        layers = f"lowerdir={lower},upperdir={upper},workdir={work}"
+        with mounted(place, "mount", "-t", "overlay", "-o", layers, "overlay", place):
+            yield place
+
+
+@contextlib.contextmanager
+def ntfs(folder):
+    """By ntfs-3g, with names that differ in case alone taken as one, as Windows does."""
+    place = os.path.join(folder, "place")
+    with image(folder, 64, "mkntfs", "-QFq") as device:
+        with mounted(place, "lowntfs-3g", "-o", "ignore_case,umask=022", device, place):
+            yield place
+
+
+@contextlib.contextmanager
+def exfat(folder):
+    """By FUSE: no hard links, times to the second, other inode numbers when memory is short, names without case."""
+    place = os.path.join(folder, "place")
+    with image(folder, 64, "mkfs.exfat") as device:
+        with mounted(place, "mount.exfat-fuse", "-o", "umask=022", device, place):
+            yield place
+
+
+@contextlib.contextmanager
+def vfat(folder):
+    place = os.path.join(folder, "place")
+    with image(folder, 64, "mkfs.vfat") as device:
+        with mounted(place, "mount", "-t", "vfat", "-o", "umask=022", device, place):
+            yield place
+
+
+ALL = {"ext4": ext4, "tmpfs": tmpfs, "overlayfs": overlayfs, "ntfs, without case": ntfs, "exFAT, by FUSE": exfat,
+       "vfat": vfat}
