@@ -365,7 +365,7 @@ class Chest(MutableMapping[K, V]):
     # Memory and disk.
 
     def prefetch(self, keys: Any, *, progress: Progress | None = None) -> None:
-        """Load several values at once, with several threads, until the next would not fit into the budget.
+        """Load several values at once, until the budget is full.
 
         A str, bytes, what is no iterable, and a tuple that is a key of the chest are one key; anything else is an
         iterable of keys.  `KeyError`, before anything is read, if one is not there.  ``on_miss`` is not called.

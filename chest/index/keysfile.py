@@ -188,7 +188,7 @@ class KeysFile:
                     raise
                 # Some network file systems replace no file that is open: our handles' are all closed, and opened again.
                 opened.close()
-                self._descriptors.make_room()
+                self._descriptors.close_all()
                 self._system.replace(spare, self.path)
             self.close_idle()
             self._list_end = self._end = found.st_size if native else 0

@@ -43,11 +43,10 @@ class Loaded(NamedTuple):
 
 
 class Storage(Protocol[K]):
-    """Where the bytes of values lie.  Bytes that were written once are never changed.
+    """Where the bytes of values lie.  Bytes that were written once are never changed.  Any thread calls any method.
 
-    All methods may be called by several threads at once.  What the system refuses is an `OSError`, a value that is gone
-    a `FileNotFoundError`, bytes that are proven not to be those that were written a `DamagedError`; what unpickling
-    raises comes out as itself.
+    What the system refuses is an `OSError`, a value that is gone a `FileNotFoundError`, bytes that are proven to be
+    others than were written a `DamagedError`; what unpickling raises comes out as itself.
     """
 
     path: str
@@ -56,64 +55,39 @@ class Storage(Protocol[K]):
 
     def write(self, items: Sequence[tuple[K, object]], small: int) -> list[Written]:
         """Write each value to new bytes; those that serialise to fewer than ``small`` bytes into packs."""
-
     def load(self, ref: Ref) -> Loaded:
         """The value at ``ref``."""
-
     def load_many(self, refs: Sequence[Ref]) -> Iterator[Loaded | Exception]:
-        """The values in order, or what went wrong with each; read ahead, but only a few MB."""
-
-    def same(self, ref: Ref, value: object, version: int | None = None) -> bool:
-        """Is the value as its bytes are?  `False` if nobody can tell, as they are gone or damaged.
-
-        With ``version``, `FileNotFoundError` if they are gone, or another file has the name.
-        """
-
+        """The values in order, or what went wrong with each; small ones are read ahead: ask for 1,000 at most."""
+    def same(self, ref: Ref, value: object) -> bool:
+        """Is the value as its bytes are?  `False` if nobody can tell, as they are gone or damaged."""
     def size(self, ref: Ref) -> int:
         """Bytes that the value takes on disk, 0 if it is gone."""
-
     def version(self, ref: Ref) -> int | None:
         """What tells this file from others that had its name or will have it; 0 for a record, `None` if it is gone."""
-
     def link(self, key: K, other: Storage[K], ref: Ref) -> Written:
         """Give the bytes of another storage's value to ``key`` here.  `OSError` where that cannot be."""
-
     def remove(self, refs: Iterable[Ref]) -> None:
         """Remove values.  One that is gone already is as well.  Records need nothing."""
-
     def committed(self, plain: bool = False, pending: bool = False) -> None:
-        """A commit names all that was written so far; ``plain``: it was one of all keys.
-
-        ``pending``: other threads write, or have written what the commit does not name.
-        """
-
+        """A commit, ``plain`` if of all keys, names what was written so far, but for what is ``pending``."""
     def compact(self, refs: Mapping[K, Ref | None]) -> dict[int, int]:
         """Copy records out of packs that hold little else than garbage.  Returns old and new ref of each."""
-
     def reclaim(self, refs: Collection[Ref]) -> None:
-        """Remove what dead writers left and no commit names; the caller holds the directory's lock, ``refs`` are all
-        that are committed."""
-
+        """Remove what dead writers left; the caller has the directory's lock, ``refs`` are all that are committed."""
     def reserve(self, key: K) -> str:
         """The name that the next file of ``key`` will have, as far as anyone can tell now; kept for the key."""
-
     def file(self, ref: Ref) -> str:
         """The full path of a value's file, for people."""
-
     def make(self) -> None:
         """Make the place where values are to lie, where it is not there."""
-
     def exists(self) -> bool:
         """Is it there?"""
-
     def drop(self, refs: Iterable[Ref]) -> None:
         """Remove these values, which are all that is committed, and the place itself if that leaves it empty."""
-
     def clear_away(self) -> None:
         """Remove the place with all that is in it: it was a temporary one."""
-
     def close(self) -> None:
         """Let go of all that is held open."""
-
     def after_fork(self) -> None:
         """In a fork's child: what is the parent's stays the parent's."""

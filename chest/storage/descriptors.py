@@ -1,7 +1,7 @@
 """Open files that this process keeps, no more of them than it may have; and proof that a number is still our file's.
 
 Many chests may be open at once, each with a pack and an index.  So what is kept open only for speed says so here, and
-the one that was not used for longest is closed when there are too many.
+is closed when there is too much of it: it is opened again where it is needed.
 """
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import errno
 import os
 import threading
 from typing import Protocol
+
+from chest.storage import system
 
 __all__ = ["Closable", "Descriptor", "Descriptors", "descriptors"]
 
@@ -36,84 +38,66 @@ class Descriptor:
             return None
         return status if (status.st_dev, status.st_ino) == (self.device, self.inode) else None
 
-    def lost(self) -> bool:
-        """Is the number no longer ours?  It is ours where the system fails to say (a stale handle), to be closed."""
-        try:
-            return self.status() is None
-        except OSError as error:
-            if error.errno is None:
-                raise
-            return False
-
-    def close(self) -> None:
-        """Close the file, if it is still this one."""
-        if self.fd >= 0 and not self.lost():
+    def close(self, locked: bool = False) -> None:
+        """Close the file, if it is still this one, or the system fails to say (a stale handle); unlock it first."""
+        ours = True
+        with system.tolerated():
+            ours = self.status() is not None
+        if ours:
+            if locked:
+                with system.tolerated():  # as it was not locked yet, or cannot be
+                    system.unlock(self.fd)
             os.close(self.fd)
         self.fd = -1
 
 
 class Closable(Protocol):
-    """Something that keeps a file open for speed.  It sets ``used`` to `True` at each use, which costs no call."""
-
-    used: bool
+    """Something that keeps a file open for speed."""
 
     def close_idle(self) -> bool:
         """Close the file if it can be opened again when needed; `False`: not now.  Any thread calls it: no waiting."""
 
 
 class Descriptors:
-    """What may be closed, oldest first; ``limit`` of them at most stay open (default: a quarter of what is allowed)."""
+    """What may be closed: at most ``limit`` files, or a quarter of what the system allows, stay open."""
 
-    def __init__(self, limit: int | None = None):
+    def __init__(self, limit: int = 0):
         self._limit = limit
         self._mutex = threading.RLock()  # re-entrant: a finaliser may run at any line
         self._open: dict[Closable, None] = {}
 
     def add(self, one: Closable) -> None:
-        """``one`` has opened its file.  Another's may be closed for it."""
-        one.used = True
+        """``one`` has opened its file.  Others may be closed for it."""
+        if not self._limit:
+            try:
+                self._limit = min(max(os.sysconf("SC_OPEN_MAX") // 4, 16), 1024)
+            except (AttributeError, ValueError, OSError):
+                self._limit = 128
         with self._mutex:
+            if len(self._open) >= self._limit:
+                self.close_all()
             self._open[one] = None
-            if len(self._open) > (self._limit or self._allowed()):
-                self._close_some(1, spared=one)
 
     def discard(self, one: Closable) -> None:
-        """``one`` has closed its file."""
+        """``one`` has closed its file, or needs it open.  From now on nobody closes it."""
         with self._mutex:
             self._open.pop(one, None)
 
-    def make_room(self) -> bool:
-        """The system has no descriptor left: close all that can be.  Was there any?"""
-        with self._mutex:
-            return self._close_some(len(self._open)) > 0
+    def make_room(self, error: OSError) -> bool:
+        """Did ``error`` say that no descriptor is left?  Close all that can be.  Was there any?"""
+        return error.errno in (errno.EMFILE, errno.ENFILE) and self.close_all()
 
     def after_fork(self) -> None:
         """In a fork's child: the mutex may have been another thread's.  The owners close their files themselves."""
         self._mutex = threading.RLock()
 
-    def _allowed(self) -> int:
-        try:
-            self._limit = min(max(os.sysconf("SC_OPEN_MAX") // 4, 16), 1024)
-        except (AttributeError, ValueError, OSError):
-            self._limit = 128
-        return self._limit
-
-    def _close_some(self, number: int, spared: Closable | None = None) -> int:
-        """Close ``number`` of them: in order, but what was used since it was last looked at gets a second chance."""
-        closed = 0
-        for one in [*self._open, *self._open]:
-            if closed == number:
-                break
-            if one is spared or one not in self._open:
-                continue
-            del self._open[one]
-            if one.used and spared is not None:
-                one.used = False
-            elif one.close_idle():
-                closed += 1
-                continue
-            self._open[one] = None
-        return closed
+    def close_all(self) -> bool:
+        """Close all that can be.  Was there any?"""
+        with self._mutex:
+            closed = [one for one in list(self._open) if one.close_idle()]
+            for one in closed:
+                self._open.pop(one, None)
+            return bool(closed)
 
 
 descriptors = Descriptors()

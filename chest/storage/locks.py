@@ -11,6 +11,7 @@ import os
 import threading
 import time
 import weakref
+from contextlib import suppress
 
 from chest.log import log
 from chest.storage import system
@@ -33,16 +34,12 @@ class DirectoryLock:
         self.directory = directory
         self._mutex = threading.RLock()
         self._depth = 0
-        self._held: list[int] = []  # the descriptor that has the lock, or waits for it
-        self._proof: Descriptor | None = None  # that it is still that
+        self._held: Descriptor | None = None  # the descriptor that has the lock
 
     def __enter__(self) -> None:
         mutex, entered, depth = self._mutex, False, 0
         try:
-            entered = mutex.acquire(timeout=WARN)  # in one line, so that Ctrl-C comes before it or after it
-            if not entered:
-                log("warning", "another thread has held the lock of %s for %g seconds", self.directory, WARN)
-                entered = mutex.acquire()
+            entered = mutex.acquire()  # in one line, so that Ctrl-C comes before it or after it
             depth = self._depth
             if not depth:
                 self._let_go()  # nothing is held, unless Ctrl-C came just as it was taken
@@ -71,64 +68,60 @@ class DirectoryLock:
         if self._mutex.acquire(blocking=False):
             self._depth = 0
             self._let_go()
-            try:
+            with suppress(RuntimeError):  # now it is not ours any more
                 while True:
                     self._mutex.release()
-            except RuntimeError:  # now it is not ours any more
-                pass
 
     def abandon(self) -> None:
         """In a fork's child: the lock, if it is held, is the parent's, and stays locked there.
 
-        The copies of its descriptors are closed, lest the parent's death leave its lock to us.
+        The copy of its descriptor is closed, lest the parent's death leave its lock to us.
         """
         self._mutex = threading.RLock()
         self._depth = 0
-        while self._held:
-            os.close(self._held.pop())
+        self._let_go(unlock=False)
+
+    def _let_go(self, unlock: bool = True) -> None:
+        if self._held is not None:
+            self._held.close(unlock)
+            self._held = None
 
     def _lock(self) -> None:
         """Wait for the other processes.
 
         A directory that was dropped and made anew while we waited is another one: then its lock is what we need.
         """
+        start, told, looks = time.monotonic(), False, 0
         while True:
-            self._proof = None
-            self._held.append(_open(self.directory))
-            mine = os.fstat(self._held[-1])
-            self._proof = Descriptor(self._held[-1], mine)
-            self._wait(self._held[-1])
+            with system.Opened() as opened:
+                try:
+                    opened.append(system.open_lock(self.directory))
+                except OSError as error:
+                    if not descriptors.make_room(error):
+                        raise
+                    continue
+                mine = os.fstat(opened[0])
+                held = self._held = Descriptor(opened[0], mine)
+                opened.clear()
+            while True:
+                try:
+                    if system.try_lock(held.fd):
+                        break
+                except OSError as error:
+                    system.raise_of_a_signal(error)
+                    raise _no_locks(error, self.directory) from error
+                looks += 1
+                if looks < _QUICK and hasattr(os, "sched_yield"):
+                    os.sched_yield()
+                    continue
+                waited = time.monotonic() - start
+                if waited > WARN and not told:
+                    told = True
+                    log("warning", "the lock of %s has been held for more than %g seconds", self.directory, WARN)
+                time.sleep(min(0.0005 + waited / 50, 0.01))
             if not system.HOLDS_OPEN or os.path.samestat(mine, os.stat(self.directory)):
                 return
             self._let_go()
-
-    def _wait(self, fd: int) -> None:
-        start, told, looks = time.monotonic(), False, 0
-        while not self._try(fd):
-            looks += 1
-            if looks < _QUICK and hasattr(os, "sched_yield"):
-                os.sched_yield()
-                continue
-            waited = time.monotonic() - start
-            if waited > WARN and not told:
-                told = True
-                log("warning", "another process has held the lock of %s for more than %g seconds", self.directory, WARN)
-            time.sleep(min(0.0005 + waited / 50, 0.01))
-
-    def _try(self, fd: int) -> bool:
-        try:
-            return system.try_lock(fd)
-        except OSError as error:
-            system.raise_of_a_signal(error)
-            raise _no_locks(error, self.directory) from error
-
-    def _let_go(self) -> None:
-        while self._held:
-            if self._proof is None or not self._proof.lost():
-                system.unlock(self._held[-1])
-                os.close(self._held.pop())
-            else:  # the program closed it, and so freed the lock
-                self._held.pop()
 
 
 def _no_locks(error: OSError, directory: str) -> OSError:
@@ -144,8 +137,7 @@ def check(directory: str, writes: bool) -> None:
     """
     if not system.HOLDS_OPEN:
         return
-    opened = system.Opened()
-    try:
+    with system.Opened() as opened:
         try:
             opened.append(os.open(os.path.join(directory, "."), system.FOLDER))
         except OSError as error:
@@ -161,17 +153,6 @@ def check(directory: str, writes: bool) -> None:
         except OSError as error:
             system.raise_of_a_signal(error)
             raise _no_locks(error, directory) from error
-    finally:
-        opened.close()
-
-
-def _open(directory: str) -> int:
-    try:
-        return system.open_lock(directory)
-    except OSError as error:
-        if isinstance(error, FileNotFoundError) or not descriptors.make_room():
-            raise
-        return system.open_lock(directory)
 
 
 _locks: weakref.WeakValueDictionary[str, DirectoryLock] = weakref.WeakValueDictionary()

@@ -1,12 +1,14 @@
-"""Packs: files of many small values.  `.packs/<n>` is nothing but their bytes one after another.
+"""What a handle appends to alone, its pack and its journal, both in ``.packs``; and the packs that others made.
 
-One handle makes a pack, alone appends to it, and holds a lock on it while it does: who gets the lock knows that the
-writer is gone.  The checksum of each record stands in its ref, so that no other bytes pass for it, and what no ref
-names does not exist: a torn append is just never named.
+A pack, `.packs/<n>`, is nothing but the bytes of many small values, one after another.  The checksum of each record
+stands in its ref, so that no other bytes pass for it, and what no ref names does not exist: a torn append is just never
+named.  A journal, `.packs/<n>.new`, lists the loose files that its handle made and no commit names yet, so that they
+can be removed when it is killed.
+
+The handle holds a lock on both while it needs them: who gets the lock knows that the writer is gone.
 """
 from __future__ import annotations
 
-import errno
 import os
 import threading
 from collections.abc import Collection, Iterable
@@ -14,92 +16,52 @@ from contextlib import suppress
 from zlib import crc32
 
 from chest.errors import DamagedError
+from chest.index.filenames import inside
 from chest.log import log
 from chest.storage import system
 from chest.storage.base import CRC, LENGTH, OFFSET, PACK
 from chest.storage.descriptors import Descriptor, descriptors
 from chest.storage.tree import Tree
 
-__all__ = ["FOLDER", "NoPack", "Owned", "Packs", "idle"]
+__all__ = ["AHEAD", "FOLDER", "NoPack", "Packs", "idle", "taken"]
 
 FOLDER = ".packs"
+JOURNAL = ".new"  # the ending of a journal's name
 ROTATE = 1 << 20  # bytes: a pack of this size is given up for a new one at a plain commit, so that it can be compacted
 _BLOCK = 4096  # bytes that the smallest pack takes on a disk
 _SLACK = 1 << 16  # bytes of garbage that are not worth a compaction
 _LONGEST = 1 << 40  # bytes of a pack
-_AT_ONCE = 1 << 20  # bytes read by one call, of records that lie
-_GAP = 1 << 12  # at most so many bytes apart
+AHEAD = 1 << 14  # bytes read behind a record where several are asked for
+_AT_ONCE = 1 << 20  # bytes that a compaction copies at once
+_JOURNALS = 100  # of dead handles that one commit looks at
 _OFFSETS = (1 << (PACK - OFFSET)) - 1
 
 
-class NoPack(Exception):
-    """No pack can be made here: values have to go to loose files.  The cause says why."""
+class NoPack(OSError):
+    """No pack can be made here: values have to go to loose files."""
 
 
-class Owned:
-    """A new file in `.packs` that this handle alone writes, and holds a lock on: a pack, or a journal.
+class _File(Descriptor):
+    """A file in `.packs` that is open.  ``unnamed``: it has records that no commit names, and stays open and locked."""
 
-    Where the file system has no locks it is made all the same; nobody will take its writer for dead then.
-    """
+    __slots__ = ("name", "number", "unnamed")
 
-    def __init__(self, tree: Tree, ending: str = ""):
-        opened = system.Opened()
-        try:
-            while True:
-                self.number = int.from_bytes(os.urandom(5), "big")
-                self.name = f"{FOLDER}/{self.number:010x}{ending}"
-                try:
-                    tree.open(self.name, system.APPEND, opened, make=True)
-                except FileExistsError:
-                    continue
-                locked: bool | None
-                try:
-                    locked = system.try_lock(opened[-1])
-                except OSError as error:  # there are no locks
-                    system.raise_of_a_signal(error)
-                    locked = None
-                status = os.fstat(opened[-1])
-                if locked is None or (locked and (status.st_nlink or not system.HOLDS_OPEN)):
-                    break
-                # 1. we made the file; 2. a reclaimer found it without a lock, and has the lock, or removed it already.
-                os.close(opened.pop())
-            self.descriptor = Descriptor(opened[-1], status)
-            opened.clear()
-        finally:
-            opened.close()
+    def __init__(self, fd: int, status: os.stat_result, name: str, number: int, unnamed: bool):
+        super().__init__(fd, status)
+        self.name, self.number, self.unnamed = name, number, unnamed
 
-    def size(self) -> int:
+    def end(self) -> int:
         """Where it ends; -1 if the program closed our descriptor, or somebody removed the file."""
-        status = self.descriptor.status()
+        status = self.status()
         return status.st_size if status is not None and status.st_nlink else -1
 
-    def unlock(self) -> None:
-        if self.descriptor.status() is not None:
-            system.unlock(self.descriptor.fd)
-
-
-class _Reader:
-    """A pack that is open."""
-
-    def __init__(self, descriptor: Descriptor, mutex: threading.RLock, kept: bool = False):
-        self.descriptor = descriptor
-        self.used = True
-        self.kept = kept  # its descriptor has the lock of a pack with records that no commit names
-        self._mutex = mutex  # held while anything is written; who reads needs none, as the checksum tells
-
     def close_idle(self) -> bool:
-        if not self._mutex.acquire(blocking=False):
-            return False
-        try:
-            if not self.kept:
-                self.descriptor.close()
-            return not self.kept
-        finally:
-            self._mutex.release()
+        self.close()
+        return True
 
 
 class Packs:
-    """The packs of a directory, as one handle reads and writes them.
+    """The packs of a directory, and the journal, as one handle reads and writes them.
 
     Cost: a read is one `pread`; an append one `fstat` and one `write`, for all its records together.
     """
@@ -107,291 +69,304 @@ class Packs:
     def __init__(self, tree: Tree, durable: bool):
         self._tree = tree
         self._durable = durable
-        self._mutex = threading.RLock()
-        self._open: dict[int, _Reader] = {}
-        self._own: Owned | None = None
+        self._mutex = threading.RLock()  # held while anything is written; who reads needs none, as the checksum tells
+        self._open: dict[int, _File] = {}
+        self._own: _File | None = None  # in `_open` as well
+        self._journal: _File | None = None
+
+    def name(self, ref: int) -> str:
+        """The name of the pack that holds a record."""
+        return f"{FOLDER}/{ref >> PACK:010x}"
 
     # Out.
 
     def append(self, records: list[bytes]) -> int:
-        """Write records one after another.  Returns the ref of the first byte, without length and checksum."""
-        data = records[0] if len(records) == 1 else b"".join(records)
+        """Write records one after another.  Returns the ref of the first byte, without length and checksum.
+
+        `NoPack` if no pack can be made, another `OSError` if it cannot be written.
+        """
+        data = b"".join(records)
         with self._mutex:
-            own, start = self._writable(len(data))
-            fd = own.descriptor.fd
+            own = self._own
+            if own is not None and not own.unnamed:
+                descriptors.discard(own)
+                own.unnamed = True
             try:
-                system.write_all(fd, (data,))
+                start = -1 if own is None else own.end()
+                if own is None or not 0 <= start <= _LONGEST - len(data):
+                    own, start = self._make(), 0
+            except OSError as error:
+                system.raise_of_a_signal(error)
+                raise NoPack(error.errno, error.strerror, error.filename) from error
+            try:
+                system.write_all(own.fd, (data,))
             except BaseException:  # nothing refers to what was written: the disk may have its space back
-                with suppress(OSError):
-                    os.ftruncate(fd, start)
+                with system.tolerated():
+                    os.ftruncate(own.fd, start)
                 raise
             if self._durable:
                 self._own = None  # a failed fsync leaves nobody knowing what the disk holds: nothing is appended again
-                system.sync_file(fd)
+                if not start:
+                    self._tree.sync_folders([own.name])
+                system.sync_file(own.fd)
                 self._own = own
             return own.number << PACK | start << OFFSET
 
-    def _writable(self, size: int) -> tuple[Owned, int]:
-        """This handle's own pack, and where it ends.  `NoPack` if none can be made."""
-        own = self._own
-        if own is not None:
-            start = own.size()
-            if 0 <= start <= _LONGEST - size:
-                self._open[own.number].kept = True
-                return own, start
-        self._own = None
-        try:
-            own = Owned(self._tree)
-        except OSError as error:
-            system.raise_of_a_signal(error)
-            raise NoPack from error
-        self._take_in(own.number, _Reader(own.descriptor, self._mutex, kept=True))
-        if self._durable:
-            self._tree.sync_folders([own.name])
-        self._own = own
-        return own, 0
+    def note(self, inode: int, name: str) -> None:
+        """A loose file was just made: the journal says so.  Cost: an ``fstat`` and a ``write``.
 
-    def _take_in(self, number: int, reader: _Reader) -> _Reader:
+        Where it cannot be had (a folder that is read-only, a full disk) the file stays if the handle is killed.
+        """
         with self._mutex:
-            old = self._open.get(number)
-            if old is not None and old.kept:  # the program closed its descriptor, and so freed its lock
-                reader.kept = system.lock_file(reader.descriptor.fd)
-            if old is not None:
-                self._forget(number)
-            self._open[number] = reader
-        descriptors.add(reader)
-        return reader
+            try:
+                journal = self._journal
+                status = journal.status() if journal is not None else None
+                if journal is None or status is None or not status.st_nlink:
+                    journal = self._make(JOURNAL)
+                os.write(journal.fd, f"{inode} {name}\0".encode("utf-8", "surrogateescape"))
+            except OSError as error:
+                system.raise_of_a_signal(error)
+                log("debug", "no journal of %s: %s", self._tree.root, error)
 
-    def _forget(self, number: int) -> None:
-        """Close a pack, if it is open."""
-        reader = self._open.get(number)
-        if reader is not None:
-            descriptors.discard(reader)
-            reader.descriptor.close()
-            self._open.pop(number, None)
+    def _make(self, ending: str = "") -> _File:
+        """A new pack, or a journal, of this handle's, with a lock on it.
+
+        Where the file system has no locks it is made all the same; nobody will take its writer for dead then.
+        """
+        while True:
+            number = int.from_bytes(os.urandom(5), "big")
+            name = self.name(number << PACK) + ending
+            with system.Opened() as opened:
+                try:
+                    self._tree.open(name, system.APPEND, opened, make=True)
+                except FileExistsError:
+                    continue
+                locked = system.lock_file(opened[0])
+                status = os.fstat(opened[0])
+                if locked is not None and not (locked and (status.st_nlink or not system.HOLDS_OPEN)):
+                    continue  # 1. we made the file; 2. a reclaimer found it without a lock: it locked or removed it
+                file = _File(opened[0], status, name, number, not ending)
+                if not ending:
+                    self._own = self._open[number] = file
+                else:
+                    if self._journal is not None:
+                        self._journal.close()
+                    self._journal = file
+                opened.clear()
+                return file
 
     # Back.
 
     def read(self, ref: int) -> bytes:
         """The bytes of a record, with the right checksum.  `FileNotFoundError` if its pack is gone, `DamagedError`."""
-        reader = self._open.get(ref >> PACK)
-        if reader is not None:
-            reader.used = True
+        file = self._open.get(ref >> PACK)
+        if file is not None:
             try:
-                data = system.pread(reader.descriptor.fd, ref >> LENGTH & CRC, ref >> OFFSET & _OFFSETS)
+                data = system.pread(file.fd, ref >> LENGTH & CRC, ref >> OFFSET & _OFFSETS)
             except OSError as error:  # the number is another file's, or none's: see below
                 system.raise_of_a_signal(error)
                 data = b""
-            if crc32(data) == ref & CRC and len(data) == ref >> LENGTH & CRC:  # as `_right`, without its call
+            if crc32(data) == ref & CRC and len(data) == ref >> LENGTH & CRC:
                 return data
         return self._read_anew(ref)
 
     def _read_anew(self, ref: int) -> bytes:
         """Open the pack, perhaps again: the program may have closed our descriptor and opened other files under it."""
         number, length, offset = ref >> PACK, ref >> LENGTH & CRC, ref >> OFFSET & _OFFSETS
-        opened = system.Opened()
-        try:
-            status = self._tree.open(self.name(ref), system.READ, opened)
+        name = self.name(ref)
+        with system.Opened() as opened:
+            status = self._tree.open(name, system.READ, opened)
             if offset + length > status.st_size:
-                raise DamagedError(f"{self._tree.path(self.name(ref))} has {status.st_size} bytes, and a record at "
-                                   f"{offset} to {offset + length}")
+                raise DamagedError(f"{self._tree.path(name)} has {status.st_size} bytes, and a record at {offset} to "
+                                   f"{offset + length}")
             data = system.pread(opened[0], length, offset)
-            if not _right(data, ref):
-                raise DamagedError(f"{self._tree.path(self.name(ref))}: the checksum of the record at {offset} is not "
-                                   f"that of what was written")
-            own = self._own
-            if own is None or own.number != number or own.size() < 0:  # else its lock would go with its descriptor
-                self._take_in(number, _Reader(Descriptor(opened[0], status), self._mutex))
-                opened.clear()
+            if crc32(data) != ref & CRC or len(data) != length:
+                raise DamagedError(f"{self._tree.path(name)}: the checksum of the record at {offset} is not that of "
+                                   f"what was written")
+            with self._mutex:
+                old = self._open.get(number)
+                if old is None or old.end() < 0:  # else its lock would go with its descriptor
+                    locked = old is not None and old.unnamed and bool(system.lock_file(opened[0]))
+                    self._forget(number)
+                    file = self._open[number] = _File(opened[0], status, name, number, locked)
+                    opened.clear()
+                    if not locked:
+                        descriptors.add(file)
             return data
-        finally:
-            opened.close()
 
-    def read_many(self, refs: Iterable[int]) -> dict[int, bytes | Exception]:
-        """The bytes of each record, or what went wrong with it.  Neighbours are read by one call."""
-        found: dict[int, bytes | Exception] = {}
-        ordered = sorted(set(refs))
-        first = 0
-        while first < len(ordered):
-            start = end = ordered[first] >> OFFSET  # with the number of the pack in front
-            last = first
-            while last < len(ordered):
-                at = ordered[last] >> OFFSET
-                stop = at + (ordered[last] >> LENGTH & CRC)
-                if at > end + _GAP or (stop > start + _AT_ONCE and last > first):
-                    break
-                end = max(end, stop)
-                last += 1
-            self._read_run(ordered[first:last], start, end - start, found)
-            first = last
-        return found
-
-    def _read_run(self, refs: list[int], start: int, size: int, found: dict[int, bytes | Exception]) -> None:
-        data = b""
-        for ref in refs:
-            reader = self._open.get(ref >> PACK)  # by the second record it is open
-            if reader is not None and not data and len(refs) > 1:
-                reader.used = True
-                try:
-                    data = system.pread(reader.descriptor.fd, size, start & _OFFSETS)
-                except OSError as error:  # as in `read`
-                    system.raise_of_a_signal(error)
-            at = (ref >> OFFSET) - start
-            part = data[at : at + (ref >> LENGTH & CRC)]
-            if _right(part, ref):
+    def read_many(self, refs: Iterable[int]) -> dict[int, bytes]:
+        """The bytes of those records that are there, and right.  Neighbours are read together."""
+        found: dict[int, bytes] = {}
+        data, start = b"", 0  # what follows a record, and where, with the number of the pack in front
+        for ref in sorted(set(refs)):
+            at, length = ref >> OFFSET, ref >> LENGTH & CRC
+            part = data[at - start : at - start + length]
+            if crc32(part) == ref & CRC and len(part) == length:
                 found[ref] = part
                 continue
-            try:
+            data, start = b"", at + length
+            with suppress(DamagedError), system.tolerated():
                 found[ref] = self.read(ref)
-            except (OSError, DamagedError) as error:
-                found[ref] = error
-
-    def name(self, ref: int) -> str:
-        return f"{FOLDER}/{ref >> PACK:010x}"
+                file = self._open.get(ref >> PACK)
+                if file is not None:
+                    data = system.pread(file.fd, AHEAD, start & _OFFSETS)
+        return found
 
     # Garbage.
 
     def committed(self, plain: bool) -> None:
-        """An index names all records that there are, or nobody ever will."""
-        with self._mutex:
-            own = self._own
-            for number, reader in list(self._open.items()):
-                if reader.kept:
-                    reader.kept = False
-                    if own is None or number != own.number:  # given up: let go of its lock
-                        self._forget(number)
-            if plain and own is not None and own.size() >= ROTATE:
-                own.unlock()
+        """An index names all that this handle wrote, or nobody ever will."""
+        with self._mutex, system.tolerated():
+            if plain and self._own is not None and self._own.end() >= ROTATE:
+                self._own.unnamed = True
                 self._own = None
+            for number, file in list(self._open.items()):
+                if file.unnamed and file is self._own:
+                    file.unnamed = False
+                    descriptors.add(file)
+                elif file.unnamed:
+                    self._forget(number)  # it was given up: let go of its lock
+            if self._journal is not None and plain:
+                self._close_journal(remove=True)
+            elif self._journal is not None and self._journal.end() > 0:
+                os.ftruncate(self._journal.fd, 0)
 
     def compact(self, refs: Iterable[object]) -> dict[int, int]:
         """Copy what lives in wasteful packs without a writer to the end of this handle's own.  Old and new refs."""
-        others = self._others(self._tree.listed(FOLDER))
-        sizes = {number: self._tree.size(self.name(number << PACK)) for number in others}
-        if not sizes:
+        live: dict[int, list[int]] = {number: [] for number in self._others(self._tree.listed(FOLDER))}
+        if not live:
             return {}
-        live: dict[int, list[int]] = {number: [] for number in sizes}
         for ref in refs:
             if type(ref) is int and ref >> PACK in live:
                 live[ref >> PACK].append(ref)
-        waste = {}
+        waste, moving = 0, []
         for number, records in live.items():
-            lives, held = sum([ref >> LENGTH & CRC for ref in records]), max(sizes[number], _BLOCK)
-            if records and held > 2 * lives and idle(self._tree, self.name(number << PACK)):
-                waste[number] = held - lives
-        if sum(waste.values()) < _SLACK:
-            return {}
+            name, lives = self.name(number << PACK), sum([ref >> LENGTH & CRC for ref in records])
+            held = max(self._tree.size(name), _BLOCK)
+            if records and held > 2 * lives and idle(self._tree, name):
+                waste += held - lives
+                moving += records
         moved: dict[int, int] = {}
-        try:
-            for number in waste:
-                self._copy(sorted(live[number]), moved)
-        except (OSError, NoPack) as error:  # a full disk: what was copied is right, and the rest stays where it is
-            if isinstance(error, OSError):
-                system.raise_of_a_signal(error)
-            log("warning", "cannot compact the packs of %s: %s", self._tree.root, error)
-        return moved
-
-    def _copy(self, refs: list[int], moved: dict[int, int]) -> None:
-        while refs:
-            size = count = 0
-            while count < len(refs) and (size < _AT_ONCE or not count):
-                size += refs[count] >> LENGTH & CRC
-                count += 1
-            some, refs = refs[:count], refs[count:]
-            good = {ref: data for ref, data in self.read_many(some).items() if isinstance(data, bytes)}
-            if good:
-                place = self.append(list(good.values()))
+        # A full disk: what was copied is right, and the rest stays where it is.
+        with system.tolerated("warning", "cannot compact the packs of %s: %s", self._tree.root):
+            while moving and waste >= _SLACK:
+                some, size = [], 0
+                while moving and size < _AT_ONCE:
+                    some.append(moving.pop())
+                    size += some[-1] >> LENGTH & CRC
+                good = self.read_many(some)
+                place = self.append(list(good.values())) if good else 0
                 for ref, data in good.items():
                     moved[ref] = place | ref & (1 << OFFSET) - 1
                     place += len(data) << OFFSET
+        return moved
+
+    def reclaim(self, refs: Collection[object]) -> None:
+        """Remove packs that no ref names and no writer holds, this handle's own too if nothing in it is to come, and
+        loose files that dead handles made, unless a ref names them or a living handle has just made them.
+
+        An inode comes again: 1. a handle made x and died; 2. x was committed and removed by others; 3. a living one
+        makes x anew and gets the same inode.  Its journal says so.
+        """
+        names = self._tree.listed(FOLDER)
+        if not names:
+            return
+        named = {ref >> PACK for ref in refs if type(ref) is int}
+        with self._mutex:
+            if self._own is not None and not self._own.unnamed and self._own.number not in named:
+                self._own = None
+            mine = self._journal.name if self._journal is not None else ""
+        for number in self._others(names) - named:
+            self._forget(number)
+            idle(self._tree, self.name(number << PACK), remove=True)
+        journals = [f"{FOLDER}/{name}" for name in names if name.endswith(JOURNAL)]
+        with system.Opened() as locks:
+            # They stay locked, as one may be so new that its writer is about to lock it: that makes another one then.
+            dead = [name for name in journals
+                    if len(locks) < _JOURNALS and name != mine and taken(self._tree, name, locks)]
+            if dead:
+                loose = {ref for ref in refs if type(ref) is str}
+                spared = set().union(*[self._entries(name) for name in journals if name not in dead])
+                for entry in set().union(*map(self._entries, dead)) - spared:
+                    inode, _, text = entry.partition(b" ")
+                    name = text.decode("utf-8", "surrogateescape")
+                    if inode.isdigit() and len(inode) < 30 and name not in loose and inside(name):
+                        with system.tolerated("warning", "%s, which no index names, stays: %s", self._tree.path(name)):
+                            self._tree.unlink(name, int(inode))
+            if not system.HOLDS_OPEN:
+                locks.close()
+            for name in dead:
+                with system.tolerated("warning", "%s cannot be reclaimed: %s", self._tree.path(name)):
+                    self._tree.unlink(name)
+        self._tree.prune(FOLDER + "/")
 
     def _others(self, names: Iterable[str]) -> set[int]:
         """The numbers of the packs among files of `.packs` that are not in this handle's own hands."""
         with self._mutex:
-            own = {number for number, reader in self._open.items() if reader.kept}
-            if self._own is not None:
-                own.add(self._own.number)
-        return {number for number in map(number_of, names) if number is not None and number not in own}
+            mine = {number for number, file in self._open.items() if file.unnamed or file is self._own}
+        packs = {int(name, 16) for name in names if len(name) == 10 and not set(name) - set("0123456789abcdef")}
+        return packs - mine
 
-    def reclaim(self, refs: Collection[object], names: Iterable[str]) -> None:
-        """Remove packs that no ref names and no writer holds; this handle's own too, if nothing in it is to come.
+    def _entries(self, journal: str) -> set[bytes]:
+        """An inode and a name each.  What a full disk tore is none."""
+        with system.tolerated(), system.Opened() as opened:
+            status = self._tree.open(journal, system.READ, opened)
+            return set(system.pread(opened[0], status.st_size, 0).split(b"\0")[:-1])
+        return set()
 
-        ``names``: of all files in `.packs`.
-        """
-        named = {ref >> PACK for ref in refs if type(ref) is int}
-        with self._mutex:
-            own = self._own
-            if own is not None and own.number not in named and not self._open[own.number].kept:
-                self._own = None
-        for number in self._others(names) - named:
-            self._forget(number)
-            idle(self._tree, self.name(number << PACK), remove=True)
+    def _forget(self, number: int) -> None:
+        """Close a pack, if it is open."""
+        file = self._open.get(number)
+        if file is not None:
+            descriptors.discard(file)
+            file.close()
+            self._open.pop(number, None)
 
-    def erase_own(self) -> None:
-        """Remove this handle's own pack: the chest is dropped."""
-        with self._mutex:
-            own, self._own = self._own, None
-        self.close()
-        if own is not None:
-            self._tree.unlink(own.name)
+    def _close_journal(self, remove: bool) -> None:
+        journal = self._journal
+        if journal is not None:
+            if not system.HOLDS_OPEN:
+                journal.close()
+            with system.tolerated("debug", "%s stays: %s", journal.name):  # until anybody's next plain commit
+                if remove:
+                    self._tree.unlink(journal.name)
+            journal.close()
+            self._journal = None
 
     def close(self) -> None:
-        """Close all packs.  A pack that is wanted again is opened again; the next append makes a new one."""
+        """Let go of all: a pack that is wanted again is opened again, and what the journal lists now is nobody's."""
         with self._mutex:
             self._own = None
             while self._open:
                 self._forget(next(iter(self._open)))
+            empty = False
+            with system.tolerated():
+                empty = self._journal is not None and self._journal.end() == 0
+            self._close_journal(remove=empty)
 
     def after_fork(self) -> None:
         """In a fork's child: close the copies of the parent's descriptors, which keeps its locks, and begin anew."""
         self._mutex = threading.RLock()
+        self._close_journal(remove=False)
         self.close()
-
-
-def _right(data: bytes, ref: int) -> bool:
-    return crc32(data) == ref & CRC and len(data) == ref >> LENGTH & CRC
-
-
-def number_of(name: str) -> int | None:
-    """The number of the pack of this name, `None` if it is no pack's."""
-    try:
-        number = int(name, 16)
-    except ValueError:
-        return None
-    return number if name == f"{number:010x}" else None
 
 
 def idle(tree: Tree, name: str, remove: bool = False) -> bool:
     """Is the writer of this file in `.packs` gone?  Remove the file then, if so told."""
-    opened = system.Opened()
-    try:
+    with system.Opened() as opened, system.tolerated("warning", "%s cannot be reclaimed: %s", tree.path(name)):
         if not taken(tree, name, opened):
             return False
-        if remove:
-            if not system.HOLDS_OPEN:
-                os.close(opened.pop())
-            tree.unlink(name)
-        return True
-    except OSError as error:
-        _stays(tree, name, error)
-        return False
-    finally:
-        opened.close()
+        if not system.HOLDS_OPEN:
+            opened.close()
+        return not remove or tree.unlink(name)
+    return False
 
 
 def taken(tree: Tree, name: str, opened: list[int]) -> bool:
     """Take the lock of a file in `.packs`, if its writer is gone: its descriptor is put into ``opened``."""
-    try:
+    with system.tolerated("debug", "%s cannot be looked at: %s", tree.path(name)):
         tree.open(name, system.READ, opened)
         if system.lock_file(opened[-1]):
             return True
         os.close(opened.pop())
-    except OSError as error:
-        _stays(tree, name, error)
     return False
-
-
-def _stays(tree: Tree, name: str, error: OSError) -> None:
-    system.raise_of_a_signal(error)
-    if error.errno not in (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS):
-        log("warning", "%s cannot be reclaimed: %s", tree.path(name), error)

@@ -13,9 +13,11 @@ import time
 from collections.abc import Sequence
 from typing import Union
 
-__all__ = ["APPEND", "CREATE", "FOLDER", "HOLDS_OPEN", "READ", "UTIME_BY_DESCRIPTOR", "WALKS", "Buffer", "Opened",
-           "lock_file", "open_lock", "open_regular", "pread", "raise_of_a_signal", "replace", "sync_directory",
-           "sync_file", "try_lock", "unlock", "write_all"]
+from chest.log import log
+
+__all__ = ["APPEND", "CREATE", "FOLDER", "HOLDS_OPEN", "READ", "ROOT", "UTIME_BY_DESCRIPTOR", "WALKS", "Buffer",
+           "Opened", "lock_file", "open_lock", "open_regular", "pread", "raise_of_a_signal", "replace",
+           "sync_directory", "sync_file", "tolerated", "try_lock", "unlock", "write_all"]
 
 Buffer = Union[bytes, memoryview]
 
@@ -24,7 +26,8 @@ _COMMON = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os,
 CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW | _COMMON  # whatever stands there, a dead link too, refuses
 READ = os.O_RDONLY | _NOFOLLOW | getattr(os, "O_NONBLOCK", 0) | _COMMON  # a named pipe cannot make us wait
 APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | _NOFOLLOW | _COMMON
-FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _NOFOLLOW | _COMMON
+ROOT = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _COMMON  # a chest's path itself may be a link,
+FOLDER = ROOT | _NOFOLLOW  # and a folder in it may not
 WALKS = hasattr(os, "link") and {os.open, os.mkdir, os.stat, os.unlink, os.rmdir, os.link} <= os.supports_dir_fd
 HOLDS_OPEN = sys.platform != "win32"  # a file that is open can be replaced and removed, and its inode stays its own
 _WRITEV = hasattr(os, "writev")
@@ -119,16 +122,16 @@ else:
 
         Some network and shared file systems refuse that (`EINVAL`): then everything of this machine is written.
         """
-        fd = os.open(directory, FOLDER) if isinstance(directory, str) else directory
-        try:
-            os.fsync(fd)
-        except OSError as error:
-            if error.errno not in _UNSUPPORTED:
-                raise
-            os.sync()
-        finally:
+        with Opened() as opened:
             if isinstance(directory, str):
-                os.close(fd)
+                opened.append(os.open(directory, ROOT))
+                directory = opened[0]
+            try:
+                os.fsync(directory)
+            except OSError as error:
+                if error.errno not in _UNSUPPORTED:
+                    raise
+                os.sync()
 
 
 def raise_of_a_signal(error: OSError) -> None:
@@ -138,25 +141,54 @@ def raise_of_a_signal(error: OSError) -> None:
         raise error
 
 
-def lock_file(fd: int) -> bool:
-    """`try_lock`, and `False` as well where the file system has no locks: nobody can tell then."""
-    try:
+class tolerated:
+    """``with tolerated(level, message, path):`` what the system refuses there is passed over, and told in the log."""
+
+    def __init__(self, *told: str):
+        self._told = told
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, OSError) or error.errno is None:
+            return False
+        if self._told:
+            level, message, path = self._told
+            log(level, message, path, error)
+        return True
+
+
+def lock_file(fd: int) -> bool | None:
+    """As `try_lock`, but `None` where the file system has no locks, so that nobody can tell."""
+    with tolerated():
         return try_lock(fd)
-    except OSError as error:
-        raise_of_a_signal(error)
-        return False
+    return None
 
 
-class Opened(list[int]):
-    """Descriptors that are to be closed again: by `close`, or with this list if Ctrl-C comes just then."""
-
+class _Closed(list[int]):
     __slots__ = ()
 
     def close(self) -> None:
         while self:
             os.close(self.pop())
+        self.__class__ = _Closed  # without the finaliser
 
-    __del__ = close
+    def __enter__(self) -> _Closed:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class Opened(_Closed):
+    """Descriptors that `close`, or the end of a ``with``, closes again.
+
+    Only where Ctrl-C comes just then does the finaliser do it: what a signal's handler raises there is lost.
+    """
+
+    __slots__ = ()
+    __del__ = _Closed.close
 
 
 def open_regular(path: str, flags: int, opened: list[int], folder: int | None = None) -> os.stat_result:
@@ -167,11 +199,14 @@ def open_regular(path: str, flags: int, opened: list[int], folder: int | None = 
     if not _NOFOLLOW and os.path.islink(path):
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
     opened.append(os.open(path, flags, 0o666, dir_fd=folder))
-    status = os.fstat(opened[-1])
-    if not stat.S_ISREG(status.st_mode):
-        os.close(opened.pop())
+    try:
+        status = os.fstat(opened[-1])
+        if stat.S_ISREG(status.st_mode):
+            return status
         raise OSError(errno.EINVAL, "this is no regular file", path)
-    return status
+    except BaseException:
+        os.close(opened.pop())
+        raise
 
 
 def write_all(fd: int, pieces: Sequence[Buffer]) -> None:
@@ -179,13 +214,11 @@ def write_all(fd: int, pieces: Sequence[Buffer]) -> None:
     for first in range(0, len(pieces), _PIECES):
         group = pieces[first : first + _PIECES]
         done = os.writev(fd, group) if _WRITEV else 0
+        if done == sum(map(len, group)):
+            continue
         for piece in group:
-            size = piece.nbytes if type(piece) is memoryview else len(piece)
-            if done >= size:
-                done -= size
-                continue
-            rest = memoryview(piece).cast("B")[done:]
-            done = 0
+            rest = memoryview(piece)[done:]
+            done = max(done - len(piece), 0)
             while rest:
                 written = os.write(fd, rest[:_AT_ONCE])
                 if not written:

@@ -216,7 +216,7 @@ def test_a_file_system_without_locks_is_a_clear_error(tmp_path, monkeypatch, lea
 def test_a_lock_whose_descriptor_the_program_closed_closes_nobody_elses(tmp_path):
     lock = directory_lock(str(tmp_path))
     with lock:
-        fd = lock._held[0]
+        fd = lock._held.fd
         os.close(fd)
         mine = os.open(tmp_path / "mine", os.O_RDWR | os.O_CREAT)
         assert mine == fd
