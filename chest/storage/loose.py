@@ -223,7 +223,8 @@ class NewFile(Generic[K]):
         if loose.durable:
             system.sync_file(fd)
         os.close(self.opened.pop())
-        return _new(Written, (self._name, size, hash((0 if loose.renumbers() else self.inode, size, when)), stamp, None))
+        version = hash((0 if loose.renumbers() else self.inode, size, when))  # as `version_of`
+        return _new(Written, (self._name, size, version, stamp, None))
 
     def cancel(self) -> None:
         """Remove what was made for this key: a half-written file must not stay, whatever stopped us."""
