@@ -219,7 +219,7 @@ def reading(opener: Opener, path: str, threads: int) -> float:
     count = 8 if QUICK else 24
     store = filled(opener, path, (array(ARRAY, n) for n in range(count)))
     compare.touch(path, count * ARRAY * MB)
-    if opener is prefetching:  # with the threads of its own
+    if opener is prefetching:  # in one call
         start = time.perf_counter()
         store.prefetch([f"x{n}" for n in range(count)])
         return (time.perf_counter() - start) / count

@@ -152,10 +152,10 @@ class Directory(Generic[K]):
 
     # Back.
 
-    def load(self, ref: Ref, data: bytes | None = None) -> Loaded:
-        """`ChestError` for a ref that is none, or leads outside.  ``data``: the bytes of a record that was read."""
+    def load(self, ref: Ref) -> Loaded:
+        """`ChestError` for a ref that is none, or leads out of the directory."""
         if type(ref) is int:
-            data = data or self._packs.read(ref)
+            data = self._packs.read(ref)
             value, size = self.codec.decode(data), len(data)
             return _new(Loaded, (value, size, 0, hash(data) if size < LEAST else None))
         if type(ref) is not str:
@@ -191,7 +191,16 @@ class Directory(Generic[K]):
         found = self._packs.read_many([ref for ref in refs if type(ref) is int and ref >> LENGTH & CRC <= AHEAD])
         with closing(self._load_files([ref for ref in refs if type(ref) is str])) as files:
             for ref in refs:
-                yield self._attempt(self.load, ref, found.get(ref)) if type(ref) is int else next(files)
+                data = found.get(ref) if type(ref) is int else None
+                if data is None:
+                    yield next(files) if type(ref) is str else self._attempt(self.load, ref)
+                else:
+                    try:
+                        stamp = hash(data) if len(data) < LEAST else None
+                        one: Loaded | Exception = _new(Loaded, (self.codec.decode(data), len(data), 0, stamp))
+                    except Exception as error:
+                        one = error
+                    yield one
 
     def _load_files(self, names: Sequence[str]) -> Generator[Loaded | Exception, None, None]:
         """The values of loose files: one after another, or opened at once by the user's ``open_many``."""

@@ -227,7 +227,7 @@ class Packs:
                 elif file.unnamed:
                     self._forget(number)  # it was given up: let go of its lock
             if self._journal is not None and plain:
-                self._close_journal(remove=True)
+                self._close_journal(listed=False)
             elif self._journal is not None and self._journal.end() > 0:
                 os.ftruncate(self._journal.fd, 0)
 
@@ -322,13 +322,14 @@ class Packs:
             file.close()
             self._open.pop(number, None)
 
-    def _close_journal(self, remove: bool) -> None:
+    def _close_journal(self, listed: bool) -> None:
+        """Close the journal, and remove it unless something ``listed`` in it counts."""
         journal = self._journal
         if journal is not None:
-            if not system.HOLDS_OPEN:
-                journal.close()
             with system.tolerated("debug", "%s stays: %s", journal.name):  # until anybody's next plain commit
-                if remove:
+                if not listed or journal.end() == 0:
+                    if not system.HOLDS_OPEN:
+                        journal.close()
                     self._tree.unlink(journal.name)
             journal.close()
             self._journal = None
@@ -339,15 +340,14 @@ class Packs:
             self._own = None
             while self._open:
                 self._forget(next(iter(self._open)))
-            empty = False
-            with system.tolerated():
-                empty = self._journal is not None and self._journal.end() == 0
-            self._close_journal(remove=empty)
+            self._close_journal(listed=True)
 
     def after_fork(self) -> None:
         """In a fork's child: close the copies of the parent's descriptors, which keeps its locks, and begin anew."""
         self._mutex = threading.RLock()
-        self._close_journal(remove=False)
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
         self.close()
 
 
@@ -364,9 +364,11 @@ def idle(tree: Tree, name: str, remove: bool = False) -> bool:
 
 def taken(tree: Tree, name: str, opened: list[int]) -> bool:
     """Take the lock of a file in `.packs`, if its writer is gone: its descriptor is put into ``opened``."""
+    before = len(opened)
     with system.tolerated("debug", "%s cannot be looked at: %s", tree.path(name)):
         tree.open(name, system.READ, opened)
         if system.lock_file(opened[-1]):
             return True
+    while len(opened) > before:
         os.close(opened.pop())
     return False

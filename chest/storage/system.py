@@ -192,21 +192,18 @@ class Opened(_Closed):
 
 
 def open_regular(path: str, flags: int, opened: list[int], folder: int | None = None) -> os.stat_result:
-    """Open a file and say what it is; its descriptor is put into ``opened``.
+    """Open a file and say what it is; its descriptor is put into ``opened``, also where the system then fails to say.
 
     `OSError` if it is a link, or anything but a regular file.
     """
     if not _NOFOLLOW and os.path.islink(path):
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
     opened.append(os.open(path, flags, 0o666, dir_fd=folder))
-    try:
-        status = os.fstat(opened[-1])
-        if stat.S_ISREG(status.st_mode):
-            return status
-        raise OSError(errno.EINVAL, "this is no regular file", path)
-    except BaseException:
+    status = os.fstat(opened[-1])
+    if not stat.S_ISREG(status.st_mode):
         os.close(opened.pop())
-        raise
+        raise OSError(errno.EINVAL, "this is no regular file", path)
+    return status
 
 
 def write_all(fd: int, pieces: Sequence[Buffer]) -> None:

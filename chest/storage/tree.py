@@ -88,6 +88,7 @@ class Tree:
 
         `OSError` for links, named pipes and devices.  Cost: an ``open`` and an ``fstat`` where the name has no "/".
         """
+        before = len(opened)
         for _ in range(100):
             try:
                 if "/" not in name:
@@ -98,7 +99,7 @@ class Tree:
                 if not (make and "/" in name and os.path.isdir(self.root)):
                     raise
             except OSError as error:
-                if not descriptors.make_room(error):
+                if len(opened) > before or not descriptors.make_room(error):
                     raise
         raise FileNotFoundError(errno.ENOENT, "its folder is removed as often as it is made", self.path(name))
 

@@ -319,6 +319,24 @@ def test_a_full_disk_is_an_error_of_each_value_and_the_next_write_is_right(tmp_p
     assert not [name for name in files(tmp_path / "c") if "~" in name]
 
 
+@pytest.mark.parametrize("key", ["x", ("t", "x")])
+def test_a_file_that_the_system_fails_to_look_at_does_not_stay(tmp_path, monkeypatch, key):
+    handle = directory(tmp_path / "c")
+    saved(handle, other=1)
+    real, failed = os.fstat, []
+
+    def once(fd):
+        if not failed:
+            failed.append(fd)
+            raise OSError(errno.EIO, "cannot say")
+        return real(fd)
+
+    monkeypatch.setattr(os, "fstat", once)
+    done, = handle.write([(key, 1)], 0)
+    assert done.error.errno == errno.EIO
+    assert [name for name in files(tmp_path / "c") if not name.startswith(".packs")] == ["other"]
+
+
 def test_what_an_append_left_half_written_is_never_referred_to(tmp_path, monkeypatch):
     handle = directory(tmp_path / "c")
     first = saved(handle, 4096, a="first")

@@ -10,7 +10,7 @@ import stat
 import pytest
 from directories import directory, files, in_child, saved, values
 
-from chest.storage import packs
+from chest.storage import packs, system
 from chest.storage.base import LENGTH, PACK
 from chest.storage.descriptors import Descriptors
 
@@ -461,6 +461,16 @@ def test_what_cannot_be_closed_stays_open_and_all_others_make_room(tmp_path):
     assert [one.open for one in kept] == [True, False, True]
     pool.add(kept[1])
     assert pool.make_room(full) and not pool.make_room(full)
+
+
+def test_a_finaliser_runs_only_where_a_descriptor_was_not_closed(tmp_path, leaks_nothing):
+    """What a signal's handler raises in a finaliser is lost: there is none on the usual path."""
+    with system.Opened() as opened:
+        opened.append(os.open(tmp_path, os.O_RDONLY))
+    assert opened == [] and not hasattr(opened, "__del__")
+    opened = system.Opened()
+    opened.append(os.open(tmp_path, os.O_RDONLY))
+    del opened
 
 
 def test_hundreds_of_handles_need_few_descriptors_and_stay_usable(tmp_path):
