@@ -301,7 +301,7 @@ class Directory(Generic[K]):
         self._remove_again()
         steps: list[Callable[[], object]] = [
             partial(self._tree.unlink, name) for name in refs if isinstance(name, str) and inside(name)]
-        steps += [self._packs.close,  # what it wrote, and no commit names, is nobody's now
+        steps += [self._packs.drop,  # what it wrote, and no commit names, is nobody's now
                   partial(self._packs.reclaim, ()), partial(self._tree.unlink, ".keys~")]
         errors = []
         for step in steps:

@@ -342,6 +342,13 @@ class Packs:
                 self._forget(next(iter(self._open)))
             self._close_journal(listed=True)
 
+    def drop(self) -> None:
+        """Let go of all, and remove this handle's own pack.  `OSError` where it cannot be: somebody reads it."""
+        own = self._own
+        self.close()
+        if own is not None:
+            self._tree.unlink(self.name(own.number << PACK))
+
     def after_fork(self) -> None:
         """In a fork's child: close the copies of the parent's descriptors, which keeps its locks, and begin anew."""
         self._mutex = threading.RLock()
