@@ -185,7 +185,7 @@ def _path(self: Named, *parts: str) -> Any:
 def _uuid_class() -> type:
     import uuid
 
-    class Uuid(uuid.UUID):
+    class UUID(uuid.UUID):
         """A class, as NEWOBJ asks for one; what is made of it is of the real class when it has its state."""
 
         __slots__ = ()
@@ -195,7 +195,7 @@ def _uuid_class() -> type:
             super().__init__(int=state["int"])
             object.__setattr__(self, "__class__", uuid.UUID)
 
-    return Uuid
+    return UUID
 
 
 def _uuid(load: Load, name: tuple[str, str]) -> Any:

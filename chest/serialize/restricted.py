@@ -67,7 +67,7 @@ class Own:
 
     def finish(self, done: dict[int, tuple[Any, Any]]) -> Any:
         """The value itself; ``done`` is for `finish`."""
-        raise Refused(f"it has a function or a class as a value; {HOW}")
+        raise NotImplementedError
 
 
 class Named(Own):
@@ -84,7 +84,6 @@ class Named(Own):
 # References to what only a list holds, as counted in a loop; -1 where they are not counted.
 [_USED] = [sys.getrefcount(one) if hasattr(sys, "getrefcount") else -1 for one in [Own()]]
 _CPYTHON = sys.implementation.name == "cpython"  # PyPy's own unpickler crashes at a frame cut short
-
 
 NAMES: dict[tuple[str, str], Callable[[Load, tuple[str, str]], Any]] = {}
 """What makes that which stands for a name in one load: `allowed` and `restricted_arrays` fill this."""
@@ -130,11 +129,11 @@ def loads(data: bytes | memoryview, buffers: Iterable[Any] | None = None) -> obj
     if any(map(vars, made.dicts)):  # which numpy, for one, would take for a description of memory
         raise Refused("it gives attributes to a dict")
     left = [one for one in made.watched if _USED < 0 or sys.getrefcount(one) > _USED]
-    if _USED >= 0 and any(isinstance(one, Named) for one in left):
-        raise Refused(f"it has a function or a class as a value; {HOW}")
-    made.later = made.later or left != []
+    for one in left:
+        if _USED >= 0 and isinstance(one, Named):
+            raise Refused(f"it has {'.'.join(one.name)} itself as a value; {HOW}")
     made.watched.clear()  # they refer to what has this list
-    if made.later:
+    if made.later or left:
         try:
             value = finish(value, {})
         except RecursionError as error:
@@ -199,6 +198,6 @@ def finish(value: Any, done: dict[int, tuple[Any, Any]]) -> Any:
         if kind is tuple and any(new is not old for new, old in zip(parts, value)):
             made = tuple(parts)
     elif isinstance(value, type):
-        raise Refused(f"it has a class as a value; {HOW}")
+        raise Refused(f"it has the class {value.__name__} itself as a value; {HOW}")
     done[id(value)] = value, made
     return made
