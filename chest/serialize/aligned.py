@@ -65,15 +65,22 @@ def make_note(arrays: Sequence[Array], stop: int, crc: int) -> bytes:
 
 
 class Encoded:
-    """What a value serialises to: bytes and the memory of arrays itself, as far as they were not passed on.
+    """What a value serialises to; the pickler writes into it.
 
-    ``nbytes`` is the size of all, without the note.
+    ``pieces`` are bytes and the memory of arrays itself, as far as they were not passed on to ``overflow``; ``nbytes``
+    is the size of all, without the note.  With ``checked`` arrays have checksums; what is not ``noted`` has no note.
     """
 
-    __slots__ = ("_arrays", "_crc", "nbytes", "pieces")
+    __slots__ = ("_announced", "_arrays", "_checked", "_crc", "_gathered", "_noted", "_overflow", "_payload", "nbytes",
+                 "pieces")
 
-    def __init__(self, pieces: list[Buffer], nbytes: int, arrays: list[Array] | None, crc: int) -> None:
-        self.pieces, self.nbytes, self._arrays, self._crc = pieces, nbytes, arrays, crc
+    def __init__(self, overflow: Overflow = None, checked: bool = False, noted: bool = True) -> None:
+        self.pieces: list[Buffer] = []
+        self.nbytes = self._crc = self._gathered = 0
+        self._arrays: list[Array] = []
+        self._overflow, self._checked, self._noted = overflow, checked, noted
+        self._announced: memoryview | None = None  # an array whose header comes next
+        self._payload: tuple[memoryview, int, bool] | None = None  # one whose bytes come next, with its gap and flag
 
     @property
     def stamp(self) -> int | None:
@@ -81,31 +88,13 @@ class Encoded:
         return hash(b"".join(self.pieces)) if self.nbytes < LEAST else None
 
     def note(self) -> bytes:
-        """What a file has behind the pieces, and a record has not.  Nothing in a format of the user's."""
-        return b"" if self._arrays is None else make_note(self._arrays, self.nbytes, self._crc)
+        """What a file has behind the pieces, and a record has not."""
+        return make_note(self._arrays, self.nbytes, self._crc) if self._noted else b""
 
-
-class Encoder:
-    """What the pickler writes into."""
-
-    def __init__(self, pickler: type[pickle.Pickler] = pickle.Pickler) -> None:
-        self.overflow: Overflow = None
-        self.checked = False  # arrays get checksums
-        self._pieces: list[Buffer] = []
-        self._arrays: list[Array] = []
-        self._nbytes = self._crc = self._gathered = 0
-        self._announced: memoryview | None = None  # an array whose header comes next
-        self._payload: tuple[memoryview, int, bool] | None = None  # one whose bytes come next, with its gap and flag
-        made = pickler(self, 5, buffer_callback=self._announce)
-        self.dump, self._clear_memo = made.dump, made.clear_memo
-
-    def end(self) -> Encoded:
-        """What was gathered since the last time.  Nothing is held of it afterwards."""
-        self._clear_memo()
-        encoded = Encoded(self._pieces, self._nbytes, self._arrays, self._crc)
-        self._pieces, self._arrays, self.overflow, self._announced = [], [], None, None
-        self._nbytes = self._crc = self._gathered = 0
-        return encoded
+    def dump(self, value: object, pickler: type[pickle.Pickler] = pickle.Pickler) -> None:
+        """Pickle a value into this, once."""
+        pickler(self, 5, buffer_callback=self._announce).dump(value)
+        self._announced = None
 
     def _announce(self, buffer: pickle.PickleBuffer) -> bool:
         """Called by the pickler for a buffer that it is about to write; true means "in line".
@@ -126,20 +115,20 @@ class Encoder:
             return self.put_array(*payload)
         piece: Buffer
         if isinstance(data, bytes):
-            piece = data if self._nbytes else MARK + data[2:]
+            piece = data if self.nbytes else MARK + data[2:]
             view, self._announced = self._announced, None
             if view is not None and piece.endswith(header := _header(view.nbytes, view.readonly)):
                 readonly = view.readonly and not in_read_only_map(view)
                 piece = piece[: -len(header)]
-                gap = make_gap(self._nbytes + len(piece), view.nbytes, readonly)
+                gap = make_gap(self.nbytes + len(piece), view.nbytes, readonly)
                 piece, self._payload = piece + gap, (view, len(gap), readonly)
             size = len(piece)
         else:  # it may be there during this call only, so it is passed on at once, or copied
             whole = data.raw() if isinstance(data, pickle.PickleBuffer) else memoryview(data)
             size = whole.nbytes
-            piece = bytes(whole) if self.overflow is None else whole
-        self._pieces.append(piece)
-        self._nbytes += size
+            piece = bytes(whole) if self._overflow is None else whole
+        self.pieces.append(piece)
+        self.nbytes += size
         self._crc = crc32(piece, self._crc)
         self._gathered += size
         if self._gathered > _GATHERED or type(piece) is memoryview:
@@ -147,25 +136,25 @@ class Encoder:
 
     def put_array(self, view: memoryview, gap: int, readonly: bool) -> None:
         """Add an array behind its header."""
-        begin, crc, flags = self._nbytes, 0, READONLY if readonly else 0
-        self._nbytes += view.nbytes
-        if self.checked:  # copied, so that the checksum is of what is written, whoever changes the array meanwhile
+        begin, crc, flags = self.nbytes, 0, READONLY if readonly else 0
+        self.nbytes += view.nbytes
+        if self._checked:  # copied, so that the checksum is of what is written, whoever changes the array meanwhile
             flags |= CHECKED
             for at in range(0, view.nbytes, _BLOCK):
                 block = bytes(view[at : at + _BLOCK])
                 crc = crc32(block, crc)
-                self._pieces.append(block)
+                self.pieces.append(block)
                 self._gathered += len(block)
                 if self._gathered > _GATHERED:
                     self._pass_on()
         else:
-            self._pieces.append(view)
+            self.pieces.append(view)
         self._arrays.append((begin, view.nbytes, gap, flags, crc))
 
     def _pass_on(self) -> None:
-        if self.overflow is not None:
-            pieces, self._pieces, self._gathered = self._pieces, [], 0
-            self.overflow(pieces)
+        if self._overflow is not None:
+            pieces, self.pieces, self._gathered = self.pieces, [], 0
+            self._overflow(pieces)
 
 
 def _seek_and_read(descriptor: int, size: int, at: int) -> bytes:

@@ -22,7 +22,7 @@ from zlib import crc32
 from chest.errors import DamagedError
 
 from . import aligned, pagemap
-from .aligned import CHECKED, LEAST, MARK, READONLY, Array, Encoder
+from .aligned import CHECKED, LEAST, MARK, READONLY, Array, Encoded
 from .pagemap import Map
 
 _HEAD = MARK + b"cnumpy\nndarray\n(("  # GLOBAL, MARK for the arguments, MARK for the shape
@@ -44,8 +44,8 @@ _WITHOUT_DESCRIPTOR: dict[str, Any] = {"trackfd": False} if sys.version_info >= 
 _maps: set[weakref.ref[Map]] = set()
 
 
-def dump_plain(value: Any, encoder: Encoder) -> bool:
-    """Dump a plain array of 64 KiB or more; false for any other value."""
+def dump_plain(value: Any, encoded: Encoded) -> bool:
+    """Dump a plain array of 64 KiB or more; false for any other value, which is not dumped."""
     numpy: Any = sys.modules.get("numpy")
     if numpy is None or type(value) is not numpy.ndarray or value.nbytes < LEAST:
         return False
@@ -55,10 +55,10 @@ def dump_plain(value: Any, encoder: Encoder) -> bool:
         return False
     readonly = not flags.writeable and not pagemap.in_read_only_map(value)
     head, tail, gap = _template(dtype.str, value.shape, order, value.nbytes, readonly)
-    encoder.write(head)
+    encoded.write(head)
     memory = value.view("i8") if dtype.kind in "Mm" else value  # numpy shows the bytes of dates to nobody
-    encoder.put_array(pickle.PickleBuffer(memory).raw(), gap, readonly)
-    encoder.write(tail)
+    encoded.put_array(pickle.PickleBuffer(memory).raw(), gap, readonly)
+    encoded.write(tail)
     return True
 
 
@@ -69,7 +69,7 @@ def _template(dtype: str, shape: tuple[int, ...], order: str, size: int, readonl
     text = dtype.encode()
     head = _HEAD + axes + _DTYPE + bytes((len(text),)) + text + _MADE
     gap = aligned.make_gap(len(head), size, readonly)
-    head = b"\x80\x05" + head[len(MARK) :]  # the encoder puts the mark in the place of any pickle's PROTO 5
+    head = b"\x80\x05" + head[len(MARK) :]  # `Encoded` puts the mark in the place of any pickle's PROTO 5
     return head + gap, _TAIL.replace(b"%c", order.encode()), len(gap)
 
 

@@ -54,12 +54,12 @@ def check(data: bytes) -> bool:
     at = tuples = 0
     large = len(data) > _MOST_TUPLES
     if large or ((_PUT.search(data) is not None or b"p" in data) and _fills_memo()):
-        at, tuples = _walk(data, _STEPS)
+        at, tuples = walk(data, _STEPS)
     rest = data[at:] if large and at else data
     if tuples + len(rest) > _MOST_TUPLES and (
             tuples + _count(rest, b"\x85\x86\x87(") > _MOST_TUPLES
             or (len(rest) > 10 * _MOST_NUMBERS and _count(rest, b"\x8a\x8b\n") > _MOST_NUMBERS)):
-        _, tuples = _walk(data, len(data))
+        _, tuples = walk(data, len(data))
     return tuples <= _MOST_TUPLES
 
 
@@ -81,7 +81,7 @@ def _fills_memo() -> bool:
     return sys.implementation.name == "cpython" and sys.getsizeof(unpickler) > 1 << 18
 
 
-def _walk(data: bytes, steps: int) -> tuple[int, int]:
+def walk(data: bytes, steps: int) -> tuple[int, int]:
     """Go through so many runs of opcodes, or on while they are long; returns how far, and how many tuples they make.
 
     `Refused` for an index into the memo that is too large, a length that it does not have, and too many integers of
@@ -121,11 +121,6 @@ def _walk(data: bytes, steps: int) -> tuple[int, int]:
     if len(numbers) - len(set(numbers.values())) > MOST_ALIKE and len(data) > 10 * _MOST_NUMBERS:
         raise Refused("it has too many integers of the same hash")
     return at, tuples
-
-
-def check_all(data: bytes) -> None:
-    """`Refused` if ``data`` asks for far more memory than it is long.  Asked when memory has run out."""
-    _walk(data, len(data))
 
 
 _InPython: Any = pickle._Unpickler  # type: ignore[attr-defined,unused-ignore]

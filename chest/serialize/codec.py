@@ -8,14 +8,13 @@ import os
 import pickle
 import stat
 import sys
-import threading
 from contextlib import suppress
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any, Callable, cast
 from zlib import crc32
 
 from . import aligned, arrays, compare
-from .aligned import LEAST, MARK, Encoded, Encoder, Overflow
+from .aligned import LEAST, MARK, Encoded, Overflow
 from .compare import Stamp
 
 if TYPE_CHECKING:
@@ -25,13 +24,6 @@ __all__ = ["Codec", "Stamp", "dump", "dumping", "load"]
 
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # nor does opening a named pipe hang
 _LONGEST = 32 * 1024 * 1024  # bytes of opcodes of a value that is loaded again to compare it
-
-
-class _Thread(threading.local):
-    encoder: Encoder | None = None  # one at hand: to make a pickler takes longer than to pickle a small value
-
-
-_thread = _Thread()
 
 
 def dumping() -> bool:
@@ -114,16 +106,12 @@ class Codec:
             file = self._writer(raw)
             self.dump(value, file)
             file.flush()
-            data = raw.getvalue()
-            return Encoded([data], len(data), None, 0)
-        encoder, _thread.encoder = _thread.encoder or Encoder(), None  # a value's dump may dump another
-        encoder.overflow, encoder.checked = overflow, self.durable if checked is None else checked
-        plain = type(value).__name__ == "ndarray" and arrays.dump_plain(value, encoder)
-        if not plain:
-            encoder.dump(value)
-        encoded = encoder.end()
-        if plain or encoded.nbytes < LEAST:  # the memo of a pickler keeps the size that it once had
-            _thread.encoder = encoder
+            encoded, data = Encoded(noted=False), raw.getvalue()
+            encoded.pieces, encoded.nbytes = [data], len(data)
+            return encoded
+        encoded = Encoded(overflow, self.durable if checked is None else checked)
+        if type(value).__name__ != "ndarray" or not arrays.dump_plain(value, encoded):
+            encoded.dump(value)
         return encoded
 
     def _writer(self, raw: Any) -> io.TextIOWrapper | io.BufferedWriter:

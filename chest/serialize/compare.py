@@ -10,7 +10,7 @@ from typing import Any, Callable, Union
 from chest.errors import raised_by_signal
 
 from . import pagemap
-from .aligned import LEAST, Buffer, Encoded, Encoder, Overflow, fill
+from .aligned import LEAST, Buffer, Encoded, Overflow, fill
 from .pagemap import Map
 
 Stamp = Union[int, Map, None]
@@ -147,10 +147,9 @@ def same_as_loaded(value: object, load: Callable[[], object], encode: Encode) ->
 
 
 def _encode_bare(value: object, overflow: Overflow) -> Encoded:
-    encoder = Encoder(_BarePickler)
-    encoder.overflow = overflow
-    encoder.dump(value)
-    return encoder.end()
+    encoded = Encoded(overflow)
+    encoded.dump(value, _BarePickler)
+    return encoded
 
 
 class _BarePickler(pickle.Pickler):

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from importlib import import_module
 from typing import IO, Any, Callable
 
-from .bounds import MOST_ALIKE, Careful, Refused, Source, check, check_all
+from .bounds import MOST_ALIKE, Careful, Refused, Source, check, walk
 
 HOW = ("open the chest with trusted=True if you trust whoever could write to it, or have it keep such values in a "
        "format that is data, such as parquet, with dump= and load=")
@@ -168,7 +168,7 @@ def _load(data: bytes, source: Source, made: Load | None = None, buffers: Iterab
     try:
         return unpickler.load()
     except MemoryError:
-        check_all(data)
+        walk(data, len(data))
         raise
 
 
