@@ -82,6 +82,13 @@ class Encoded:
         self._announced: memoryview | None = None  # an array whose header comes next
         self._payload: tuple[memoryview, int, bool] | None = None  # one whose bytes come next, with its gap and flag
 
+    @classmethod
+    def of(cls, data: bytes) -> Encoded:
+        """These bytes, without a note."""
+        encoded = cls(noted=False)
+        encoded.pieces, encoded.nbytes = [data], len(data)
+        return encoded
+
     @property
     def stamp(self) -> int | None:
         """The hash of all bytes, of fewer than 64 KiB."""

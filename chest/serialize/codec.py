@@ -106,9 +106,7 @@ class Codec:
             file = self._writer(raw)
             self.dump(value, file)
             file.flush()
-            encoded, data = Encoded(noted=False), raw.getvalue()
-            encoded.pieces, encoded.nbytes = [data], len(data)
-            return encoded
+            return Encoded.of(raw.getvalue())
         encoded = Encoded(overflow, self.durable if checked is None else checked)
         if type(value).__name__ != "ndarray" or not arrays.dump_plain(value, encoded):
             encoded.dump(value)

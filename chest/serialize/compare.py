@@ -102,8 +102,8 @@ def same_as_file(value: object, descriptor: int, status: os.stat_result, stop: i
 
     Of arrays that are parts of a map of this very file only the pages that were written are compared.
     """
-    at = 0
-    block = bytearray(min(_BLOCK, stop))
+    at, size = 0, min(_BLOCK, stop)
+    block = bytearray(size)
 
     def equal(view: memoryview) -> bool:
         nonlocal at
@@ -111,7 +111,7 @@ def same_as_file(value: object, descriptor: int, status: os.stat_result, stop: i
         if at > stop:
             return False
         for first, part in _blocks(view, ((status.st_dev, status.st_ino), begin)):
-            shown = block if part.nbytes == len(block) else bytearray(part.nbytes)
+            shown = block if part.nbytes == size else bytearray(part.nbytes)
             fill(descriptor, memoryview(shown), begin + first)
             if shown != part:  # a bytearray on the left compares as memcmp does, two memoryviews item by item
                 return False

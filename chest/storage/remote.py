@@ -285,7 +285,7 @@ class Remote(Generic[K]):
         moved: dict[int, int] = {}
         for batch in _batches(sorted(ref for pack in worth for ref in living[pack]), self._weight):
             found = {int(ref): data for ref, data in self._get(batch).items() if isinstance(data, bytes)}
-            records = [(_NOBODY, None, Encoded([data], len(data), None, 0)) for data in found.values()]
+            records = [(_NOBODY, None, Encoded.of(data)) for data in found.values()]
             # What cannot be put stays where it is, and its pack with it.
             moved.update((ref, int(one.ref)) for ref, one in zip(found, self._put(records, 1 << LENGTH)) if one.ref)
         return moved

@@ -10,6 +10,7 @@ import random
 import struct
 import sys
 import time
+import traceback
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 faulthandler.enable()
@@ -348,6 +349,7 @@ def main(arguments):
     attempt(pickle.dumps([1]))
     attempt(name("os", "system") + b".")  # what errors take is imported now
     attempt(whole(call(name("zoneinfo", "ZoneInfo._unpickle"), text("none"), b"\x88")))
+    traceback.print_exception(None, SystemError("CPython may print one of bytearray(2**62)"), None)  # imports, too
     sys.addaudithook(watch)
     limit()
     if arguments[0] == "corpus":
