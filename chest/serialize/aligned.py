@@ -203,7 +203,7 @@ class Layout:
             before = self._tail_at
             data = _read(self._source, at, begin) if at < before else self._tail[at - before : begin - before]
             crc, at = crc32(data, crc), begin + size
-            pieces.append(data[: len(data) - gap])
+            pieces.append(data[:-gap] if gap else data)
         if crc != self._crc:
             raise DamagedError("the checksum of the pickle differs")
         return _NEXT_BUFFER.join(pieces)
