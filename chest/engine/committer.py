@@ -96,6 +96,8 @@ class Committer(Generic[K]):
                 # Now, and not behind the comparison: thread B may have a value, change it then, and let go of it.
                 alone = set() if empty or state.is_exposed else {item[0] for item in items if owned((item[1],), 2)}
                 state.take_off(flight, keys)
+                # 1. thread B has a value in hand; 2. it is written; 3. B changes it, and asks for another.
+                flight.given |= state.cache.access.pinned()
                 state.torn = torn
             try:
                 errors = self._write(items, saved, flight, progress)

@@ -77,8 +77,8 @@ class _Inline(thread.ThreadPoolExecutor):
 class Store:
     """The objects below one URL; ``path`` is what may be shown of it.
 
-    A file system that is asynchronous inside is shared
-    with the rest of the program, and does a list of objects at once; any other is our own, and does one call at a time.
+    A file system that is asynchronous inside is shared with all the program, and does a list of objects at once; any
+    other is our own, and does one call at a time.
     """
 
     def __init__(self, url: str, options: Mapping[str, Any]):

@@ -698,3 +698,27 @@ def test_on_overflow_may_read_what_leaves(path):
     c.flush()
     assert not c.inmem
     assert sorted(seen) == [(n, [n] * 10) for n in range(50)]
+
+
+@pytest.mark.parametrize("how", ["flush", "sync"])
+def test_what_another_thread_has_in_hand_as_a_commit_begins_may_be_changed_once_it_is_written(path, gates, how):
+    chest = Chest({"x": [0], "last": "last"}, path=path, dump=gates.dump, load=gates.load, min_file_size=0)
+    has_it, written = threading.Event(), threading.Event()
+    arrived, go_on = gates.stop("dump", "last")
+
+    def other():
+        chest["first"] = "first"
+        value = chest["x"]
+        has_it.set()
+        assert arrived.wait(WAIT)
+        written.set()
+        value.append(1)
+        value = chest["last"]  # "x" is no longer what this thread was given last
+        go_on.set()
+
+    with thread(other):
+        assert has_it.wait(WAIT)
+        getattr(chest, how)()
+    assert written.is_set()
+    chest.flush()
+    assert chest["x"] == [0, 1] == Chest(path=path, load=gates.load, dump=gates.dump)["x"]
