@@ -304,8 +304,7 @@ class Remote(Generic[K]):
     # The place as a whole.
 
     def make(self) -> None:
-        """Nothing has to be made: folders, where there are any, come with what is put there."""
-        self._made = True
+        self._made = True  # folders, where there are any, come with what is put there
 
     def exists(self) -> bool:
         """Is there an index, or did this handle `make` the place?"""
@@ -316,10 +315,9 @@ class Remote(Generic[K]):
 
     def drop(self, refs: Iterable[Ref]) -> None:
         """Remove these values, all packs and what is left of indexes, and the folder if that leaves it empty."""
-        names = {ref for ref in refs if isinstance(ref, str) and inside(ref)}
-        names.update(f"{PACKS}/{name}" for name in self._store.listed(PACKS))
-        names.update(name for name in self._store.listed("") if name.startswith(KEYS))
-        self._store.remove(sorted(names))
+        names = [KEYS, *(name for name in self._store.listed("") if name.startswith(KEYS + "~"))]
+        names += [f"{PACKS}/{name}" for name in self._store.listed(PACKS)]
+        self._store.remove(names + [ref for ref in refs if isinstance(ref, str) and inside(ref)])
         self._store.prune()
         self._made = False
 

@@ -442,6 +442,7 @@ def test_drop_takes_everything_but_what_is_not_its_own(place):
     refs = written(values, VALUES, 100)
     keys.replace(list(refs.items()))
     place.fs.pipe_file(f"{place.base}/mine", b"mine")
+    place.fs.pipe_file(f"{place.base}/.keys~0123456789ab", b"of a commit that was killed")
     assert place.open()[1].changed()
     values.drop(list(refs.values()))
     assert place.names() == ["mine"]
