@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 from chest.engine.spiller import Item, Spiller
 from chest.engine.state import Flight, State, nothing
 from chest.errors import ChestError, explain_dump, explain_os
-from chest.index import KEYS, Committed
+from chest.index import KEYS
 from chest.log import log
 from chest.memory.cache import ABSENT, Saved
 from chest.memory.changes import owned
@@ -122,7 +122,7 @@ class Committer(Generic[K]):
     def _unstick(self) -> None:
         """What could not be dumped may be by now, but for what is the parent's to save."""
         cache = self.state.cache
-        for key in cache.stuck - self.state.index.inherited:
+        for key in cache.stuck - self.state.index.inherited.keys():
             cache.stuck.discard(key)
             cache.policy.put(key, cache.sizes[key], key not in cache.saved)
 
@@ -229,20 +229,19 @@ class Committer(Generic[K]):
         state = self.state
         moved = self._compacted() if plain else {}
         try:
-            done, unnamed = self._commit(plain, moved, mine)
+            orphans, refused = self._commit(plain, moved, mine)
         except (OSError, ChestError):
             raise
         except BaseException:
             state.torn = True  # lest the directory's lock is held on, if Ctrl-C came as it was released
             raise
-        state.storage.remove([*done.orphans, *unnamed])
+        state.storage.remove(orphans)
         log("debug", "committed %s", state.storage.path)
-        return list(done.refused)
+        return refused
 
-    def _commit(self, plain: bool, moved: dict[int, int], mine: Flight | None) -> tuple[Committed, list[Ref]]:
-        """Returns what the commit left, and refs of interrupted operations that may go now."""
+    def _commit(self, plain: bool, moved: dict[int, int], mine: Flight | None) -> tuple[list[Ref], Errors]:
         state = self.state
-        with state.lock, state.undisturbed, state.index.lock:
+        with state.lock, state.undisturbed, state.index.keys.lock:
             while state.refresh():
                 pass  # a value that is dropped may run code of the user's, and that may commit by another handle
             try:
@@ -256,8 +255,7 @@ class Committer(Generic[K]):
                                  "; nothing is lost in memory, and what was committed before is untouched") from error
             if plain:
                 state.storage.reclaim(state.index.committed_refs())
-            unnamed, state.unnamed = state.unnamed, []
-        return done, unnamed
+        return done
 
     def _compacted(self) -> dict[int, int]:
         """Live records of packs that hold mostly dead ones, copied to this handle's own: old ref to new."""

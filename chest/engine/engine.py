@@ -255,7 +255,7 @@ class Engine(Generic[K]):
                 self.committer.save(bool(self.unsaved()), True, progress)
             if state.index.appended:
                 self.committer.commit(True)  # what others read is one plain list again
-        state.index.close()
+        state.index.keys.close()
         state.storage.close()
 
     def _is_gone(self) -> bool:
@@ -308,13 +308,13 @@ class Engine(Generic[K]):
         with state.lock:
             state.mend()
             if self.owner == os.getpid() and state.storage.exists():
-                with state.undisturbed, state.index.lock:
+                with state.undisturbed, state.index.keys.lock:
                     state.refresh()
-                    state.index.erase()  # from now on the chest is empty, whatever becomes of its files
+                    state.index.keys.erase()  # from now on the chest is empty, whatever becomes of its files
                     state.storage.drop(self._forget())
             else:
                 self._forget()
-        state.index.close()
+        state.index.keys.close()
         state.storage.close()
         log("warning", "dropped %s", self.path)
 

@@ -116,7 +116,7 @@ class Loader(Generic[K]):
         size = memory_of(loaded.value, loaded.nbytes) if loaded is not None else 0
         with state.lock:
             ours = state.flights.get(key) is flight
-            if loaded is not None and ours and newest() and self._is_inherited(ref, loaded.version):
+            if loaded is not None and ours and newest() and self._is_as_inherited(key, loaded.version):
                 torn, state.torn = state.torn, True
                 self._arrive(key, loaded, size)
                 state.land(flight, (key,))
@@ -134,10 +134,9 @@ class Loader(Generic[K]):
             raise error
         raise explain_load(error, key, state.storage.file(ref)) from error
 
-    def _is_inherited(self, ref: Ref, version: int) -> bool:
+    def _is_as_inherited(self, key: K, version: int) -> bool:
         """Is a file that only the parent of a fork knew of still the one that it was then?"""
-        lent = self.state.index.lent
-        return not lent or lent.get(ref, version) == version
+        return self.state.index.inherited.get(key) in (None, version)
 
     def _arrive(self, key: K, loaded: Loaded, size: int) -> None:
         counts = self.state.counts
@@ -203,7 +202,7 @@ class Loader(Generic[K]):
                     newest = state.newest_check()
                     if state.storage.version(refs[key]) != loaded.version:
                         continue
-                if state.flights.get(key) is flight and self._is_inherited(refs[key], loaded.version):
+                if state.flights.get(key) is flight and self._is_as_inherited(key, loaded.version):
                     torn, state.torn = state.torn, True
                     self._arrive(key, loaded, size)
                     cache.given.pop(key)  # nobody was given it yet

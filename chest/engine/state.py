@@ -102,7 +102,6 @@ class State(Generic[K]):
         self.torn = False
         self.undisturbed = _Undisturbed()
         self.large: set[K] = set()  # keys in memory whose values are larger than the budget: these leave first
-        self.unnamed: list[Ref] = []  # bytes of interrupted operations, to be removed behind the next commit
         self.is_exposed = False  # if so, no value is known to be in nobody's hands
         self.changes: dict[int, int] = {}  # by thread, how often it added or removed a key: for its iterators
         self.new_lock()
@@ -122,14 +121,14 @@ class State(Generic[K]):
         if self.torn and not self._in_a_section():
             log("debug", "an operation was interrupted; what is derived is made anew")
             self.undisturbed.end()
-            mend_lock: Any = getattr(self.index.lock, "mend", None)
+            mend_lock: Any = getattr(self.index.keys.lock, "mend", None)
             if mend_lock is not None:
                 mend_lock()
             self.flights.clear()
-            self.unnamed += self.index.rebuild(self.cache.values)
+            self.index.rebuild(self.cache.values)
             refs, saved = self.index.refs, self.cache.saved
             for key in [key for key in list(self.cache.values) if refs.get(key) is not None and key not in saved]:
-                self.unnamed += filter(None, [self.index.set(key)])  # it was being set, or written
+                self.index.set(key)  # it was being set, or written
             self.cache.rebuild(refs)
             self.torn = False
             self.landed.notify_all()
@@ -180,8 +179,8 @@ class State(Generic[K]):
             if changes is None:
                 self.torn = before
                 return False
-            stale = list(changes.stale)
-            if changes.replaced:  # a name may have been free, and taken again, in between
+            stale, replaced = changes
+            if replaced:  # a name may have been free, and taken again, in between
                 stale += self._of_other_files()
             dropped = [self.drop(key) for key in stale]
             self.torn = before

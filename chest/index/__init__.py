@@ -4,7 +4,7 @@
 handle's changes over what the newest commit says.  Nothing here knows a value.
 """
 from chest.index.filenames import Names, key_to_filename
-from chest.index.index import Changes, Committed, Index
+from chest.index.index import Index
 from chest.index.keysfile import KEYS, KeysFile
 
-__all__ = ["KEYS", "Changes", "Committed", "Index", "KeysFile", "Names", "key_to_filename"]
+__all__ = ["KEYS", "Index", "KeysFile", "Names", "key_to_filename"]

@@ -11,7 +11,7 @@ from typing import Callable, Generic, TypeVar, Union
 
 from chest.errors import raised_by_signal
 
-__all__ = ["Names", "Ref", "inside", "key_to_filename", "usable_part"]
+__all__ = ["Names", "Ref", "digest", "inside", "key_to_filename", "usable_part"]
 
 K = TypeVar("K", bound=Hashable)
 
@@ -46,10 +46,7 @@ def key_to_filename(key: object) -> str:
 
 
 def digest(key: object) -> str:
-    """The md5 of the text of ``key``: a name for what has no name of its own.
-
-    Python makes no text of an integer of more than 4,300 digits, and a class may refuse to: the hash has to do then.
-    """
+    """The md5 of the text of ``key``; of its hash where it has no text, as an integer of more than 4,300 digits."""
     import hashlib
 
     try:
@@ -64,10 +61,9 @@ def digest(key: object) -> str:
 def usable_part(part: str) -> bool:
     """Can ``part`` name a file or folder on every platform, with room for a ``~n`` behind it?"""
     try:
-        size = len(part.encode("utf-8"))
+        return 0 < len(part.encode("utf-8")) <= LONGEST and part.lower() not in _DEVICES
     except UnicodeEncodeError:
         return False
-    return 0 < size <= LONGEST and part.lower() not in _DEVICES
 
 
 def inside(name: object) -> bool:
@@ -84,10 +80,9 @@ def inside(name: object) -> bool:
 class Names(Generic[K]):
     """Which names of loose files are taken, and which is next for a key.
 
-    A name is taken while an index gives it to a key, while a commit that would free it is pending, and while it is
-    reserved; also if somebody removed its file, as the key would then show another key's value.  The set of them is
-    made when the first one is asked for: opening a chest does not pay for it.  ``source`` (the index sets it) gives all
-    refs that there are.
+    A name is taken while an index gives it to a key, or would after a failed commit, and while it is ``reserved`` for
+    one; also if somebody removed its file, as the key would then show another key's value.  ``source`` gives all refs
+    of the index; it is asked when a name is needed first, so that opening a chest does not pay for it.
     """
 
     def __init__(self, plain: Callable[[K], str] = key_to_filename):
@@ -116,9 +111,7 @@ class Names(Generic[K]):
         name = self._plain(key)
         if self._plain is key_to_filename and "/" not in name:
             return name
-        if inside(name) and len(name) <= DEEPEST and all(map(usable_part, name.split("/"))):
-            return name
-        return digest(key)
+        return name if inside(name) and len(name) <= DEEPEST and all(map(usable_part, name.split("/"))) else digest(key)
 
     def next_free(self, key: K, usable: Callable[[str, bool], bool], plain: str = "") -> str:
         """The ``plain`` name (or the key's) if it is usable, else the first of ``name~1``, ``name~2``, … that is.

@@ -1,11 +1,4 @@
-"""The bytes of ``.keys``, format 2, and how decay is told from a commit that never ended::
-
-    list    a pickle of pairs (key, ref) whose first opcodes say "chest-keys 2 <version>"
-    footer  magic (8 bytes), length of the list (8), CRC-32 of the list (4), CRC-32 of these fields (4)
-    record  a commit that was appended, none or many of them:
-            magic (4), length of the body (8), CRC-32 of the body (4), CRC-32 of these fields (4)
-            body: a pickle of the pairs that changed, a ref of None for a key that was deleted
-            trailer (8)
+"""The bytes of ``.keys``, format 2, as ``docs/format.rst`` has them: a list, its footer, and records of commits.
 
 A record is torn where its writer died or the power failed: the file ends before the trailer does, or has zeros where
 bytes were not on the disk yet, and nothing whole follows.  It was never committed.  All else is damage.  A single
@@ -19,10 +12,10 @@ import io
 import os
 import pickle
 import struct
-import zlib
 from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Callable, Optional
+from zlib import crc32
 
 from chest._version import __version__
 from chest.errors import ChestError, DamagedError, DumpError, LoadError, explain_os, raised_by_signal
@@ -32,7 +25,7 @@ from chest.log import log
 if TYPE_CHECKING:
     from chest.serialize.codec import Codec
 
-__all__ = ["Pairs", "Parser", "Refs", "record", "records", "refusal", "whole_list", "written_by"]
+__all__ = ["Pairs", "Parser", "Refs", "record", "refusal", "whole_list", "written_by"]
 
 Pairs = list[tuple[Any, Optional[Ref]]]  # a ref of None says that the key was deleted
 Refs = dict[Any, Optional[Ref]]
@@ -44,7 +37,7 @@ _MAGIC = b"+chs"
 _TRAILER = b"\xd3\xa6end\x95\xb3\xcb"
 _FOOTER = struct.Struct("<8sQI")
 _HEAD = struct.Struct("<4sQI")
-_CRC = struct.Struct("<I")
+_CRC = 4  # bytes of a checksum
 _ATOMS = {str, int, float, bytes, bool, type(None)}
 
 
@@ -66,18 +59,17 @@ def dumped(pairs: Pairs) -> bytes:
     return stream.getvalue()
 
 
-def refusal(key: Hashable) -> Exception | None:
+def refusal(key: Hashable) -> DumpError | None:
     """Why ``key`` cannot be pickled; `None` if it can."""
     try:
         dumped([(key, 0)])
     except DumpError as error:
-        cause = error.__cause__
-        return cause if isinstance(cause, Exception) else error
+        return error
     return None
 
 
 def _sealed(fields: bytes) -> bytes:
-    return fields + _CRC.pack(zlib.crc32(fields))
+    return fields + crc32(fields).to_bytes(_CRC, "little")
 
 
 def whole_list(pairs: Pairs, mark: bytes = b"") -> bytes:
@@ -86,13 +78,13 @@ def whole_list(pairs: Pairs, mark: bytes = b"") -> bytes:
     head = b"".join(pickle.SHORT_BINBYTES + bytes([len(one)]) + one + pickle.POP for one in pushed)
     pickled = dumped(pairs)
     data = pickled[:2] + head + pickled[2:]
-    return data + _sealed(_FOOTER.pack(END_OF_LIST, len(data), zlib.crc32(data)))
+    return data + _sealed(_FOOTER.pack(END_OF_LIST, len(data), crc32(data)))
 
 
 def record(changes: Pairs) -> tuple[bytes, bytes]:
     """One commit's changes as they are appended, and the trailer that ends them."""
     body = dumped(changes)
-    return _sealed(_HEAD.pack(_MAGIC, len(body), zlib.crc32(body))) + body, _TRAILER
+    return _sealed(_HEAD.pack(_MAGIC, len(body), crc32(body))) + body, _TRAILER
 
 
 # Reading.
@@ -107,40 +99,6 @@ def written_by(data: bytes) -> tuple[int, str] | None:
     return None
 
 
-def list_end(data: bytes) -> tuple[int, int]:
-    """Where the list ends, and where its footer does.  `DamagedError` unless the footer confirms the list."""
-    end = data.find(END_OF_LIST)
-    while end >= 0:
-        behind = end + _FOOTER.size + _CRC.size
-        if data[end:behind] == _sealed(_FOOTER.pack(END_OF_LIST, end, zlib.crc32(memoryview(data)[:end]))):
-            return end, behind
-        end = data.find(END_OF_LIST, end + 1)  # the magic may stand in a key, too
-    raise DamagedError("the checksum of the list is wrong")
-
-
-def records(data: bytes) -> tuple[list[bytes], int]:
-    """The bodies of the whole records in ``data``, and where they end.  `DamagedError` unless the rest is torn."""
-    bodies: list[bytes] = []
-    start = 0
-    while start < len(data):
-        behind = start + _HEAD.size + _CRC.size
-        head = data[start:behind]
-        found, written, rest = head[: len(_MAGIC)], _MAGIC, start
-        if len(head) == behind - start and head == _sealed(head[: _HEAD.size]):
-            magic, length, checksum = _HEAD.unpack_from(head)
-            body, trailer = data[behind : behind + length], data[behind + length : behind + length + len(_TRAILER)]
-            if magic == _MAGIC and trailer == _TRAILER and zlib.crc32(body) == checksum:
-                bodies.append(body)
-                start = behind + length + len(_TRAILER)
-                continue
-            found, written, rest = trailer, _TRAILER, behind + length
-        torn = all(byte in (0, right) for byte, right in zip(found, written))
-        if not torn or data.find(_TRAILER, rest) >= 0:
-            raise DamagedError(f"the commit at byte {start} behind the list is damaged")
-        break
-    return bodies, start
-
-
 class Parser:
     """Makes pairs of the bytes of the index at ``path``, which was written as ``codec`` says, or as chest does."""
 
@@ -151,15 +109,31 @@ class Parser:
     def whole(self, data: bytes, load: Callable[[], Any]) -> tuple[Refs, int, int]:
         """All pairs; where the list and its footer end, 0 if others wrote it; and where the whole records do.
 
-        ``load`` reads with the user's settings what chest did not write.
+        ``load`` reads with the user's settings what chest did not write: with them, as a pickle, or 0.2.3.
         """
         writer = written_by(data[:260])
         if writer is None:
-            return self._foreign(data, load), 0, 0
+            if END_OF_LIST in data:
+                raise DamagedError("the first bytes of the list are not those that chest wrote")
+            try:
+                return checked(read_anew(self._unpickled(data) if self._codec.native else load())), 0, 0
+            except Exception as error:
+                if self._codec.native or isinstance(error, MemoryError) or raised_by_signal(error):
+                    raise
+                try:
+                    return checked(read_anew(self._unpickled(data))), 0, 0
+                except Exception:
+                    raise error from None
         if writer[0] != FORMAT:
             raise ChestError(f"{self._path} was written by chest {writer[1]} in format {writer[0]}, which this one "
                              f"({__version__}) does not know; upgrade chest to open it")
-        stop, end = list_end(data)
+        stop = end = 0
+        while not end:
+            stop = data.find(END_OF_LIST, stop + 1)  # it may stand in a key, too
+            if stop < 0:
+                raise DamagedError("the checksum of the list is wrong")
+            footer = _sealed(_FOOTER.pack(END_OF_LIST, stop, crc32(memoryview(data)[:stop])))
+            end = stop + len(footer) if data.startswith(footer, stop) else 0
         refs = checked(self._unpickled(data[:stop]))
         changes, length = self.changes(data[end:])
         for key, ref in changes:
@@ -170,13 +144,26 @@ class Parser:
         return refs, end, end + length
 
     def changes(self, data: bytes) -> tuple[Pairs, int]:
-        """What the whole records in ``data`` say, and where they end."""
-        bodies, end = records(data)
-        if end < len(data):
+        """What the whole records in ``data`` say, and where they end.  `DamagedError` unless the rest is torn."""
+        changes: Pairs = []
+        start = 0
+        while start < len(data):
+            begin = start + _HEAD.size + _CRC
+            place, found, written = start, data[start : start + len(_MAGIC)], _MAGIC
+            if data[start:begin] == _sealed(_MAGIC + data[start + len(_MAGIC) : begin - _CRC]):
+                _, length, checksum = _HEAD.unpack_from(data, start)
+                place = begin + length
+                found, written = data[place : place + len(_TRAILER)], _TRAILER
+                if found == _TRAILER and crc32(data[begin:place]) == checksum:
+                    changes += self._unpickled(data[begin:place])
+                    start = place + len(_TRAILER)
+                    continue
+            if data.find(_TRAILER, place) >= 0 or any(byte not in (0, right) for byte, right in zip(found, written)):
+                raise DamagedError(f"the commit at byte {start} behind the list is damaged")
             log("debug", "%s ends in a torn record, which was never committed", self._path)
-        changes = [pair for body in bodies for pair in self._unpickled(body)]
+            break
         checked(changes, {str, int, type(None)})
-        return changes, end
+        return changes, start
 
     def _unpickled(self, data: bytes) -> Any:
         """What is pickled in ``data``.  Ordinary keys need no class: only where one is named does trust matter."""
@@ -193,22 +180,6 @@ class Parser:
         if stream.tell() != len(data):
             raise DamagedError("something stands behind the end of the list")
         return found
-
-    def _foreign(self, data: bytes, load: Callable[[], Any]) -> Refs:
-        """The list as the user's ``load`` gives it, or else as a pickle: 0.2.3's, or of a chest with other settings."""
-        if END_OF_LIST in data:
-            raise DamagedError("the first bytes of the list are not those that chest wrote")
-        if self._codec.native:
-            return checked(read_anew(self._unpickled(data)))
-        try:
-            return checked(read_anew(load()))
-        except Exception as error:
-            if isinstance(error, MemoryError) or raised_by_signal(error):
-                raise
-            try:
-                return checked(read_anew(self._unpickled(data)))
-            except Exception:
-                raise error from None
 
     def keeps(self, pairs: Pairs, dump_and_load: Callable[[Pairs], Any]) -> bool:
         """Do the user's settings write, and give back, these pairs: the same keys of the same types?"""

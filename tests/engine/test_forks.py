@@ -344,7 +344,7 @@ def test_a_child_of_multiprocessing_leaves_alone_what_it_inherited(path):
 def test_a_fork_while_another_thread_commits_does_not_hang_the_child(path, pipe, monkeypatch):
     c = Chest({"x": 1}, path=path)
     within, go_on = threading.Event(), threading.Event()
-    keys = c._engine.state.index._keys
+    keys = c._engine.state.index.keys
     real = keys.replace
 
     def replace(pairs):

@@ -40,7 +40,7 @@ def committed(keys):
 
 def commit(index, plain=False, moved=None):
     """As a chest commits: what others did first."""
-    with index.lock:
+    with index.keys.lock:
         index.refresh()
         return index.commit(plain, moved)
 
