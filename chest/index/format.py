@@ -11,6 +11,7 @@ import errno
 import io
 import os
 import pickle
+import re
 import struct
 from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from chest.log import log
 if TYPE_CHECKING:
     from chest.serialize.codec import Codec
 
-__all__ = ["Pairs", "Parser", "Refs", "record", "refusal", "whole_list", "written_by"]
+__all__ = ["Pairs", "Parser", "Refs", "dumped", "record", "whole_list", "written_by"]
 
 Pairs = list[tuple[Any, Optional[Ref]]]  # a ref of None says that the key was deleted
 Refs = dict[Any, Optional[Ref]]
@@ -59,23 +60,14 @@ def dumped(pairs: Pairs) -> bytes:
     return stream.getvalue()
 
 
-def refusal(key: Hashable) -> DumpError | None:
-    """Why ``key`` cannot be pickled; `None` if it can."""
-    try:
-        dumped([(key, 0)])
-    except DumpError as error:
-        return error
-    return None
-
-
 def _sealed(fields: bytes) -> bytes:
     return fields + crc32(fields).to_bytes(_CRC, "little")
 
 
 def whole_list(pairs: Pairs, mark: bytes = b"") -> bytes:
     """The list and its footer; with a ``mark`` of up to 255 bytes, which unpickling skips, in front of the pairs."""
-    pushed = [f"chest-keys {FORMAT} {__version__}".encode(), *([mark] if mark else [])]
-    head = b"".join(pickle.SHORT_BINBYTES + bytes([len(one)]) + one + pickle.POP for one in pushed)
+    pushed = (f"chest-keys {FORMAT} {__version__}".encode(), mark)
+    head = b"".join(pickle.SHORT_BINBYTES + bytes([len(one)]) + one + pickle.POP for one in pushed if one)
     pickled = dumped(pairs)
     data = pickled[:2] + head + pickled[2:]
     return data + _sealed(_FOOTER.pack(END_OF_LIST, len(data), crc32(data)))
@@ -93,10 +85,8 @@ def record(changes: Pairs) -> tuple[bytes, bytes]:
 def written_by(data: bytes) -> tuple[int, str] | None:
     """The format and version of chest that wrote a list beginning with ``data``; `None` for anyone else's."""
     text = data[4 : 4 + data[3]] if len(data) > 3 and data.startswith(_BEGIN) else b""
-    words = text.decode("ascii", "replace").split()
-    if len(words) == 3 and words[0] == "chest-keys" and words[1].isdigit():
-        return int(words[1]), words[2]
-    return None
+    match = re.fullmatch(r"chest-keys (\d+) (\S+)", text.decode("ascii", "replace"), re.ASCII)
+    return (int(match[1]), match[2]) if match else None
 
 
 class Parser:

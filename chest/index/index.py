@@ -11,7 +11,7 @@ from typing import Any, Callable, Generic, Protocol, TypeVar
 
 from chest.errors import DumpError
 from chest.index.filenames import Names, Ref
-from chest.index.format import Pairs, Refs, refusal
+from chest.index.format import Pairs, Refs, dumped
 
 __all__ = ["Index", "Keys"]
 
@@ -204,7 +204,11 @@ class Index(Generic[K]):
         try:
             self._write(done, plain, moved or {})
         except DumpError:
-            refused = [(key, error) for key in done if (error := refusal(key)) is not None]
+            for key in done:
+                try:
+                    dumped([(key, 0)])
+                except DumpError as error:
+                    refused.append((key, error))
             if not refused:
                 raise
             left_out = {key for key, _ in refused}
