@@ -1,0 +1,285 @@
+"""Whoever holds a value of a chest, in whatever way, may change it between two commits: the next one saves that.
+
+Where references are counted, a value that nobody holds is not looked at again; so each way of holding one is tried.
+"""
+from __future__ import annotations
+
+import array
+import collections
+import contextvars
+import functools
+import itertools
+import sys
+import threading
+import types
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from chest import Chest
+
+try:
+    import numpy
+except ImportError:
+    numpy = None
+
+
+class Thing:
+    def __init__(self, **attributes):
+        vars(self).update(attributes)
+
+    def __repr__(self):
+        return f"Thing({vars(self)})"
+
+
+class Slotted:
+    __slots__ = ("n",)
+
+    def __init__(self):
+        self.n = 0
+
+    def __repr__(self):
+        return f"Slotted({self.n})"
+
+
+class Items(list):
+    pass
+
+
+def put_first(value, number):
+    value[0] = number
+
+
+#: How a value is made, and how it is changed.
+KINDS = {
+    "a list": (lambda: [0, "text"], list.append),
+    "a list of lists": (lambda: [[0], [1]], lambda value, number: value[1].append(number)),
+    "a deep list": (lambda: [[[[[[0]]]]]], lambda value, number: value[0][0][0][0][0].append(number)),
+    "a long list": (lambda: list(map(float, range(20_000))), put_first),
+    "a tuple with a list": (lambda: (0, [1]), lambda value, number: value[1].append(number)),
+    "a dict": (lambda: {"a": 0}, lambda value, number: value.update(a=number)),
+    "a dict of dicts": (lambda: {"a": {"b": 0}}, lambda value, number: value["a"].update(b=number)),
+    "a set": (lambda: {-1}, set.add),
+    "bytes that change": (lambda: bytearray(b"abc"), put_first),
+    "a deque": (lambda: collections.deque([1]), lambda value, number: value.append(number)),
+    "a dict in order": (lambda: collections.OrderedDict(a=1), lambda value, number: value.update(a=number)),
+    "an array of the library": (lambda: array.array("i", [1, 2]), put_first),
+    "an instance": (lambda: Thing(n=0), lambda value, number: setattr(value, "n", number)),
+    "an instance with slots": (Slotted, lambda value, number: setattr(value, "n", number)),
+    "an instance in an instance": (lambda: Thing(part=Thing(n=0)), lambda value, number: setattr(value.part, "n", number)),
+    "a list of its own class": (Items, lambda value, number: value.append(number)),
+}
+if numpy is not None:
+    KINDS |= {
+        "a small array": (lambda: numpy.zeros(3), put_first),
+        "a large array": (lambda: numpy.zeros(20_000), put_first),
+        "an array of objects": (lambda: numpy.array([[0], None], object), lambda value, number: value[0].append(number)),
+        "a list of arrays": (lambda: [numpy.zeros(3), numpy.zeros(20_000)], lambda value, number: put_first(value[1], number)),
+        "an array that is a view": (lambda: numpy.zeros((4, 9000)).T, lambda value, number: put_first(value, number)),
+    }
+
+
+def closure(value):
+    return lambda: value
+
+
+def generator(value):
+    def held():
+        while True:
+            yield value
+
+    made = held()
+    next(made)
+    return lambda: next(made)
+
+
+def default(value):
+    def held(it=value):
+        return it
+
+    return held
+
+
+def attribute(value):
+    holder = Thing(it=value)
+    return lambda: holder.it
+
+
+def class_attribute(value):
+    holder = type("Holder", (), {"it": value})
+    return lambda: vars(holder)["it"]
+
+
+def error(value):
+    try:
+        raise ValueError(value)
+    except ValueError as raised:
+        caught = raised
+    return lambda: caught.args[0]
+
+
+def frame(value):
+    def run():
+        it = value  # noqa: F841 - the frame holds it
+        raise ValueError
+
+    try:
+        run()
+    except ValueError as raised:
+        deepest = raised.__traceback__.tb_next.tb_frame
+    value = None
+    return lambda: deepest.f_locals["it"]
+
+
+def context(value):
+    variable = contextvars.ContextVar("held")
+    inside = contextvars.copy_context()
+    inside.run(variable.set, value)
+    return lambda: inside[variable]
+
+
+def weak(value):
+    try:
+        return weakref.ref(value)
+    except TypeError:
+        pytest.skip("there are no weak references to it")
+
+
+def thread(value):
+    pool, held = ThreadPoolExecutor(1), threading.local()
+    pool.submit(setattr, held, "it", value).result()
+    return lambda: pool.submit(getattr, held, "it").result()
+
+
+def waiting_thread(value):
+    asked, answered, answers = threading.Semaphore(0), threading.Semaphore(0), []
+
+    def run(it):
+        for _ in range(4):
+            asked.acquire()
+            answers.append(it)
+            answered.release()
+
+    threading.Thread(target=run, args=(value,), daemon=True).start()
+
+    def get():
+        asked.release()
+        assert answered.acquire(timeout=60)
+        return answers.pop()
+
+    return get
+
+
+def iterator_of(make):
+    def place(value):
+        iterator = make(value)
+        return lambda: next(iterator)
+
+    return place
+
+
+def item_of(make, key=0):
+    def place(value):
+        container = make(value)
+        return lambda: container[key]
+
+    return place
+
+
+#: How a value is held, and got back.
+PLACES = {
+    "closure": closure, "generator": generator, "default": default, "attribute": attribute,
+    "class": class_attribute, "error": error, "frame": frame, "context": context, "weak reference": weak,
+    "thread": thread, "waiting thread": waiting_thread,
+    "list": item_of(lambda value: [value]), "tuple": item_of(lambda value: (value,)),
+    "dict": item_of(lambda value: {0: value}), "deque": item_of(lambda value: collections.deque([value])),
+    "proxy": item_of(lambda value: types.MappingProxyType({0: value})),
+    "repeat": iterator_of(itertools.repeat), "cycle": iterator_of(lambda value: itertools.cycle([value])),
+    "map": iterator_of(lambda value: map(max, itertools.repeat([value]))),
+    "chain": iterator_of(lambda value: itertools.chain(itertools.repeat(value))),
+    "partial": lambda value: functools.partial(lambda it: it, value),
+    "method": lambda value: types.MethodType(lambda it: it, value),
+}
+
+#: What is made, a part or view of it, and how that is changed.
+VIEWS = {
+    "part of a list": (lambda: [[0]], lambda value: value[0], list.append),
+    "deep part": (lambda: [[[[[[0]]]]]], lambda value: value[0][0][0][0][0], list.append),
+    "part of a dict": (lambda: {"a": {"b": 0}}, lambda value: value["a"], lambda part, number: part.update(a=number)),
+    "values of a dict": (lambda: {"a": [0]}, lambda value: value.values(), lambda view, number: next(iter(view)).append(number)),
+    "attributes": (lambda: Thing(n=0), vars, lambda part, number: part.update(n=number)),
+    "method": (lambda: [0], lambda value: value.append, lambda method, number: method(number)),
+    "view of bytes": (lambda: bytearray(9), memoryview, put_first),
+    "view of a view of bytes": (lambda: bytearray(9), lambda value: memoryview(value)[1:], put_first),
+    "iterator": (lambda: [[0], [1], [2], [3]], iter, lambda iterator, number: next(iterator).append(number)),
+}
+if numpy is not None:
+    VIEWS |= {
+        "view of an array": (lambda: numpy.zeros(3), lambda value: value[:], put_first),
+        "view of a large array": (lambda: numpy.zeros(20_000), lambda value: value[5:], put_first),
+        "view of a view": (lambda: numpy.zeros((3, 4)), lambda value: value.T[1:][::2], put_first),
+        "flat": (lambda: numpy.zeros((3, 4)), lambda value: value.flat, put_first),
+        "memory of an array": (lambda: numpy.zeros(20_000), memoryview, put_first),
+        "array of a list": (lambda: [numpy.zeros(20_000)], lambda value: value[0], put_first),
+    }
+
+
+def content(value):
+    return repr(value.tolist() if numpy is not None and isinstance(value, numpy.ndarray) else value)
+
+
+def changes_are_saved(path, make, hold, change):
+    """``hold`` is called with the value, and returns what gives that which ``change`` changes."""
+    c = Chest({"x": make(), "other": 0}, path=path)
+    for _ in range(2):  # as it was set, and as it was loaded
+        held, model = hold(c["x"]), c.copy()["x"]
+        mirror = hold(model)
+        for number in range(2):
+            c["other"] = number
+            c.sync()
+            assert c["other"] == number  # so that the value is no longer the one that was given last
+            c.sync()
+            change(held(), number)
+            change(mirror(), number)
+            c.sync()
+            assert content(Chest(path=path)["x"]) == content(model)
+        held = mirror = None
+        c.flush()
+
+
+#: Not each kind in each place, but the common ones in each place, and each kind in some places.
+COMMON = KINDS.keys() & {"a list", "a dict of dicts", "an instance", "a large array", "a list of arrays"}
+BOTH = [(kind, place) for kind in KINDS for place in PLACES if kind in COMMON or place in ("closure", "list", "repeat", "thread")]
+
+
+@pytest.mark.parametrize(("kind", "place"), BOTH)
+def test_a_held_value_that_changes_between_commits_is_saved(kind, place, path):
+    if place == "weak reference" and sys.implementation.name != "cpython":
+        pytest.skip("how long a value lives is not known")
+    changes_are_saved(path, KINDS[kind][0], PLACES[place], KINDS[kind][1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_value_in_a_local_variable_that_changes_between_commits_is_saved(kind, path):
+    make, change = KINDS[kind]
+    c = Chest({"x": make(), "other": 0}, path=path)
+    x, model = c["x"], make()
+    for number in range(2):
+        c["other"] = number
+        c.sync()
+        change(x, number)
+        change(model, number)
+        c.sync()
+        assert content(Chest(path=path)["x"]) == content(model)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_part_or_view_that_changes_between_commits_is_saved(view, path):
+    make, look, change = VIEWS[view]
+
+    def hold(value):
+        part = look(value)
+        return lambda: part
+
+    changes_are_saved(path, make, hold, change)
