@@ -16,6 +16,7 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from children import python
 
 from chest import Chest
 
@@ -283,3 +284,28 @@ def test_a_part_or_view_that_changes_between_commits_is_saved(view, path):
         return lambda: part
 
     changes_are_saved(path, make, hold, change)
+
+
+def test_a_debugger_that_reads_frames_while_chest_is_imported_makes_no_change_pass_unseen(path):
+    """It may hold what is in them, so that reference counts are not what they are without it."""
+    python("""
+import sys
+seen = []
+def trace(frame, event, argument):
+    if "chest" in frame.f_code.co_filename:
+        seen.append((frame, dict(frame.f_locals)))
+        return trace
+sys.settrace(trace)
+from chest import Chest
+sys.settrace(None)
+
+c = Chest({"x": [0], "other": 0}, path=sys.argv[1])
+x = c["x"]
+for number in range(3):
+    c["other"] = number
+    c.sync()
+    c.sync()
+    x.append(number)
+    c.sync()
+    assert Chest(path=sys.argv[1])["x"] == x
+""", path)
