@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import os
 import pickle
 import sys
@@ -256,7 +257,7 @@ class Chest(MutableMapping[K, V]):
             raise TypeError("copy() makes a temporary chest, and copy(path) one that stays")
         chest = _reopen(type(self), path or None, self.available_memory, self._engine.settings._replace(flag="c"))
         if len(chest):
-            raise FileExistsError(17, "there is a chest already: open it, and update() it", chest.path)
+            raise FileExistsError(errno.EEXIST, "there is a chest already: open it, and update() it", chest.path)
         chest.update(self)
         if path:
             chest.sync()

@@ -1,6 +1,7 @@
 """One handle: its parts, and what is done to a key.  Everything that takes several steps is in the rooms beside."""
 from __future__ import annotations
 
+import errno
 import os
 import warnings
 from collections.abc import Hashable, Iterator, Mapping
@@ -227,9 +228,9 @@ class Engine(Generic[K]):
         storage, index = self.state.storage, self.state.index
         if not storage.exists():
             if index.refs and any(ref is not None for ref in list(index.refs.values())):
-                raise FileNotFoundError(2, "the chest's directory is gone: it was renamed or removed while the chest "
-                                           "was open, and what it held is not in memory; put it back, or open the "
-                                           "chest anew", self.path)
+                raise FileNotFoundError(errno.ENOENT, "the chest's directory is gone: it was renamed or removed while "
+                                        "the chest was open, and what it held is not in memory; put it back, or open "
+                                        "the chest anew", self.path)
             storage.make()
 
     def unsaved(self) -> int:

@@ -1,8 +1,10 @@
 """From what the user asks for to the parts of a handle: where values lie, and what keeps them."""
 from __future__ import annotations
 
+import errno
 import os
 import stat
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -107,12 +109,13 @@ def open_parts(asked: str | os.PathLike[str] | None, settings: Settings, availab
         keys = KeysFile(path, codec, directory_lock(path), system, descriptors)
     is_there = storage.exists() if storage.remote else os.path.lexists(os.path.join(path, KEYS))
     if settings.flag in "rw" and not is_there:
-        raise FileNotFoundError(2, f"there is no chest (flag={settings.flag!r} makes none)", path)
+        raise FileNotFoundError(errno.ENOENT, f"there is no chest (flag={settings.flag!r} makes none)", path)
     if settings.flag != "r":
         storage.make()
     if not storage.remote:
         check(path, settings.flag != "r")
-    if is_there and settings.trusted and not storage.remote and hasattr(os, "getuid"):
+    alone = not hasattr(os, "getuid") or sys.platform == "emscripten"  # in a browser there is nobody else
+    if is_there and settings.trusted and not storage.remote and not alone:
         _warn_of_others(path)
     index: Index[Any] = Index(keys, names)
     state: State[Any] = State(Cache(HitDensity(), settings.writeback), index, storage, available)

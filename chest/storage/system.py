@@ -134,6 +134,29 @@ else:
                 os.sync()
 
 
+if sys.platform == "emscripten":  # a browser: this process is alone there, and ``flock`` locks nobody out
+    _held: dict[tuple[int, int], int] = {}  # files and the descriptors that have their locks, until they are closed
+
+    def _file(fd: int) -> tuple[int, int] | None:
+        try:
+            status = os.fstat(fd)
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
+
+    def try_lock(fd: int) -> bool:
+        file = _file(fd)
+        holder = _held.get(file, fd) if file is not None else fd
+        if holder != fd and _file(holder) == file:
+            return False
+        if file is not None:
+            _held[file] = fd
+        return True
+
+    def unlock(fd: int) -> None:
+        _held.pop(_file(fd) or (-1, -1), None)
+
+
 def raise_of_a_signal(error: OSError) -> None:
     """Raise ``error`` again if a signal's handler raised it: such an error (a limit of time is a `TimeoutError`) has no
     number, as the system's have, and must never be passed over."""

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import pickle
+import sys
 
 import pytest
 from directories import directory, files, in_child, saved, values
@@ -120,6 +121,7 @@ def test_removing_takes_the_empty_folders_too_and_nothing_else(tmp_path):
     assert not (tmp_path / "c" / "_a").exists()
 
 
+@pytest.mark.skipif(not hasattr(os, "link"), reason="there are no hard links here")
 def test_a_link_is_a_second_name_of_a_file_or_a_copy_of_a_record(tmp_path):
     one, other = directory(tmp_path / "one"), directory(tmp_path / "other")
     loose, packed = saved(one, x=BIG)[0], saved(one, 4096, y=[1])[0]
@@ -501,6 +503,7 @@ def test_a_file_where_the_directory_would_be(tmp_path):
         directory(tmp_path / "c")
 
 
+@pytest.mark.skipif(sys.platform == "emscripten", reason="there is nobody else who could read")
 def test_the_umask_decides_who_may_read(tmp_path):
     before = os.umask(0o002)
     try:
