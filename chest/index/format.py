@@ -156,17 +156,13 @@ class Parser:
         return changes, start
 
     def _unpickled(self, data: bytes) -> Any:
-        """What is pickled in ``data``.  Ordinary keys need no class: only where one is named does trust matter."""
-        from chest.serialize import restricted
+        """What is pickled in ``data``: if it is a stranger's, without running code of it."""
+        if not self._codec.trusted:
+            from chest.serialize import restricted
 
+            return restricted.loads(data, whole=True)
         stream = io.BytesIO(data)
-        try:
-            found = restricted.plain_load(stream, bounded=not self._codec.trusted)
-        except LoadError:
-            if not self._codec.trusted:
-                return restricted.loads(data)
-            stream.seek(0)
-            found = pickle.load(stream)
+        found = pickle.load(stream)
         if stream.tell() != len(data):
             raise DamagedError("something stands behind the end of the list")
         return found

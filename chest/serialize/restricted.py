@@ -16,7 +16,7 @@ import sys
 from collections import deque
 from collections.abc import Iterable
 from importlib import import_module
-from typing import IO, Any, Callable
+from typing import Any, Callable
 
 from .bounds import MOST_ALIKE, Careful, Refused, Source, check, walk
 
@@ -92,16 +92,15 @@ NAMES: dict[tuple[str, str], Callable[[Load, tuple[str, str]], Any]] = {}
 class _Rules:
     """What an unpickler of a stranger's pickle finds: nothing without a `Load`."""
 
-    made: Load | None = None
+    made: Load
 
     def find_class(self, module: str, name: str) -> Any:
         """Called for each name."""
         asked = _PYTHON_2.get(module, module), name
-        if self.made is not None:
-            if asked not in NAMES:
-                import_module("chest.serialize.restricted_arrays" if module.startswith("numpy") else _ALLOWED)
-            if asked in NAMES:
-                return NAMES[asked](self.made, asked)
+        if asked not in NAMES:
+            import_module("chest.serialize.restricted_arrays" if module.startswith("numpy") else _ALLOWED)
+        if asked in NAMES:
+            return NAMES[asked](self.made, asked)
         raise Refused(f"it names {ascii(module[:100])[1:-1]}.{ascii(name[:100])[1:-1]}; {HOW}")
 
     def persistent_load(self, pid: Any) -> Any:
@@ -117,15 +116,17 @@ class _Slow(_Rules, Careful):
     pass
 
 
-def loads(data: bytes | memoryview, buffers: Iterable[Any] | None = None) -> object:
-    """The value pickled in ``data``.
+def loads(data: bytes | memoryview, buffers: Iterable[Any] | None = None, whole: bool = False) -> object:
+    """The value pickled in ``data``; ``whole``: and nothing stands behind it.
 
     ``buffers``: memory for the arrays, as for `pickle.loads`; each is taken as bytes, and must stay as it is.
     `Refused` for what is not allowed; for what is no whole pickle, or does not fit its class, whatever that raises.
     """
     data = bytes(data)
-    made = Load(4 * len(data) + 65_536)
-    value = _load(data, Source(data), made, buffers)
+    made, source = Load(4 * len(data) + 65_536), Source(data)
+    value = _load(data, source, made, buffers)
+    if whole and source.tell() != len(data):
+        raise Refused("something stands behind its end")
     if any(map(vars, made.dicts)):  # which numpy, for one, would take for a description of memory
         raise Refused("it gives attributes to a dict")
     left = [one for one in made.watched if _USED < 0 or sys.getrefcount(one) > _USED]
@@ -145,22 +146,7 @@ def loads(data: bytes | memoryview, buffers: Iterable[Any] | None = None) -> obj
     return value
 
 
-def plain_load(file: IO[bytes], bounded: bool = True) -> object:
-    """As `loads` from where ``file`` stands, for numbers, text and containers: `Refused` if any name stands there.
-
-    The file then stands behind the pickle.  ``bounded=False`` is for a chest that is trusted: memory and time are not
-    looked at, which is faster.
-    """
-    if not bounded:
-        return _Fast(file).load()
-    start, data = file.tell(), file.read()
-    source = Source(data)
-    value = _load(data, source)
-    file.seek(start + source.tell())
-    return value
-
-
-def _load(data: bytes, source: Source, made: Load | None = None, buffers: Iterable[Any] | None = None) -> Any:
+def _load(data: bytes, source: Source, made: Load, buffers: Iterable[Any] | None) -> Any:
     if getattr(copyreg, "_extension_cache", None):
         copyreg.clear_extension_cache()  # what is in it is given out without a question
     unpickler: Any = (_Fast if check(data) and _CPYTHON else _Slow)(source, buffers=buffers)
