@@ -11,7 +11,6 @@ import errno
 import io
 import os
 import pickle
-import re
 import struct
 from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
@@ -85,8 +84,10 @@ def record(changes: Pairs) -> tuple[bytes, bytes]:
 def written_by(data: bytes) -> tuple[int, str] | None:
     """The format and version of chest that wrote a list beginning with ``data``; `None` for anyone else's."""
     text = data[4 : 4 + data[3]] if len(data) > 3 and data.startswith(_BEGIN) else b""
-    match = re.fullmatch(r"chest-keys (\d+) (\S+)", text.decode("ascii", "replace"), re.ASCII)
-    return (int(match[1]), match[2]) if match else None
+    words = text.split()
+    if len(words) != 3 or words[0] != b"chest-keys" or not words[1].isdigit():
+        return None
+    return int(words[1]), words[2].decode("ascii", "replace")
 
 
 class Parser:
