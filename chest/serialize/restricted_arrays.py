@@ -176,7 +176,7 @@ def _scalar(self: Named, dtype: Any, data: Any = b"") -> Any:
     if real.kind == "V":
         return Later(self.load, lambda: made.copy()[()])  # later: SETITEM could write to it
     judge_text(made)
-    return made[()]
+    return self.load.distinct(made[()]) if real.kind == "c" else made[()]
 
 
 class Array(Own):
