@@ -232,7 +232,10 @@ class Spiller(Generic[K]):
             for item in items:
                 key = item[0]
                 if key in saved and key not in flight.given and state.flights.get(key) is flight:
-                    leaving.append(key)
+                    if key in cache.values:
+                        leaving.append(key)
+                    else:  # another thread let it leave meanwhile
+                        cache.wrote(key, saved[key])
                 elif key in cache.values and key not in cache.stuck:
                     back.append(key)
             if back:

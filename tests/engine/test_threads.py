@@ -722,3 +722,31 @@ def test_what_another_thread_has_in_hand_as_a_commit_begins_may_be_changed_once_
     assert written.is_set()
     chest.flush()
     assert chest["x"] == [0, 1] == Chest(path=path, load=gates.load, dump=gates.dump)["x"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_threads_change_in_hand_survives_the_spills_and_commits_of_others(path, seed):
+    chest = Chest(path=path, min_file_size=1000, available_memory=3000)
+
+    def work(number):
+        rng, mine = random.Random(seed * 10 + number), {}
+        for _ in range(1500):
+            key, step = (number, rng.randrange(20)), rng.random()
+            if key not in mine or step < 0.2:
+                mine[key] = [rng.random()] * rng.choice([1, 10, 100])
+                chest[key] = list(mine[key])
+            elif step < 0.5:
+                assert chest[key] == mine[key], key
+            elif step < 0.97:
+                chest[key].append(1)
+                mine[key].append(1)
+            else:
+                rng.choice([chest.flush, chest.sync])()
+        return mine
+
+    with contextlib.ExitStack() as stack:
+        found = [stack.enter_context(thread(work, number)) for number in range(3)]
+    assert [type(mine) for (mine,) in found] == [dict] * 3, found
+    model = {key: value for (mine,) in found for key, value in mine.items()}
+    chest.close()
+    assert dict(Chest(path=path)) == model
