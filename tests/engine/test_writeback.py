@@ -5,6 +5,7 @@ import os
 import pytest
 
 from chest import Chest
+from chest.memory.changes import COUNTED
 
 
 class Thing:
@@ -143,6 +144,8 @@ def test_a_held_value_is_not_found_again_once_its_key_was_set_or_deleted(path):
 
 @pytest.mark.parametrize("held", [False, True])
 def test_a_loop_over_packed_values_that_do_not_fit_changes_each_of_them(path, held):
+    if held and not COUNTED:
+        pytest.skip("a list that left memory is found again only where references are counted")
     with Chest({n: [n] for n in range(2000)}, path=path, min_file_size=4096) as c:
         c.flush()
     c = Chest(path=path, min_file_size=4096, available_memory=10_000)
