@@ -110,10 +110,10 @@ def open_parts(asked: str | os.PathLike[str] | None, settings: Settings, availab
     is_there = storage.exists() if storage.remote else os.path.lexists(os.path.join(path, KEYS))
     if settings.flag in "rw" and not is_there:
         raise FileNotFoundError(errno.ENOENT, f"there is no chest (flag={settings.flag!r} makes none)", path)
-    if settings.flag != "r":
-        storage.make()
     if not storage.remote:
         check(path, settings.flag != "r")
+    if settings.flag != "r":
+        storage.make()
     alone = not hasattr(os, "getuid") or sys.platform == "emscripten"  # in a browser there is nobody else
     if is_there and settings.trusted and not storage.remote and not alone:
         _warn_of_others(path)

@@ -133,13 +133,17 @@ def _no_locks(error: OSError, directory: str) -> OSError:
 def check(directory: str, writes: bool) -> None:
     """`OSError` if the file system of ``directory`` lacks what a chest cannot do without: it says what, and why.
 
-    What else goes wrong here is left to whoever needs it.  Cost: 5 system calls.
+    If it is not there yet, that of the folder that is to hold it.  What else goes wrong here is left to whoever needs
+    it.  Cost: 6 system calls.
     """
     if not system.HOLDS_OPEN:
         return
+    there = directory
+    while not os.path.isdir(there) and os.path.dirname(there) != there:
+        there = os.path.dirname(there)
     with system.Opened() as opened:
         try:
-            opened.append(os.open(os.path.join(directory, "."), system.FOLDER))
+            opened.append(os.open(os.path.join(there, "."), system.FOLDER))
         except OSError as error:
             system.raise_of_a_signal(error)
             if error.errno == errno.EINVAL:

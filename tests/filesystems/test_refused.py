@@ -19,14 +19,14 @@ def test_every_promise_is_kept_where_the_system_has_no_more_to_offer(emulated, t
 
 
 OPENING = """
-import sys
+import os, sys
 sys.path[:0] = [sys.argv[2]]
 import emulations
 getattr(emulations, sys.argv[1])()
 from chest import Chest
-for flag in "cr":
+for name, flag in (("new", "c"), ("c", "c"), ("c", "r")):
     try:
-        with Chest(path=sys.argv[3], flag=flag) as c:
+        with Chest(path=os.path.join(sys.argv[3], name), flag=flag) as c:
             print(flag, dict(c))
     except OSError as error:
         print(flag, error)
@@ -40,7 +40,9 @@ def test_a_promise_that_cannot_be_kept_is_said_at_opening(emulated, tmp_path):
 
     with chest.Chest({"x": 1}, path=tmp_path / "c"):
         pass
-    made, read = python(OPENING, emulated.__name__, os.path.dirname(SCRIPT), tmp_path / "c").splitlines()
+    new, made, read = python(OPENING, emulated.__name__, os.path.dirname(SCRIPT), tmp_path).splitlines()
     word = emulations.REFUSED_AT_OPENING[emulated]
+    assert new.startswith("c [Errno") and word in new and str(tmp_path / "new") in new
     assert made.startswith("c [Errno") and word in made and str(tmp_path / "c") in made
+    assert os.listdir(tmp_path) == ["c"]
     assert read == "r {'x': 1}" if word == "cannot lock" else word in read
