@@ -160,7 +160,8 @@ class HitDensity(Generic[K]):
     def put(self, key: K, size: int, dirty: bool) -> None:
         """The value was set (`dirty`: no file holds it, so that leaving costs a write) or loaded.  A use either way."""
         tick = self._now = self._now + 1
-        mark = self._marks.pop(key, 0) or self._away.pop(key, 0)
+        marks = self._marks if key in self._marks else self._away
+        mark = marks.pop(key, 0) if key in marks else 0
         if mark:
             mark = self._end_wait(mark, REPLACED if dirty else READ)
         self._sizes[key] = size
@@ -201,9 +202,8 @@ class HitDensity(Generic[K]):
     def leave(self, key: K) -> None:
         """The value left memory, or cannot leave.  Its history is remembered; unknown keys are passed over."""
         self._sizes.pop(key, None)
-        mark = self._marks.pop(key, 0)
-        if mark:
-            self._away[key] = mark
+        if key in self._marks:
+            self._away[key] = self._marks.pop(key, 0)
 
     def forget(self, key: K) -> None:
         """The key was deleted, and its history goes too.  Unknown keys are passed over."""
