@@ -136,7 +136,8 @@ class Loader(Generic[K]):
 
     def _is_as_inherited(self, key: K, version: int) -> bool:
         """Is a file that only the parent of a fork knew of still the one that it was then?"""
-        return self.state.index.inherited.get(key) in (None, version)
+        inherited = self.state.index.inherited
+        return not inherited or inherited.get(key) in (None, version)
 
     def _arrive(self, key: K, loaded: Loaded, size: int) -> None:
         counts = self.state.counts
