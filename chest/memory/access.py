@@ -38,6 +38,8 @@ class Access(Generic[K]):
         self._looks = 0
         self.log: deque[K] = deque(maxlen=LOGGED)
         self._last: dict[int, K] = {}
+        self._unknown: set[K] = set()  # given before threads were told apart ...
+        self._waiting: set[int] = set()  # ... to one of these threads, as far as they have not asked since
         self._single = _COUNTS
         self.used: Callable[[K], object] = self.log.append if _COUNTS else self._used_by_thread
 
@@ -47,14 +49,21 @@ class Access(Generic[K]):
 
     def asked(self, key: K) -> None:
         """This thread is given the value of ``key`` now, by way of the engine; hits up to now must have been taken."""
-        if self._single and _thread._count():  # what was given last may be in the hands of any thread that there is
-            self._single, self.used = False, self._used_by_thread
-            for last in self._last.copy().values():
-                self._last = dict.fromkeys(sys._current_frames(), last)
+        if self._single and _thread._count():
+            self._tell_threads_apart()
         self._last[ONLY if self._single else _thread.get_ident()] = key
+
+    def _tell_threads_apart(self) -> None:
+        """There is more than one thread: whatever was given since the log was taken last may be in anybody's hands."""
+        self._unknown = {*self._last.values(), *self.log}
+        self._waiting = set(sys._current_frames())
+        self._last = {}
+        self._single, self.used = False, self._used_by_thread
 
     def take(self) -> list[K]:
         """The keys of the hits since the last call, in order; the log is empty then."""
+        if self._single and _thread._count():
+            self._tell_threads_apart()
         log, keys = self.log, []
         for _ in range(len(log)):
             keys.append(log.popleft())
@@ -64,12 +73,18 @@ class Access(Generic[K]):
 
     def pinned(self) -> set[K]:
         """The keys whose values threads were given last: these stay in memory.  Cost: O(threads)."""
+        if self._single and _thread._count():
+            self._tell_threads_apart()
         if self._single:
             return {self.log[-1]} if self.log else set(self._last.values())
-        if len(self._last) > 1:
-            for ident in self._last.copy().keys() - sys._current_frames().keys():
+        if len(self._last) > 1 or self._waiting:
+            alive = sys._current_frames().keys()
+            for ident in self._last.copy().keys() - alive:
                 self._last.pop(ident, None)
-        return set(self._last.copy().values())
+            self._waiting &= alive - self._last.keys()
+            if not self._waiting:
+                self._unknown = set()
+        return self._unknown.union(self._last.copy().values())
 
     def last(self) -> tuple[K, ...]:
         """The key whose value this thread was given last, if there is one; hits up to now must have been taken."""
@@ -78,6 +93,9 @@ class Access(Generic[K]):
 
     def release(self) -> None:
         """This thread is through with the value that it was given last."""
+        if self._single and _thread._count():
+            self._tell_threads_apart()
+        self._waiting.discard(_thread.get_ident())
         self._last.pop(ONLY if self._single else _thread.get_ident(), None)
 
     def counted(self) -> int:
@@ -90,8 +108,10 @@ class Access(Generic[K]):
         self.given.clear()
         self.log.clear()
         self._last.clear()
+        self._unknown = set()
 
     def after_fork(self) -> None:
         """In the child there is one thread, with another identity perhaps."""
         if not self._single:
             self._last = {_thread.get_ident(): key for key in self._last.values()} if len(self._last) == 1 else {}
+            self._waiting = set()

@@ -19,7 +19,7 @@ from chest.serialize.arrays import keeps_inodes
 from chest.storage import system
 from chest.storage.base import CRC, LENGTH, OFFSET, Loaded, Ref, Storage, Written
 from chest.storage.loose import Loose, NewFile, check_inside, version_of
-from chest.storage.packs import AHEAD, NoPack, Packs
+from chest.storage.packs import AHEAD, FOLDER, NoPack, Packs
 from chest.storage.tree import Tree
 
 if TYPE_CHECKING:
@@ -299,10 +299,11 @@ class Directory(Generic[K]):
             with suppress(FileNotFoundError):
                 system.sync_directory(self.path)
         self._remove_again()
+        names = [ref for ref in refs if isinstance(ref, str) and inside(ref)]
         steps: list[Callable[[], object]] = [
-            partial(self._tree.unlink, name) for name in refs if isinstance(name, str) and inside(name)]
-        steps += [self._packs.drop,  # what it wrote, and no commit names, is nobody's now
-                  partial(self._packs.reclaim, ()), partial(self._tree.unlink, ".keys~")]
+            *[partial(self._tree.unlink, name) for name in names],
+            self._packs.drop,  # what it wrote, and no commit names, is nobody's now
+            partial(self._packs.reclaim, ()), partial(self._tree.unlink, ".keys~")]
         errors = []
         for step in steps:
             try:
@@ -310,6 +311,8 @@ class Directory(Generic[K]):
             except OSError as error:
                 system.raise_of_a_signal(error)
                 errors.append(error)
+        for name in [*names, FOLDER + "/"]:  # again, as the removal of a folder may have failed
+            self._tree.prune(name)
         self._remove_directory()
         if self._durable:
             with suppress(FileNotFoundError, PermissionError):
