@@ -38,8 +38,6 @@ class Access(Generic[K]):
         self._looks = 0
         self.log: deque[K] = deque(maxlen=LOGGED)
         self._last: dict[int, K] = {}
-        self._unknown: set[K] = set()  # given before threads were told apart ...
-        self._waiting: set[int] = set()  # ... to one of these threads, as far as they have not asked since
         self._single = _COUNTS
         self.used: Callable[[K], object] = self.log.append if _COUNTS else self._used_by_thread
 
@@ -54,10 +52,9 @@ class Access(Generic[K]):
         self._last[ONLY if self._single else _thread.get_ident()] = key
 
     def _tell_threads_apart(self) -> None:
-        """There is more than one thread: whatever was given since the log was taken last may be in anybody's hands."""
-        self._unknown = {*self._last.values(), *self.log}
-        self._waiting = set(sys._current_frames())
-        self._last = {}
+        """There is more than one thread: what was given last may be in the hands of any of them."""
+        last = [*self._last.values(), *self.log][-1:]
+        self._last = {ident: key for ident in sys._current_frames() for key in last}
         self._single, self.used = False, self._used_by_thread
 
     def take(self) -> list[K]:
@@ -77,14 +74,10 @@ class Access(Generic[K]):
             self._tell_threads_apart()
         if self._single:
             return {self.log[-1]} if self.log else set(self._last.values())
-        if len(self._last) > 1 or self._waiting:
-            alive = sys._current_frames().keys()
-            for ident in self._last.copy().keys() - alive:
+        if len(self._last) > 1:
+            for ident in self._last.copy().keys() - sys._current_frames().keys():
                 self._last.pop(ident, None)
-            self._waiting &= alive - self._last.keys()
-            if not self._waiting:
-                self._unknown = set()
-        return self._unknown.union(self._last.copy().values())
+        return set(self._last.copy().values())
 
     def last(self) -> tuple[K, ...]:
         """The key whose value this thread was given last, if there is one; hits up to now must have been taken."""
@@ -95,7 +88,6 @@ class Access(Generic[K]):
         """This thread is through with the value that it was given last."""
         if self._single and _thread._count():
             self._tell_threads_apart()
-        self._waiting.discard(_thread.get_ident())
         self._last.pop(ONLY if self._single else _thread.get_ident(), None)
 
     def counted(self) -> int:
@@ -108,10 +100,8 @@ class Access(Generic[K]):
         self.given.clear()
         self.log.clear()
         self._last.clear()
-        self._unknown = set()
 
     def after_fork(self) -> None:
         """In the child there is one thread, with another identity perhaps."""
         if not self._single:
             self._last = {_thread.get_ident(): key for key in self._last.values()} if len(self._last) == 1 else {}
-            self._waiting = set()
