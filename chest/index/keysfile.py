@@ -191,7 +191,7 @@ class KeysFile:
         """Hold open what was read or written, and nothing else."""
         self.close_idle()
         self._signature = _signature(found)
-        if self._system.HOLDS_OPEN:
+        if self._system.HOLDS_OPEN and opened:  # else it had to be closed for the commit
             self._held.append(opened.pop())
             self._descriptors.add(self)
 
