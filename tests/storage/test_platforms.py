@@ -1,7 +1,9 @@
 """Other systems, emulated: the branches of Windows and macOS, and file systems that can do less."""
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import subprocess
 import sys
 
@@ -115,3 +117,20 @@ def test_without_hard_links_a_link_is_an_error_of_the_system(tmp_path, monkeypat
     with pytest.raises(OSError, match="not permitted"):
         other.link("x", one, ref)
     assert files(tmp_path / "other") == []
+
+
+@pytest.mark.skipif(not hasattr(os, "sync"), reason="the system has no sync")
+def test_where_a_folder_cannot_be_synced_everything_is(tmp_path, monkeypatch):
+    """A name of a new file is on the disk when a durable write returns, also where the folder's own sync is refused."""
+    calls, real = [], os.fsync
+
+    def refused(fd):
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(fd)
+
+    handle = directory(tmp_path / "c", durable=True)
+    monkeypatch.setattr(os, "fsync", refused)
+    monkeypatch.setattr(os, "sync", lambda: calls.append(files(tmp_path / "c")))
+    saved(handle, x=1)
+    assert calls and all("x" in there for there in calls)
