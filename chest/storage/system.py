@@ -192,16 +192,18 @@ def lock_file(fd: int) -> bool | None:
 class _Closed(list[int]):
     __slots__ = ()
 
-    def close(self) -> None:
-        while self:
-            os.close(self.pop())
-        self.__class__ = _Closed  # without the finaliser
+    def close(self, *exception: object) -> None:
+        try:
+            while self:
+                os.close(self.pop())
+        finally:
+            if not self:
+                self.__class__ = _Closed  # without the finaliser
 
     def __enter__(self) -> _Closed:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    __exit__ = close
 
 
 class Opened(_Closed):

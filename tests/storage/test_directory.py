@@ -497,6 +497,22 @@ def test_a_drop_tries_all_before_it_raises(tmp_path, monkeypatch):
     assert files(tmp_path / "c") == ["y"]
 
 
+def test_a_folder_that_could_not_be_removed_at_once_goes_with_its_chest(tmp_path, monkeypatch):
+    handle = directory(tmp_path / "c")
+    done = handle.write([(("t", 1), 1)], 0)
+    real, failed = os.rmdir, []
+
+    def once(path, **more):
+        if not failed:
+            failed.append(path)
+            raise OSError(errno.EBUSY, "busy", path)
+        real(path, **more)
+
+    monkeypatch.setattr(os, "rmdir", once)
+    handle.drop([done[0].ref])
+    assert failed and not (tmp_path / "c").exists()
+
+
 def test_a_file_where_the_directory_would_be(tmp_path):
     (tmp_path / "c").write_text("mine")
     with pytest.raises(NotADirectoryError, match="choose another path"):
