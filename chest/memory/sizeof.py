@@ -29,6 +29,7 @@ _Parts = tuple[Sequence[object], float]
 _Plan = Callable[[Any], tuple[int, list[_Parts]]]
 
 _SAMPLES = 100  # a longer container is judged by this many of its items
+_CPYTHON = sys.implementation.name == "cpython"  # PyPy's collector does not tell the items of every container
 _WIDTH = 1000  # of one generation at most so many objects are opened: the rest is judged by them
 _DEPTH = 5000  # generations looked at; what is nested more deeply cannot be pickled either
 _TYPES = 1000  # plans remembered
@@ -226,14 +227,15 @@ def _choose(kind: type) -> _Plan:
         if told >= 0:
             return told, []
         size, held = _array(value) if measure is _array else (own(value), [])
-        if container is not None and (count := container.__len__(value)) > _SAMPLES:
+        if container is not None and ((count := container.__len__(value)) > _SAMPLES or not _CPYTHON):
             # By the methods of the builtin type that it descends from.
             if container is dict:
                 pairs, scale = _sample(dict.items(value), count)
                 return size, [([*chain(*pairs)], scale), (state, 1)]
             by_place = partial(container.__getitem__, value) if container in (list, tuple) else None
             return size, [_sample(container.__iter__(value), count, by_place), (state, 1)]
-        parts = {id(part): part for part in [*state, *gc.get_referents(value)] if part is not kind}
+        referents = gc.get_referents(value) if _CPYTHON or not state else []
+        parts = {id(part): part for part in [*state, *referents] if part is not kind}
         return size, [*held, _sample(parts.values(), len(parts))]
 
     return plan
