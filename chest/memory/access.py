@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import _thread
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from itertools import count
@@ -38,6 +39,7 @@ class Access(Generic[K]):
         self._looks = 0
         self.log: deque[K] = deque(maxlen=LOGGED)
         self._last: dict[int, K] = {}
+        self._unknown: list[set[K]] = []  # what was given to nobody knows whom, for one operation and one more
         self._single = _COUNTS
         self.used: Callable[[K], object] = self.log.append if _COUNTS else self._used_by_thread
 
@@ -49,12 +51,15 @@ class Access(Generic[K]):
         """This thread is given the value of ``key`` now, by way of the engine; hits up to now must have been taken."""
         if self._single and _thread._count():
             self._tell_threads_apart()
+        elif self._unknown:
+            self._unknown.pop()
         self._last[ONLY if self._single else _thread.get_ident()] = key
 
     def _tell_threads_apart(self) -> None:
-        """There is more than one thread: what was given last may be in the hands of any of them."""
-        last = [*self._last.values(), *self.log][-1:]
-        self._last = {ident: key for ident in sys._current_frames() for key in last}
+        """There are more threads by now.  One of these may just have had a hit, and be about to change what it got: so
+        what was given up to now stays until the operation behind the next one."""
+        self._unknown = [set(self.log), set()]
+        self._last = {threading.main_thread().ident or ONLY: key for key in self._last.values()}
         self._single, self.used = False, self._used_by_thread
 
     def take(self) -> list[K]:
@@ -77,7 +82,7 @@ class Access(Generic[K]):
         if len(self._last) > 1:
             for ident in self._last.copy().keys() - sys._current_frames().keys():
                 self._last.pop(ident, None)
-        return set(self._last.copy().values())
+        return set(self._last.copy().values()).union(*self._unknown)
 
     def last(self) -> tuple[K, ...]:
         """The key whose value this thread was given last, if there is one; hits up to now must have been taken."""
@@ -100,6 +105,7 @@ class Access(Generic[K]):
         self.given.clear()
         self.log.clear()
         self._last.clear()
+        self._unknown.clear()
 
     def after_fork(self) -> None:
         """In the child there is one thread, with another identity perhaps."""

@@ -20,7 +20,10 @@ def chaos(*, code=0, **options):
 
 
 def test_processes_that_are_killed_at_random_lose_nothing_that_was_committed():
-    (commits, kills, violations, _), told = chaos(seconds=SECONDS, processes=4, seed=1)
-    assert violations == 0, told
+    for longer in 1, 5, 20:  # on a slow machine it takes its time until the first process is killed
+        (commits, kills, violations, _), told = chaos(seconds=longer * SECONDS, processes=4, seed=1)
+        assert violations == 0, told
+        if commits and kills:
+            break
     assert commits > 0
     assert kills > 0
