@@ -234,8 +234,7 @@ def _choose(kind: type) -> _Plan:
                 return size, [([*chain(*pairs)], scale), (state, 1)]
             by_place = partial(container.__getitem__, value) if container in (list, tuple) else None
             return size, [_sample(container.__iter__(value), count, by_place), (state, 1)]
-        referents = gc.get_referents(value) if _CPYTHON or not state else []
-        parts = {id(part): part for part in [*state, *referents] if part is not kind}
+        parts = {id(part): part for part in [*state, *gc.get_referents(value)] if part is not kind}
         return size, [*held, _sample(parts.values(), len(parts))]
 
     return plan

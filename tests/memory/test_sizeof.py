@@ -183,7 +183,8 @@ def test_instances_count_their_attributes() -> None:
     record, error = Record("name", bytes(MB)), ValueError("text")
     error.payload = bytes(MB)  # type: ignore[attr-defined]
 
-    assert nbytes(record) == taken(record, vars(record), record.name, record.data)
+    names = () if CPYTHON else ("data",)  # whose collector does not tell keys that are text; the other is the value too
+    assert nbytes(record) == taken(record, vars(record), record.name, record.data, *names)
     assert MB < nbytes(error) < MB + 2000
 
 
