@@ -170,6 +170,8 @@ def finish(value: Any, done: dict[int, tuple[Any, Any]]) -> Any:
         return done[id(value)][1]
     made = value
     done[id(value)] = value, made
+    if isinstance(value, Named):  # met here where references are not counted
+        raise Refused(f"it has {'.'.join(value.name)} itself as a value; {HOW}")
     if isinstance(value, Own):
         made = value.finish(done)
     elif kind is list or kind is deque:

@@ -223,6 +223,7 @@ def test_other_things_of_numpy_are_refused(value, protocol):
         restricted.loads(pickle.dumps(value(), protocol))
 
 
+@with_numpy
 def test_text_is_judged_when_nobody_can_write_to_its_memory_any_more():
     def text(value):
         return b"\x8c" + bytes((len(value),)) + value
