@@ -78,13 +78,13 @@ class Engine(Generic[K]):
             if new and state.known(key):
                 return
             refs = state.index.refs
+            old = cache.values.get(key)  # its finaliser, which may use the chest, comes behind all this
             torn, state.torn = state.torn, True
             if state.flights:
                 state.flights.pop(key, None)
             if cache.access.log:
                 cache.take_hits()
             cache.access.asked(key)
-            old = cache.values.get(key)  # its finaliser, which may use the chest, comes behind all this
             if size > state.available:
                 state.large.add(key)
             cache.put(key, value, size, None)

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import _thread
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
+from contextlib import suppress
 from itertools import count
 from typing import Any, Generic, TypeVar
 
@@ -44,6 +44,7 @@ class Access(Generic[K]):
         self.used: Callable[[K], object] = self.log.append if _COUNTS else self._used_by_thread
 
     def _used_by_thread(self, key: K) -> None:
+        hash(key)  # `TypeError` for what is no key, before it is noted
         self._last[_thread.get_ident()] = key
         self.log.append(key)
 
@@ -58,8 +59,11 @@ class Access(Generic[K]):
     def _tell_threads_apart(self) -> None:
         """There are more threads by now.  One of these may just have had a hit, and be about to change what it got: so
         what was given up to now stays until the operation behind the next one."""
-        self._unknown = [set(self.log), set()]
-        self._last = {threading.main_thread().ident or ONLY: key for key in self._last.values()}
+        self._unknown = [set(), set()]
+        for key in [*self._last.values(), *self.log]:
+            with suppress(TypeError):  # a hit is logged first, and then looked up, which says what is no key
+                self._unknown[0].add(key)
+        self._last = {}
         self._single, self.used = False, self._used_by_thread
 
     def take(self) -> list[K]:
@@ -78,7 +82,10 @@ class Access(Generic[K]):
         if self._single and _thread._count():
             self._tell_threads_apart()
         if self._single:
-            return {self.log[-1]} if self.log else set(self._last.values())
+            try:
+                return {self.log[-1]} if self.log else set(self._last.values())
+            except TypeError:  # no key
+                return set()
         if len(self._last) > 1:
             for ident in self._last.copy().keys() - sys._current_frames().keys():
                 self._last.pop(ident, None)

@@ -750,3 +750,29 @@ def test_what_threads_change_in_hand_survives_the_spills_and_commits_of_others(p
     model = {key: value for (mine,) in found for key, value in mine.items()}
     chest.close()
     assert dict(Chest(path=path)) == model
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_what_is_no_key_is_asked_for_as_threads_come_and_disturbs_nobody(tmp_path, late):
+    """Hits are logged before anybody looks at them, and told apart by thread from the first operation behind its start."""
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    c = Chest({"x": [1]}, path=tmp_path / "c", available_memory=0)
+    try:
+        if not late:
+            thread.start()
+        for use in (lambda: c[[]], lambda: c.__setitem__([], 1)):
+            with pytest.raises(TypeError, match="unhashable"):
+                use()
+        if late:
+            thread.start()
+        c["y"] = [2]
+        c["x"].append(3)
+        for key in "zzz":
+            c[key] = 4
+        assert list(c.inmem) == ["z"]  # what a thread that idles might have been given does not stay for good
+        c.flush()
+    finally:
+        done.set()
+        thread.join()
+    assert dict(Chest(path=tmp_path / "c")) == {"x": [1, 3], "y": [2], "z": 4}
