@@ -52,7 +52,7 @@ PRICES = [1 + 100_000 * 2 ** (0.25 - half / 2) for half in range(SIZES + 1)]
 
 ENOUGH = 32  # uses of known keys: until so many were seen, nothing is taken for learnt
 SAMPLE = 4096  # of so many keys, or up to twice as many, learning looks at how long they have waited
-LARGE = 1 << 15  # bytes each, on average, from which on values are worth more thought
+LARGE = 1 << 17  # bytes each, on average, from which on values are worth more thought
 REMEMBERED = 1_000_000  # keys not in memory whose history is remembered, or four times as many as are in memory
 
 
