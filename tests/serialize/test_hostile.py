@@ -54,6 +54,7 @@ def test_where_memory_runs_out_for_another_reason_the_error_is_not_hidden(monkey
             raise MemoryError
 
     monkeypatch.setattr(restricted, "_Fast", Full)
+    monkeypatch.setattr(restricted, "_Slow", Full)
     with pytest.raises(MemoryError):
         restricted.loads(b"\x80\x04]\x94(K\x01K\x02e.")
     with pytest.raises(restricted.Refused):
