@@ -17,7 +17,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Iterable
 from itertools import islice
-from operator import add, itemgetter
+from operator import add, itemgetter, sub
 from typing import Generic, TypeVar
 
 from heapdict import heapdict
@@ -40,8 +40,9 @@ READ, REPLACED, GOES_ON = 0, 1, 2
 GAINS = ((1.0, 0.0), (2.0, 1.0))
 
 # Ages are counted in half octaves: 1, 2, 3, 4-5, 6-7, 8-11, 12-15 ...  Where each but the first begins, for bisection.
-EDGES = [edge << shift for shift in range(41) for edge in (2, 3)]
-WIDTHS = [1] + [after - before for before, after in zip(EDGES, EDGES[1:])]
+# (No comprehensions: a debugger that reads the variables of this module as it is imported breaks these in 3.12.)
+EDGES = sorted([*map((2).__lshift__, range(41)), *map((3).__lshift__, range(41))])
+WIDTHS = [1, *map(sub, EDGES[1:], EDGES)]
 
 # The chances of a read and of a replacement at age 1 before anything is known, and how many observations that is worth.
 FIRST_GUESS, STRENGTH = (0.25, 0.0), 10.0

@@ -308,4 +308,4 @@ for number in range(3):
     x.append(number)
     c.sync()
     assert Chest(path=sys.argv[1])["x"] == x
-""", path)
+""", path, stderr=None)  # 3.12 warns of variables that the debugger should not have read
