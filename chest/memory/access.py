@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import _thread
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import suppress
@@ -39,7 +40,6 @@ class Access(Generic[K]):
         self._looks = 0
         self.log: deque[K] = deque(maxlen=LOGGED)
         self._last: dict[int, K] = {}
-        self._unknown: list[set[K]] = []  # what was given to nobody knows whom, for one operation and one more
         self._single = _COUNTS
         self.used: Callable[[K], object] = self.log.append if _COUNTS else self._used_by_thread
 
@@ -52,18 +52,15 @@ class Access(Generic[K]):
         """This thread is given the value of ``key`` now, by way of the engine; hits up to now must have been taken."""
         if self._single and _thread._count():
             self._tell_threads_apart()
-        elif self._unknown:
-            self._unknown.pop()
         self._last[ONLY if self._single else _thread.get_ident()] = key
 
     def _tell_threads_apart(self) -> None:
-        """There are more threads by now.  One of these may just have had a hit, and be about to change what it got: so
-        what was given up to now stays until the operation behind the next one."""
-        self._unknown = [set(), set()]
-        for key in [*self._last.values(), *self.log]:
-            with suppress(TypeError):  # a hit is logged first, and then looked up, which says what is no key
-                self._unknown[0].add(key)
+        """There are more threads by now: what was given last is taken for the main thread's."""
+        last = [*self._last.values(), *self.log][-1:]
         self._last = {}
+        with suppress(TypeError):  # a hit is logged first, and then looked up, which says what is no key
+            for key in set(last):
+                self._last[threading.main_thread().ident or ONLY] = key
         self._single, self.used = False, self._used_by_thread
 
     def take(self) -> list[K]:
@@ -89,7 +86,7 @@ class Access(Generic[K]):
         if len(self._last) > 1:
             for ident in self._last.copy().keys() - sys._current_frames().keys():
                 self._last.pop(ident, None)
-        return set(self._last.copy().values()).union(*self._unknown)
+        return set(self._last.copy().values())
 
     def last(self) -> tuple[K, ...]:
         """The key whose value this thread was given last, if there is one; hits up to now must have been taken."""
@@ -112,7 +109,6 @@ class Access(Generic[K]):
         self.given.clear()
         self.log.clear()
         self._last.clear()
-        self._unknown.clear()
 
     def after_fork(self) -> None:
         """In the child there is one thread, with another identity perhaps."""
