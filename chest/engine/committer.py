@@ -215,9 +215,10 @@ class Committer(Generic[K]):
             torn, state.torn = state.torn, True
             cache.take_hits()
             stay = flight.given | cache.access.pinned()
-            refs = state.index.refs
+            # Who is given a value behind the commit is in `given`; what was set then, and written by another, is saved
+            # otherwise than this commit says.
             leaving = [key for key in list(cache.values) if key in saved and key not in stay and key not in cache.given
-                       and refs.get(key) is not None]
+                       and cache.saved.get(key) == saved[key]]
             gone = self.spiller.evict(leaving, saved, 2)
             state.torn = torn
         del gone

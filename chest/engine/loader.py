@@ -91,12 +91,12 @@ class Loader(Generic[K]):
         if here:
             value = cache.give(key)
             cache.policy.used((key,))
-            if key in state.flights:
-                state.flights[key].given.add(key)
         else:
             value, saved = cache.find(key)
             if value is not ABSENT:
                 cache.put(key, value, nbytes(value), saved)
+        if value is not ABSENT and key in state.flights:
+            state.flights[key].given.add(key)
         state.torn = torn
         if value is not ABSENT:
             next(cache.access.hits)
