@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "storage")]
 
 import fsspec  # noqa: E402
 import numpy  # noqa: E402
@@ -71,7 +71,8 @@ def late_store(delay: float) -> Iterator[dict[str, Any]]:
         relay.start()
         try:
             ready.wait(30)
-            yield S3.options_for(port)
+            client = {**server.options["client_kwargs"], "endpoint_url": f"http://127.0.0.1:{port}"}
+            yield {**server.options, "client_kwargs": client}
         finally:
             relay.terminate()
             relay.join()
