@@ -191,12 +191,15 @@ class NewFile(Generic[K]):
         def make(name: str) -> None:
             with loose.tree.entry(name, make=True):
                 pass
-            try:
-                codec.dump_to(value, loose.tree.path(name))  # which leaves nothing of it when it fails
-            except FileExistsError as error:
-                if loose.is_free(name, True):
-                    raise DumpError(f"dump= says that a file is there already: {error}") from error
-                raise
+            for again in False, True:  # what was there may just have been removed
+                try:
+                    return codec.dump_to(value, loose.tree.path(name))  # which leaves nothing of it when it fails
+                except FileExistsError as error:
+                    if not loose.is_free(name, True):
+                        raise
+                    if again:
+                        raise DumpError(f"dump= says that a file is there already: {error}") from error
+            return None
 
         self._name = loose.place(self.key, make)
         status = loose.tree.open(self._name, system.READ, self.opened)
