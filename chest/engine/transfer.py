@@ -1,14 +1,16 @@
 """What `Chest.update` takes in: another chest's bytes by hard link, and anything else value by value."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from chest.engine.committer import Progress
 from chest.engine.engine import Engine
 from chest.engine.loader import batches
+from chest.engine.state import State
 from chest.errors import ChestError, raised_by_signal
 from chest.memory.cache import ABSENT
+from chest.storage.base import Ref
 
 __all__ = ["receive", "receive_chest"]
 
@@ -68,15 +70,20 @@ def receive_chest(engine: Engine[Any], other: Engine[Any], overwrite: bool, prog
                     engine.set(key, value)
 
 
-def _copied(other: Engine[Any], key: Any, saved: bool) -> Any:
-    """The value as its bytes are, an object of its own; the other chest's object where there are no such bytes."""
-    theirs = other.state
+def _place(theirs: State[Any], key: Any, saved: bool) -> tuple[Ref | None, Callable[[], bool]]:
+    """Where the bytes lie of a value as it is now, `None` if nowhere; and whether they are still these, for later."""
     with theirs.lock:
         theirs.refresh()
         ref, newest = theirs.index.refs.get(key), theirs.index.newest_check()
-    if ref is not None and (saved or key not in theirs.cache.watch):
+    return ref if saved or key not in theirs.cache.watch else None, newest
+
+
+def _copied(other: Engine[Any], key: Any, saved: bool) -> Any:
+    """The value as its bytes are, an object of its own; the other chest's object where there are no such bytes."""
+    ref, newest = _place(other.state, key, saved)
+    if ref is not None:
         try:
-            value = theirs.storage.load(ref).value
+            value = other.state.storage.load(ref).value
             if newest():  # else the name may be another file's by now
                 return value
         except Exception as error:  # of the user's load too; below it is told with the key
@@ -89,10 +96,8 @@ def _link(engine: Engine[Any], other: Engine[Any], key: Any, saved: bool) -> boo
     """Give ``key`` the bytes of the other chest's value; `False` where that cannot be and a copy has to do."""
     theirs, mine = other.state, engine.state
     while True:
-        with theirs.lock:
-            theirs.refresh()
-            ref, newest = theirs.index.refs.get(key), theirs.index.newest_check()
-        if ref is None or (key in theirs.cache.watch and not saved):
+        ref, newest = _place(theirs, key, saved)
+        if ref is None:
             return False
         try:
             with mine.protected():

@@ -90,7 +90,7 @@ NAMES: dict[tuple[str, str], Callable[[Load, tuple[str, str]], Any]] = {}
 
 
 class _Rules:
-    """What an unpickler of a stranger's pickle finds: nothing without a `Load`."""
+    """What an unpickler of a stranger's pickle finds."""
 
     made: Load
 
@@ -124,7 +124,16 @@ def loads(data: bytes | memoryview, buffers: Iterable[Any] | None = None, whole:
     """
     data = bytes(data)
     made, source = Load(4 * len(data) + 65_536), Source(data)
-    value = _load(data, source, made, buffers)
+    if getattr(copyreg, "_extension_cache", None):
+        copyreg.clear_extension_cache()  # what is in it is given out without a question
+    unpickler: Any = (_Fast if check(data) and _CPYTHON else _Slow)(source, buffers=buffers)
+    unpickler.made = made
+    try:
+        value = unpickler.load()
+    except MemoryError:
+        walk(data, len(data))
+        raise
+    del unpickler  # and its memo, so that `watched` is counted right
     if whole and source.tell() != len(data):
         raise Refused("something stands behind its end")
     if any(map(vars, made.dicts)):  # which numpy, for one, would take for a description of memory
@@ -144,18 +153,6 @@ def loads(data: bytes | memoryview, buffers: Iterable[Any] | None = None, whole:
     for array in made.arrays:
         array.setflags(True)
     return value
-
-
-def _load(data: bytes, source: Source, made: Load, buffers: Iterable[Any] | None) -> Any:
-    if getattr(copyreg, "_extension_cache", None):
-        copyreg.clear_extension_cache()  # what is in it is given out without a question
-    unpickler: Any = (_Fast if check(data) and _CPYTHON else _Slow)(source, buffers=buffers)
-    unpickler.made = made
-    try:
-        return unpickler.load()
-    except MemoryError:
-        walk(data, len(data))
-        raise
 
 
 def finish(value: Any, done: dict[int, tuple[Any, Any]]) -> Any:

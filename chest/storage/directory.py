@@ -15,7 +15,6 @@ from chest.errors import ChestError, DamagedError
 from chest.index.filenames import Names, inside
 from chest.log import log
 from chest.serialize.aligned import LEAST
-from chest.serialize.arrays import keeps_inodes
 from chest.storage import system
 from chest.storage.base import CRC, LENGTH, OFFSET, Loaded, Ref, Storage, Written
 from chest.storage.loose import Loose, NewFile, check_inside, version_of
@@ -155,9 +154,7 @@ class Directory(Generic[K]):
     def load(self, ref: Ref) -> Loaded:
         """`ChestError` for a ref that is none, or leads out of the directory."""
         if type(ref) is int:
-            data = self._packs.read(ref)
-            value, size = self.codec.decode(data), len(data)
-            return _new(Loaded, (value, size, 0, hash(data) if size < LEAST else None))
+            return self._decoded(self._packs.read(ref))
         if type(ref) is not str:
             raise ChestError(f"the index of {self.path} says that a value lies at {ref!r}: do not trust this chest")
         opened = system.Opened()
@@ -165,9 +162,7 @@ class Directory(Generic[K]):
             status = self._open(ref, opened)
             if self.codec.native:
                 value, stamp = self.codec.load_file(opened[0], status)
-                number = status.st_ino if keeps_inodes(status.st_dev) else 0  # as in `version_of`
-                version = hash((number, status.st_size, status.st_mtime_ns))
-                return _new(Loaded, (value, status.st_size, version, stamp))
+                return _new(Loaded, (value, status.st_size, version_of(status), stamp))
         finally:
             opened.close()
         while True:  # the user's own load and open take a path: so the file is looked at before and after
@@ -175,6 +170,11 @@ class Directory(Generic[K]):
             status = self._look(ref)
             if version_of(before) == version_of(status):
                 return Loaded(value, status.st_size, version_of(status), None)
+
+    def _decoded(self, data: bytes) -> Loaded:
+        """A record."""
+        size = len(data)
+        return _new(Loaded, (self.codec.decode(data), size, 0, hash(data) if size < LEAST else None))
 
     def _open(self, name: str, opened: list[int]) -> os.stat_result:
         """Open a file for reading, into ``opened``.  `OSError` for what is no regular file, or is behind a link."""
@@ -196,8 +196,7 @@ class Directory(Generic[K]):
                     yield next(files) if type(ref) is str else self._attempt(self.load, ref)
                 else:
                     try:
-                        stamp = hash(data) if len(data) < LEAST else None
-                        one: Loaded | Exception = _new(Loaded, (self.codec.decode(data), len(data), 0, stamp))
+                        one: Loaded | Exception = self._decoded(data)
                     except Exception as error:
                         one = error
                     yield one

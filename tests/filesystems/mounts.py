@@ -60,13 +60,6 @@ def image(folder, megabytes, *make):
 
 
 @contextlib.contextmanager
-def ext4(folder):
-    with image(folder, 64, "mkfs.ext4", "-q") as device:
-        with mounted(os.path.join(folder, "place"), "mount", "-t", "ext4", device, os.path.join(folder, "place")) as place:
-            yield place
-
-
-@contextlib.contextmanager
 def tmpfs(folder):
     place = os.path.join(folder, "place")
     with mounted(place, "mount", "-t", "tmpfs", "-o", "size=128m", "tmpfs", place):
@@ -87,29 +80,29 @@ def overlayfs(folder):
 
 
 @contextlib.contextmanager
+def formatted(folder, make, *how):
+    """A small image, made a file system by the command ``make``, and mounted by the command ``how``."""
+    place = os.path.join(folder, "place")
+    with image(folder, 64, *make) as device, mounted(place, *how, device, place):
+        yield place
+
+
+def ext4(folder):
+    return formatted(folder, ["mkfs.ext4", "-q"], "mount", "-t", "ext4")
+
+
 def ntfs(folder):
     """By ntfs-3g, with names that differ in case alone taken as one, as Windows does."""
-    place = os.path.join(folder, "place")
-    with image(folder, 64, "mkntfs", "-QFq") as device:
-        with mounted(place, "lowntfs-3g", "-o", "ignore_case,umask=022", device, place):
-            yield place
+    return formatted(folder, ["mkntfs", "-QFq"], "lowntfs-3g", "-o", "ignore_case,umask=022")
 
 
-@contextlib.contextmanager
 def exfat(folder):
     """By FUSE: no hard links, times to the second, other inode numbers when memory is short, names without case."""
-    place = os.path.join(folder, "place")
-    with image(folder, 64, "mkfs.exfat") as device:
-        with mounted(place, "mount.exfat-fuse", "-o", "umask=022", device, place):
-            yield place
+    return formatted(folder, ["mkfs.exfat"], "mount.exfat-fuse", "-o", "umask=022")
 
 
-@contextlib.contextmanager
 def vfat(folder):
-    place = os.path.join(folder, "place")
-    with image(folder, 64, "mkfs.vfat") as device:
-        with mounted(place, "mount", "-t", "vfat", "-o", "umask=022", device, place):
-            yield place
+    return formatted(folder, ["mkfs.vfat"], "mount", "-t", "vfat", "-o", "umask=022")
 
 
 ALL = {"ext4": ext4, "tmpfs": tmpfs, "overlayfs": overlayfs, "ntfs, without case": ntfs, "exFAT, by FUSE": exfat,
