@@ -88,12 +88,12 @@ class Names(Generic[K]):
     def __init__(self, plain: Callable[[K], str] = key_to_filename):
         self._plain = plain
         self.source: Callable[[], Iterable[Ref | None]] = list
-        self.noted: set[str] = set()  # names that came since; all that are taken, once `_complete`
+        self.noted: set[Ref | None] = set()  # names that came since; all that are taken, once `_complete`
         self.reserved: dict[K, str] = {}
         self._complete = False
 
     @property
-    def taken(self) -> set[str]:
+    def taken(self) -> set[Ref | None]:
         """All names that are taken.  Cost: O(keys) when it is asked for first, or after `renew`."""
         if not self._complete:
             self.noted.update(ref for ref in self.source() if type(ref) is str)

@@ -81,8 +81,13 @@ class Named(Own):
         load.watched.append(self)
 
 
-# References to what only a list holds, as counted in a loop; -1 where they are not counted.
-[_USED] = [sys.getrefcount(one) if hasattr(sys, "getrefcount") else -1 for one in [Own()]]
+def _references(held: list[Own]) -> list[int]:
+    """How many references there are to each, or -1 where they are not counted."""
+    # Some of them are the interpreter's, as many as it needs for this very code.
+    return [sys.getrefcount(one) for one in held] if hasattr(sys, "getrefcount") else [-1] * len(held)
+
+
+[_USED] = _references([Own()])  # those to what only a list holds
 _CPYTHON = sys.implementation.name == "cpython"  # PyPy's own unpickler crashes at a frame cut short
 
 NAMES: dict[tuple[str, str], Callable[[Load, tuple[str, str]], Any]] = {}
@@ -138,7 +143,7 @@ def loads(data: bytes | memoryview, buffers: Iterable[Any] | None = None, whole:
         raise Refused("something stands behind its end")
     if any(map(vars, made.dicts)):  # which numpy, for one, would take for a description of memory
         raise Refused("it gives attributes to a dict")
-    left = [one for one in made.watched if _USED < 0 or sys.getrefcount(one) > _USED]
+    left = [one for one, used in zip(made.watched, _references(made.watched)) if used > _USED or _USED < 0]
     for one in left:
         if _USED >= 0 and isinstance(one, Named):
             raise Refused(f"it has {'.'.join(one.name)} itself as a value; {HOW}")
