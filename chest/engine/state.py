@@ -79,13 +79,9 @@ class _Undisturbed:
     def __exit__(self, *error: object) -> None:
         self.depth -= 1
         if self.depth <= 0:
-            self.end()
-
-    def end(self) -> None:
-        """Behind an interruption too: all is as it was."""
-        if self.collects:
-            gc.enable()
-        self.depth, self.collects = 0, False
+            if self.collects:
+                gc.enable()
+            self.depth, self.collects = 0, False
 
 
 class State(Generic[K]):
@@ -103,6 +99,9 @@ class State(Generic[K]):
         self.undisturbed = _Undisturbed()
         self.large: set[K] = set()  # keys in memory whose values are larger than the budget: these leave first
         self.is_exposed = False  # if so, no value is known to be in nobody's hands
+        # The index's, for a load: in a store no name comes again, so that there it needs no round trip.
+        self.newest_check: Callable[[], Callable[[], bool]] = (
+            index.newest_check if not storage.remote else lambda: lambda: True)
         self.changes: dict[int, int] = {}  # by thread, how often it added or removed a key: for its iterators
         self.new_lock()
 
@@ -120,7 +119,8 @@ class State(Generic[K]):
         """
         if self.torn and not self._in_a_section():
             log("debug", "an operation was interrupted; what is derived is made anew")
-            self.undisturbed.end()
+            self.undisturbed.depth = 0
+            self.undisturbed.__exit__()
             mend_lock: Any = getattr(self.index.keys.lock, "mend", None)
             if mend_lock is not None:
                 mend_lock()
@@ -202,10 +202,6 @@ class State(Generic[K]):
         """The value of ``key`` is another one now: what is in memory, or under way, is no longer it."""
         self.flights.pop(key, None)
         return self.cache.remove(key)
-
-    def newest_check(self) -> Callable[[], bool]:
-        """As the index's, for a load: in a store no name comes again, so that there it needs no round trip."""
-        return self.index.newest_check() if not self.storage.remote else lambda: True
 
     def count_change(self) -> None:
         """A key came or went through this thread: its iterators have to notice."""

@@ -291,8 +291,9 @@ class HitDensity(Generic[K]):
         Ranking takes a microsecond for each value in memory, which is little beside the writing of a large one: so of
         large values only a few are chosen at a time, of small ones the half.
         """
-        if len(self._away) > max(REMEMBERED, 4 * len(self._marks)):
-            for key in list(islice(self._away, len(self._away) // 8)):
+        away = len(self._away)
+        if away > REMEMBERED and away > 4 * len(self._marks):
+            for key in list(islice(self._away, away // 8)):
                 self._away.pop(key, None)
         ranked = self._rank(self._marks.copy(), stay)
         many, room = len(ranked), sum(self._sizes.copy().values())

@@ -103,7 +103,8 @@ def _nbytes(value: object, /) -> int:
             kind = type(part)
             if kind not in _plain:
                 if kind not in _nested:
-                    if part is parts[0] and _plan(kind) is _array and part.base is None and not part.dtype.hasobject:
+                    if part is parts[0] and _plan(kind) is _array and not part.dtype.hasobject and (
+                            part.base is None or (isinstance(part.base, mmap) and part.flags.forc)):
                         return int(part.nbytes)
                     break
                 count = len(part)

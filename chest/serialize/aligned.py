@@ -12,6 +12,7 @@ import pickle
 import struct
 import sys
 from collections.abc import Sequence
+from itertools import starmap
 from typing import Any, Callable, Optional, Union
 from zlib import crc32
 
@@ -59,8 +60,7 @@ def make_gap(at: int, size: int, readonly: bool) -> bytes:
 
 def make_note(arrays: Sequence[Array], stop: int, crc: int) -> bytes:
     """What stands behind STOP."""
-    note = b"".join([_ARRAY.pack(*array) for array in arrays]) if arrays else b""
-    note += _END.pack(_MAGIC, stop, len(arrays), crc, 0)[:-4]
+    note = b"".join(starmap(_ARRAY.pack, arrays)) + _END.pack(_MAGIC, stop, len(arrays), crc, 0)[:-4]
     return note + crc32(note).to_bytes(4, "little")
 
 
@@ -140,6 +140,14 @@ class Encoded:
         self._gathered += size
         if self._gathered > _GATHERED or type(piece) is memoryview:
             self._pass_on()
+
+    def put_plain(self, view: memoryview, readonly: bool, head: bytes, gap: int, tail: bytes, crc: int) -> None:
+        """Dump a value that is one array and has these opcodes in front of its bytes and behind them."""
+        self.pieces, self.nbytes = [head], len(head)
+        self.put_array(view, gap, readonly)
+        self.pieces.append(tail)
+        self.nbytes += len(tail)
+        self._crc = crc
 
     def put_array(self, view: memoryview, gap: int, readonly: bool) -> None:
         """Add an array behind its header."""

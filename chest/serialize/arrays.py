@@ -54,23 +54,22 @@ def dump_plain(value: Any, encoded: Encoded) -> bool:
     if dtype.kind not in "biufcSUMm" or dtype.metadata or not order:
         return False
     readonly = not flags.writeable and not pagemap.in_read_only_map(value)
-    head, tail, gap = _template(dtype.str, value.shape, order, value.nbytes, readonly)
-    encoded.write(head)
     memory = value.view("i8") if dtype.kind in "Mm" else value  # numpy shows the bytes of dates to nobody
-    encoded.put_array(pickle.PickleBuffer(memory).raw(), gap, readonly)
-    encoded.write(tail)
+    encoded.put_plain(pickle.PickleBuffer(memory).raw(), readonly,
+                      *_template(dtype.str, value.shape, order, value.nbytes, readonly))
     return True
 
 
 @lru_cache(256)
-def _template(dtype: str, shape: tuple[int, ...], order: str, size: int, readonly: bool) -> tuple[bytes, bytes, int]:
-    """The opcodes before and behind the bytes of a plain array, and the size of its padding and header."""
+def _template(dtype: str, shape: tuple[int, ...], order: str, size: int, readonly: bool) -> tuple[
+        bytes, int, bytes, int]:
+    """The opcodes before the bytes of a plain array, the size of its padding and header at their end, those behind it,
+    and the CRC-32 of all."""
     axes = b"".join([b"\x8a\x08" + axis.to_bytes(8, "little") for axis in shape])  # LONG1
     text = dtype.encode()
     head = _HEAD + axes + _DTYPE + bytes((len(text),)) + text + _MADE
-    gap = aligned.make_gap(len(head), size, readonly)
-    head = b"\x80\x05" + head[len(MARK) :]  # `Encoded` puts the mark in the place of any pickle's PROTO 5
-    return head + gap, _TAIL.replace(b"%c", order.encode()), len(gap)
+    gap, tail = aligned.make_gap(len(head), size, readonly), _TAIL.replace(b"%c", order.encode())
+    return head + gap, len(gap), tail, crc32(head + gap + tail)
 
 
 @lru_cache(256)
