@@ -51,8 +51,8 @@ class Chest(MutableMapping[K, V]):
         mmap_mode: ``'auto'``: arrays of 64 KiB in files of 256 KiB and more come back as copy-on-write maps where the
             system can tell which pages were written and the disk is local, as copies elsewhere.  ``'c'``, ``'r'``: as
             copy-on-write or read-only maps.  `None`: as copies.
-        min_file_size: Values that serialise to fewer bytes share files, the packs; 0: none do.  `None`: 4096 in a chest
-            of more than 1,000 keys with the built-in ``open``, else 0.
+        min_file_size: Values that serialise to fewer bytes, or ``"4 kB"``, share files, the packs; 0: none do.  `None`:
+            4096 in a chest of more than 1,000 keys with the built-in ``open``, else 0.
         durable: A commit also survives a loss of power, and arrays carry a checksum.
         trusted: `False` for a chest from a stranger: no code that it names is run.
         flag: As in `dbm`: ``'r'`` read only, must exist; ``'w'`` must exist; ``'c'`` made if needed; ``'n'`` emptied.
@@ -83,7 +83,7 @@ class Chest(MutableMapping[K, V]):
         *,
         writeback: bool = True,
         mmap_mode: Literal["auto", "c", "r"] | None = "auto",
-        min_file_size: int | None = None,
+        min_file_size: float | str | None = None,
         durable: bool = False,
         trusted: bool = True,
         flag: Literal["r", "w", "c", "n"] = "c",
@@ -93,8 +93,9 @@ class Chest(MutableMapping[K, V]):
             raise TypeError(f"the first argument is what the chest holds; for a directory say Chest(path={data!r})")
         self._explicitly_given_path = path is not None
         self.dump, self.load, self.open, self.mode = dump, load, open, mode
+        small = None if min_file_size is None else int(min(budget(min_file_size, "min_file_size"), 1 << 40))
         settings = Settings(dump, load, key_to_filename, on_miss, on_overflow, open, open_many, mode, writeback,
-                            mmap_mode, min_file_size, durable, trusted, flag, storage_options)
+                            mmap_mode, small, durable, trusted, flag, storage_options)
         engine: Engine[K] = Engine(path, settings, budget(1e9 if available_memory is None else available_memory))
         self.path: str = engine.path
         self._access = engine.state.cache.access

@@ -247,7 +247,7 @@ def test_an_unclear_budget_is_a_value_error_that_shows_the_right_form(wrong):
 
 
 @pytest.mark.parametrize("wrong", [dict(mode="x"), dict(mmap_mode="w"), dict(path="x", storage_options={}),
-                                   dict(min_file_size=-1), dict(min_file_size="4 kB")])
+                                   dict(min_file_size=-1), dict(min_file_size="small")])
 def test_a_wrong_setting_is_a_value_error_and_leaves_nothing_behind(wrong, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with pytest.raises(ValueError, match=next(reversed(wrong)).split("_")[0]):
@@ -312,3 +312,10 @@ def test_importing_chest_imports_nothing_that_is_large():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("limit", [4096, 4096.0, "4 KiB", float("inf")])
+def test_min_file_size_is_a_number_of_bytes_or_a_text(limit, tmp_path):
+    with Chest({n: n for n in range(9)}, path=tmp_path, min_file_size=limit) as c:
+        c.flush()
+        assert c.disk_usage()[1] == 1

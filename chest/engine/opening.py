@@ -41,16 +41,6 @@ class Settings(NamedTuple):
     flag: str
     storage_options: dict[str, Any] | None
 
-    def checked(self) -> Settings:
-        """These settings, if they are such as there are; `ValueError` if not."""
-        if self.flag not in ("r", "w", "c", "n"):
-            raise ValueError(f"flag is 'r' (read only), 'w' (must exist), 'c' (made if needed) or 'n' (new and empty), "
-                             f"not {self.flag!r}")
-        small = self.min_file_size
-        if small is not None and (not isinstance(small, int) or small < 0):
-            raise ValueError(f"min_file_size is a number of bytes, 0 or more, or None, not {small!r}")
-        return self
-
 
 def is_url(path: str) -> bool:
     """Is ``path`` for fsspec?  ``s3://bucket/run`` is, and so is ``simplecache::s3://bucket/run``.
@@ -89,7 +79,9 @@ _warned: set[str] = set()
 
 def open_parts(asked: str | os.PathLike[str] | None, settings: Settings, available: float) -> State[Any]:
     """The parts of the chest at the path ``asked`` for, with everything read that was committed there."""
-    settings.checked()
+    if settings.flag not in ("r", "w", "c", "n"):
+        raise ValueError(f"flag is 'r' (read only), 'w' (must exist), 'c' (made if needed) or 'n' (new and empty), "
+                         f"not {settings.flag!r}")
     codec = Codec(settings.dump, settings.load, settings.open, settings.mode, settings.mmap_mode, settings.trusted,
                   settings.durable)
     names: Names[Any] = Names(settings.key_to_filename)

@@ -41,7 +41,7 @@ def key_to_filename(key: object) -> str:
         *folders, last = map(key_to_filename, key)
         return "".join(f"_{folder}/" for folder in folders) + last
     if isinstance(key, str) and key.isascii() and key.isidentifier() and usable_part(key):
-        return key
+        return str.__str__(key)  # of a str of numpy's, too
     return digest(key)
 
 
@@ -111,7 +111,9 @@ class Names(Generic[K]):
         name = self._plain(key)
         if self._plain is key_to_filename and "/" not in name:
             return name
-        return name if inside(name) and len(name) <= DEEPEST and all(map(usable_part, name.split("/"))) else digest(key)
+        if inside(name) and len(name) <= DEEPEST and all(map(usable_part, name.split("/"))):
+            return str.__str__(name)
+        return digest(key)
 
     def next_free(self, key: K, usable: Callable[[str, bool], bool], plain: str = "") -> str:
         """The ``plain`` name (or the key's) if it is usable, else the first of ``name~1``, ``name~2``, … that is.

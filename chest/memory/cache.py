@@ -32,7 +32,7 @@ Saved = tuple[Any, int]
 UNKNOWN: Saved = (None, 0)
 
 
-def budget(amount: float | str) -> float:
+def budget(amount: float | str, name: str = "available_memory") -> float:
     """``amount`` in bytes: a number, a text with a unit, or a share of the machine's memory (of its cgroup, if less).
 
     >>> budget("2 GB"), budget("1.5 KiB"), budget(1e9), budget("50%") > 0
@@ -48,8 +48,7 @@ def budget(amount: float | str) -> float:
             return float(match[1]) * float(1024 if match[4] else 1000) ** " kmgt".index(match[3].lower() or " ")
     elif hasattr(amount, "__float__") and float(amount) >= 0:
         return float(amount)
-    raise ValueError(f"available_memory is a number of bytes, or a text such as '2 GB', '500 MiB' or '50%', "
-                     f"not {amount!r}")
+    raise ValueError(f"{name} is a number of bytes, or a text such as '2 GB', '500 MiB' or '50%', not {amount!r}")
 
 
 def _machine_memory() -> int:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chest import Chest
 from chest.index.filenames import Names, inside, key_to_filename, usable_part
 
 
@@ -146,3 +147,18 @@ def test_the_names_that_are_taken_are_looked_for_when_they_are_asked_for_first()
     assert not asked
     assert (names.taken, names.taken) == ({"x"}, {"x"})
     assert asked == [1]
+
+
+class Text(str):
+    def __str__(self):
+        return "something else"
+
+
+@pytest.mark.parametrize("settings", [{}, {"min_file_size": 0}, {"key_to_filename": lambda key: Text(f"n{len(key)}")}])
+def test_keys_and_names_of_a_subclass_of_str_can_be_opened_again(settings, tmp_path):
+    """As the items of an array of text are, which are numpy's own."""
+    with Chest({Text("x"): 1, (Text("a"), Text("b c")): 2}, path=tmp_path, **settings) as c:
+        c.flush()
+        assert type(c.key_to_filename("x")) is str
+    with Chest(path=tmp_path, **settings) as c:
+        assert c == {"x": 1, ("a", "b c"): 2} and type(next(iter(c))) is Text
