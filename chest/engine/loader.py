@@ -84,12 +84,12 @@ class Loader(Generic[K]):
     def _at_hand(self, key: K) -> Any:
         """The value of ``key`` if it need not be loaded: in memory, or let go of by us but not by the program."""
         state, cache = self.state, self.state.cache
-        here = key in cache.values  # first, as a key that cannot be hashed raises here
+        hash(key)  # first, as one that cannot be hashed raises here
         torn, state.torn = state.torn, True
         cache.take_hits()
         cache.access.asked(key)
-        if here:
-            value = cache.give(key)
+        value = cache.give(key)
+        if value is not ABSENT:
             cache.policy.used((key,))
         else:
             value, saved = cache.find(key)

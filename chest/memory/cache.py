@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from chest.memory.access import Access
-from chest.memory.changes import COUNTED, referenced
+from chest.memory.changes import COUNTED, held_parts, referenced
 from chest.memory.hit_density import HitDensity
 from chest.memory.sizeof import nbytes
 from chest.serialize.compare import can_change
@@ -116,7 +116,8 @@ class Cache(Generic[K]):
 
     ``left`` has values that left memory and that the program still refers to, so that the next read gives the same
     object and a commit looks at it: by weak reference, or, where a type has none (lists, dicts, sets), by a plain one
-    for as long as the reference counts say that the program has it too, and so keeps its memory anyway.
+    for as long as the reference counts say that the program has it too, and so keeps its memory anyway.  Of a value of
+    which the program has only a part the rest is kept by the chest: up to ``most_for_parts`` bytes of all of them.
     """
 
     def __init__(self, policy: HitDensity[K], writeback: bool):
@@ -132,6 +133,9 @@ class Cache(Generic[K]):
         self.stuck: set[K] = set()
         self.left: dict[K, Any] = {}
         self.kept: dict[K, None] = {}  # keys of the plain references there, those looked at longest ago first
+        self.most_for_parts = 0.0
+        self._for_parts = 0
+        self._besides: dict[K, int] = {}  # bytes of each kept value that the program has only a part of
 
     def put(self, key: K, value: Any, size: int, saved: Saved | None) -> None:
         """The value of ``key`` is ``value``, of ``size`` bytes; ``saved`` if it is on disk, else it is dirty."""
@@ -150,19 +154,21 @@ class Cache(Generic[K]):
                 self.watch[key] = None
             self.given[key] = self.values[key] = value
         if self.left and key in self.left:
-            del self.left[key]
+            self.let_go(key)
         self.policy.put(key, size, saved is None)
 
     def give(self, key: K) -> Any:
-        """The value in memory of ``key``, noted as handed out."""
-        if key not in self.watch:
-            self.look_at(key)
-        value = self.given[key] = self.values[key]
+        """The value in memory of ``key``, noted as handed out; `ABSENT` if there is none."""
+        value = self.values.get(key, ABSENT)
+        if value is not ABSENT:
+            self.given[key] = value  # first, as a finaliser of the user's may run below, and let the value leave
+            if key not in self.watch:
+                self.look_at(key)
         return value
 
     def look_at(self, key: K) -> None:
         """The value of ``key`` may be changed in place from now on."""
-        if self.writeback and key in self.saved and can_change(self.values[key]):
+        if self.writeback and key in self.saved and can_change(self.values.get(key)):
             self.watch[key] = None
 
     def wrote(self, key: K, saved: Saved, length: int = 0, changed: bool = False) -> None:
@@ -187,7 +193,8 @@ class Cache(Generic[K]):
     def remove(self, key: K) -> Any:
         """``key`` has another value now, or none: nothing of this one is kept.  Returns it, so that a finaliser of the
         user's, which may use the chest, runs when the caller is through."""
-        gone = self.values.pop(key, ABSENT), self.left.pop(key, None)
+        gone = self.values.pop(key, ABSENT), self.left.get(key)
+        self.let_go(key)
         self.given.pop(key, None)
         self.watch.pop(key, None)
         self.saved.pop(key, None)
@@ -198,8 +205,11 @@ class Cache(Generic[K]):
 
     def evict(self, key: K, saved: Saved, held: bool) -> None:
         """The value of ``key``, which is saved, leaves memory; ``held`` if the program may still refer to it."""
+        value = self.values[key]
         if held:  # first, lest Ctrl-C comes in between, and a change of what the program holds is not seen
-            self.leave(key, self.values[key], saved)
+            self.leave(key, value, saved)
+        elif self._is_held_in_part(key, value):
+            self.keep(key, value, saved)
         del self.values[key]
         if key in self.saved:
             del self.saved[key]
@@ -231,6 +241,17 @@ class Cache(Generic[K]):
         self.left[key] = value, saved
         self.kept[key] = None
 
+    def _is_held_in_part(self, key: K, value: Any) -> bool:
+        """Does the program have a part of ``value`` that it may change, and is there room to keep the rest?"""
+        parts = held_parts(value) if self.writeback else ()
+        if parts and key not in self._besides:
+            besides = max(0, nbytes(value) - nbytes(parts))
+            if self._for_parts + besides > self.most_for_parts:
+                return False
+            self._besides[key] = besides
+            self._for_parts += besides
+        return bool(parts)
+
     def _died(self, reference: _Reference) -> None:
         found = self.left.get(reference.key)
         if found is not None and found[0] is reference:
@@ -252,7 +273,7 @@ class Cache(Generic[K]):
 
     def unreferenced(self, most: int, holders: int = 1) -> list[tuple[K, Any, Saved]]:
         """Of up to ``most`` values that are kept by a plain reference, those to which nobody but so many ``holders``
-        refers: one is ``left``."""
+        refers, nor to a part of them: one is ``left``."""
         keys = list(islice(self.kept, most))
         for key in keys:
             self.kept.pop(key, None)
@@ -260,22 +281,24 @@ class Cache(Generic[K]):
                  if (found := self.left.get(key)) is not None and type(found[0]) is not _Reference}
         self.kept.update(dict.fromkeys(plain))  # as those looked at last
         held = referenced([found[0] for found in plain.values()], holders)
-        return [(key, *found) for (key, found), one in zip(plain.items(), held) if not one]
+        return [(key, *found) for (key, found), one in zip(plain.items(), held)
+                if not (one or self._is_held_in_part(key, found[0]))]
 
     def let_go(self, key: K) -> None:
         """A value that left memory, and that is as its bytes are, is kept no more."""
         self.left.pop(key, None)
         self.kept.pop(key, None)
+        self._for_parts -= self._besides.pop(key, 0)
 
     # The whole.
 
     def clear(self) -> list[Any]:
         """Empty memory.  Returns what was there, so that finalisers of the user's run when the caller is through."""
         kept = [*self.values.values(), *self.left.values()]
-        for part in (self.values, self.sizes, self.saved, self.watch, self.stuck, self.left, self.kept):
+        for part in (self.values, self.sizes, self.saved, self.watch, self.stuck, self.left, self.kept, self._besides):
             part.clear()
         self.access.clear()
-        self.usage = 0
+        self.usage = self._for_parts = 0
         self.policy.clear()
         return kept
 
@@ -291,6 +314,8 @@ class Cache(Generic[K]):
         self.watch = dict.fromkeys(self.saved)
         self.left = {key: found for key, found in self.left.copy().items() if refs.get(key) is not None
                      and key not in self.values}
+        self._besides = {key: size for key, size in self._besides.items() if key in self.left}
+        self._for_parts = sum(self._besides.values())
         self.sizes = {key: nbytes(value) for key, value in self.values.items()}
         self.usage = sum(self.sizes.values())
         self.stuck &= self.values.keys()

@@ -11,16 +11,18 @@ from __future__ import annotations
 import gc
 import sys
 import weakref
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Collection
 from typing import Any
 
 from chest.serialize.compare import can_change
 
-__all__ = ["COUNTED", "owned", "referenced"]
+__all__ = ["COUNTED", "held_parts", "owned", "referenced"]
 
 _DEEPEST = 3  # levels of containers that are looked through
 _LONGEST = 2000  # items, keys and values of one that are looked at
 _FIXED = frozenset((type(None), bool, int, float, complex, str, bytes))
+_CONTAINERS = frozenset((list, dict, tuple, set, frozenset, deque, OrderedDict, defaultdict))
 
 
 def _counts(items: Collection[object]) -> list[int]:
@@ -57,6 +59,44 @@ def referenced(items: Collection[Any], more: int = 0) -> list[bool]:
     return [sys.getrefcount(item) > most or (
         type(item) is array and type(item.base) is array and _count_of_attribute(item, "base") > _OF_AN_ATTRIBUTE)
         for item in items]
+
+
+def held_parts(value: Any) -> list[Any]:
+    """The containers and arrays in a container to which something outside of it refers, so that it may change them.
+
+    None where that cannot be told: in a value of more than 2,000 parts, or with instances of any other class in it.
+    Cost: 1 us, and 0.2 us for each part.
+    """
+    if not COUNTED or type(value) not in _CONTAINERS or len(value) > _LONGEST:
+        return []
+    parts = [part for part in gc.get_referents(value) if type(part) not in _FIXED]
+    if not parts:
+        return []
+    array = getattr(sys.modules.get("numpy"), "ndarray", None)
+    met: list[Any] = []
+    seen = {id(value)}
+    while parts:
+        below = []
+        for part in parts:
+            kind = type(part)
+            if kind in _CONTAINERS:
+                met.append(part)
+                if id(part) not in seen:
+                    seen.add(id(part))
+                    below.append(part)
+            elif kind is array and not part.dtype.hasobject:
+                met.append(part)
+            elif kind is array or (kind is not type and gc.is_tracked(part)):
+                return []  # as this may refer to others of the parts
+        if len(met) + sum(map(len, below)) > _LONGEST:
+            return []
+        parts = [part for part in gc.get_referents(*below) if type(part) not in _FIXED]
+    part, below = None, []  # they would count
+    # Each time that a part was met one reference is that of ``met``, and one that of a container.
+    return [part for part, count in zip(met, _counts(met)) if (
+        (count > _IN_A_LIST + 1 and count > _IN_A_LIST - 1 + 2 * sum([other is part for other in met]))
+        or (type(part) is array and type(part.base) is array and _count_of_attribute(part, "base") > _OF_AN_ATTRIBUTE)
+    ) and can_change(part)]
 
 
 def owned(items: Collection[Any], more: int, deepest: int = _DEEPEST) -> bool:

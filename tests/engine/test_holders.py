@@ -8,6 +8,7 @@ import array
 import collections
 import contextvars
 import functools
+import gc
 import itertools
 import sys
 import threading
@@ -19,6 +20,7 @@ import pytest
 from children import python
 
 from chest import Chest
+from chest.memory.changes import COUNTED
 
 try:
     import numpy
@@ -284,6 +286,47 @@ def test_a_part_or_view_that_changes_between_commits_is_saved(view, path):
         return lambda: part
 
     changes_are_saved(path, make, hold, change)
+
+
+@pytest.mark.skipif(not COUNTED, reason="references are not counted here")
+@pytest.mark.parametrize("view", [view for view in VIEWS if view != "attributes"])
+def test_a_part_or_view_that_changes_when_its_value_left_memory_is_saved(view, path):
+    make, look, change = VIEWS[view]
+    c = Chest({"x": make(), "other": 0}, path=path)
+    for held in range(2):  # as it was set, and as it was loaded
+        part, model = look(c["x"]), Chest(path=path).get("x", make())
+        mirror = look(model)
+        c.move_to_disk("x")
+        assert "x" not in c.inmem
+        for number in range(2):
+            c.flush()
+            change(part, number)
+            change(mirror, number)
+            c["other"] = held, number
+            c.sync()
+            assert content(Chest(path=path)["x"]) == content(model) == content(c["x"])
+        part = mirror = None
+        c.flush()
+
+
+@pytest.mark.skipif(not COUNTED, reason="references are not counted here")
+def test_a_value_is_kept_for_a_part_that_is_held_and_no_longer(path):
+    """Nor for one that is in it twice."""
+    c, marks = Chest(path=path), []
+    for number in range(10):
+        part, mark = [number], {number}
+        marks.append(weakref.ref(mark))
+        c[number] = {"part": part, "again": [part, {"deep": part}], "mark": mark}
+    del mark
+    part = c[5]["part"]
+    c.flush()
+    gc.collect()
+    assert [number for number, mark in enumerate(marks) if mark() is not None] == [5]
+    assert c[5]["part"] is c[5]["again"][0] is part
+    part = c[0] = None
+    c.flush()
+    gc.collect()
+    assert [number for number, mark in enumerate(marks) if mark() is not None] == []
 
 
 def test_a_debugger_that_reads_frames_while_chest_is_imported_makes_no_change_pass_unseen(path):
