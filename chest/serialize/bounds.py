@@ -12,6 +12,7 @@ import io
 import pickle
 import re
 import sys
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -24,14 +25,26 @@ _MOST_TUPLES = 80_000 if sys.platform == "linux" and not hasattr(sys, "gettotalr
 _MOST_NUMBERS = 10_000  # large integers that may have the same hash: 1 s
 _MEMO = 1 << 22  # an index into the memo that is always allowed: 64 MB
 _STEPS = 10  # runs of opcodes that are looked at for such an index
+_BLOCK = 131_072  # bytes that are counted at a time
 
 _PUT = re.compile(rb"r(?=..(?:[\x40-\xff].|.[\x01-\xff]))", re.DOTALL)  # an index of 2 ** 22 or more
-_SHORT = b"|".join([re.escape(bytes((size,))) + b"." * size for size in range(33)])
-_RUN = re.compile(  # opcodes of fixed length and short texts, but those that are looked at
-    rb"(?:G........|\x8c(?:%s)|K.|[N)\x88\x89012RQabdelosu\](}\x81\x8f-\x94\x97\x98]|M..|J....|[hq\x80\x82].|j....|\x83..|"
-    rb"\x84....|r..[\0-\x3f]\0|\x95........){0,32}" % _SHORT, re.DOTALL)
-_SIZED = {code: size for size, codes in {1: b"U\x8cC\x8a", 4: b"TXB\x8b", 8: b"\x8d\x8e\x96"}.items() for code in codes}
+_SHORT = [re.escape(bytes((size,))) + b"." * size for size in range(33)]
+# Numbers, short texts and bytes.  No more than 9 integers of up to 8 bytes have the same hash.
+_ATOM = rb"G........|[C\x8c](?:%s)|K.|[N)\x88\x89]|M..|J....|\x8a(?:%s)" % (b"|".join(_SHORT), b"|".join(_SHORT[:9]))
+_OTHER = rb"[012RQabdelosu\]}\x81\x8f-\x94\x97\x98]|[hq\x80\x82].|j....|\x83..|\x84....|r..[\0-\x3f]\0|\x95........"
+_RUN = re.compile(rb"(?:%s|[(t\x85-\x87]|%s){0,32}" % (_ATOM, _OTHER), re.DOTALL)  # what need not be looked at
+_ROWS = {ord("G"): 9, ord("J"): 5, ord("M"): 3, ord("K"): 2}  # numbers, of which there may be many in a row
+_SAME = re.compile(b"G+|J+|M+|K+")
+_SIZED = {code: size for size, codes in {1: b"UC\x8a\x8c", 4: b"TXB\x8b", 8: b"\x8d\x8e\x96"}.items() for code in codes}
 _LINES = {ord("c"): 2, ord("i"): 2, **dict.fromkeys(b"FILSVgpP", 1)}
+
+
+@cache
+def _with_flat_tuples() -> re.Pattern[bytes]:
+    """Runs in which tuples of atoms are, too, for these are in no depth: slower, but for many tuples."""
+    atom = rb"(?:%s)\x94?" % _ATOM
+    return re.compile(rb"(?:%s(?:\x85|%s(?:\x86|%s\x87?)?)?|\((?:(?:%s){4,16}t)?|%s){0,32}" % ((atom,) * 4 + (_OTHER,)),
+                      re.DOTALL)
 
 
 class Refused(LoadError):
@@ -49,28 +62,47 @@ class Source(io.BytesIO):
 def check(data: bytes) -> bool:
     """May the C unpickler load ``data``, or must `Careful`?  `Refused` where neither may.
 
-    Cost: 0.1 to 1 ns a byte, and up to 20 µs for the first opcodes; 50 ns an opcode where many bytes are suspicious.
+    Cost: 0.1 to 0.4 ns a byte, and up to 20 µs for the first opcodes; 50 ns an opcode where many bytes are suspicious.
     """
     at = tuples = 0
     large = len(data) > _MOST_TUPLES
     if large or ((_PUT.search(data) is not None or b"p" in data) and _fills_memo()):
         at, tuples = walk(data, _STEPS)
-    rest = data[at:] if large and at else data
-    if tuples + len(rest) > _MOST_TUPLES and (
-            tuples + _count(rest, b"\x85\x86\x87(") > _MOST_TUPLES
-            or (len(rest) > 10 * _MOST_NUMBERS and _count(rest, b"\x8a\x8b\n") > _MOST_NUMBERS)):
-        _, tuples = walk(data, len(data))
+    if large:
+        deep, alike = _suspicious(data, at, tuples)
+        if deep:
+            _, tuples = walk(data, len(data), _with_flat_tuples())
+        elif alike:
+            walk(data, len(data))
     return tuples <= _MOST_TUPLES
 
 
-def _count(data: bytes, codes: bytes) -> int:
-    """How many bytes are one of ``codes``."""
+def _suspicious(data: bytes, at: int, tuples: int) -> tuple[bool, bool]:
+    """May too many tuples be nested, and too many integers have the same hash?  Bytes behind ``at`` are counted."""
     numpy: Any = sys.modules.get("numpy")
-    if numpy is None:
-        return sum(map(data.count, codes))
-    values = numpy.frombuffer(data, "u1")
-    blocks = [values[at : at + 65_536] for at in range(0, len(data), 65_536)]  # bytes that a processor holds near
-    return sum([int(numpy.count_nonzero(block == code)) for block in blocks for code in codes])
+    rest: Any = data[at:] if numpy is None else numpy.frombuffer(data, "u1")[at:]
+    parts = [rest[begin : begin + _BLOCK] for begin in range(0, len(rest), _BLOCK)]  # which a processor holds near
+
+    def count(first: int, codes: int = 1) -> int:
+        if numpy is None:
+            return len(rest) - len(rest.translate(None, bytes(range(first, first + codes))))
+        return sum([int(numpy.count_nonzero(part == first if codes == 1 else part - first < codes)) for part in parts])
+
+    tuples += count(0x85, 3)
+    # One of more than three takes TUPLE as well as MARK, which also begins what goes into a list or a dict.
+    deep = tuples + len(rest) > _MOST_TUPLES and tuples + min(count(ord("(")), count(ord("t"))) > _MOST_TUPLES
+    alike = len(rest) > 10 * _MOST_NUMBERS and count(0x8A, 2) + count(ord("\n")) > _MOST_NUMBERS
+    if alike and numpy is not None:  # look at what is behind these bytes, too
+        numbers = 0
+        for part in parts:
+            # Sizes, the highest bytes of sizes; white space, signs or digits.
+            long, longer = numpy.flatnonzero(part == 0x8A) + 1, numpy.flatnonzero(part == 0x8B) + 4
+            text = numpy.flatnonzero((part == ord("I")) | (part == ord("L"))) + 1
+            found = (part.take(long, mode="clip") > 8, part.take(text, mode="clip") - 9 < 49,
+                     part.take(longer, mode="clip") <= len(data) >> 24)
+            numbers += sum([int(numpy.count_nonzero(one)) for one in found]) + 6  # those at the end of the part
+        alike = numbers > _MOST_NUMBERS
+    return deep, alike
 
 
 @cache
@@ -81,8 +113,10 @@ def _fills_memo() -> bool:
     return sys.implementation.name == "cpython" and sys.getsizeof(unpickler) > 1 << 18
 
 
-def walk(data: bytes, steps: int) -> tuple[int, int]:
+def walk(data: bytes, steps: int, run: re.Pattern[bytes] = _RUN) -> tuple[int, int]:
     """Go through so many runs of opcodes, or on while they are long; returns how far, and how many tuples they make.
+
+    ``run`` without those that hold nothing but atoms; by default each byte that may be one counts.
 
     `Refused` for an index into the memo that is too large, a length that it does not have, and too many integers of
     the same hash.
@@ -91,8 +125,16 @@ def walk(data: bytes, steps: int) -> tuple[int, int]:
     numbers: dict[bytes, int] = {}  # their hashes
     while at < len(data) and (step < steps or at > step * 2048):
         step += 1
-        run = _RUN.match(data, at)
-        before, at = at, at if run is None else run.end()
+        width = _ROWS.get(data[at])
+        if width is not None and data[at : at + 16 * width : width].count(data[at]) == 16:
+            at += width * _SAME.match(data[at : at + 1000 * width : width]).end()  # type: ignore[union-attr]
+            if data[at : at + 2] == b"e(":  # the next row of the same list
+                at += 2
+                continue
+        found = run.match(data, at)
+        before, at = at, at if found is None else found.end()
+        if run is _RUN:  # as many at the most
+            tuples += at - before - len(data[before:at].translate(None, b"t\x85\x86\x87"))
         code = data[at] if at < len(data) else ord(".")
         index, size, begin = 0, _SIZED.get(code), at + 1
         if code in b"t\x85\x86\x87":
@@ -103,7 +145,7 @@ def walk(data: bytes, steps: int) -> tuple[int, int]:
             at += 5
         elif size is not None:
             at = begin + size + int.from_bytes(data[begin : begin + size], "little")
-            if code in b"\x8a\x8b" and 8 <= at - begin - size < 1 << 16:
+            if code in b"\x8a\x8b" and 9 <= at - begin - size < 1 << 16:
                 part = data[begin + size : at]
                 numbers[part] = hash(int.from_bytes(part, "little", signed=True))
         elif code in _LINES:
@@ -112,8 +154,9 @@ def walk(data: bytes, steps: int) -> tuple[int, int]:
             part = data[begin:at].replace(b"_", b"").strip(b"+ L\r\n")
             if code == ord("p"):
                 index = int(part[:19]) if part.isdigit() else 0
-            elif code in b"IL" and 18 <= len(part) < 4000 and part.lstrip(b"-").isdigit():
-                numbers[part] = hash(int(part))
+            elif code in b"IL" and 18 <= len(part) < 4000:
+                with suppress(ValueError):  # no number, which the unpickler will say as well
+                    numbers[part] = hash(int(part, 0))
         elif at == before:  # STOP, or nothing that the unpickler takes
             break
         if index >= max(len(data), _MEMO) or at > len(data):

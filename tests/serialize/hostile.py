@@ -248,6 +248,10 @@ def attacks():
     yield "a frozenset of integers of one hash", whole(b"(", b"".join(many), b"\x91"), True
     yield "a set by name of integers of one hash", whole(call(name("builtins", "set"), b"](" + b"".join(many) + b"e")), True
     yield "a dict in text", b"(" + b"".join([b"L%dL\nN" % (sys.hash_info.modulus * i) for i in range(1, 30_000)]) + b"d.", True
+    for written in "0x%x", "0o%o", "0b%s", " +0x%X ":
+        texts = [(written % (format(value, "b") if "b" in written else value)).encode() for value in range(sys.hash_info.modulus, sys.hash_info.modulus * 20_000, sys.hash_info.modulus)]
+        yield f"a dict of integers in text as {written}", b"(" + b"".join([b"I%s\nN" % text for text in texts]) + b"d.", True
+        yield f"a dict of longs in text as {written}", b"(" + b"".join([b"L%sL\nN" % text for text in texts]) + b"d.", True
     yield "a few of one hash", whole(b"\x8f(", b"".join(colliding(5_000)), b"\x90"), None
     yield "decimals of one hash", whole(b"\x8f(", b"".join([call(name("decimal", "Decimal"), text(str(sys.hash_info.modulus * i))) for i in range(1, 20_000)]), b"\x90"), True
     yield "complex numbers of one hash", whole(b"\x8f(", b"".join([call(name("builtins", "complex"), b"G" + struct.pack(">d", 10**14 - 1000003 * i), b"G" + struct.pack(">d", i)) for i in range(1, 20_000)]), b"\x90"), None
