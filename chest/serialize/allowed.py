@@ -114,11 +114,16 @@ def _defaultdict(self: Named, factory: Any = None) -> Any:
 
 @allow("datetime.datetime", "datetime.date", "datetime.time", "datetime.timezone")
 def _datetime(self: Named, *arguments: Any) -> Any:
-    import datetime
-
-    made = getattr(datetime, self.name[1])(*arguments)
+    made = _datetime_class(self.name[1])(*arguments)
     # Packed fields are taken over unseen: that of minutes may be 255.
     return made.replace() if type(arguments[0]) in (bytes, str) else made
+
+
+@cache
+def _datetime_class(name: str) -> Any:
+    import datetime
+
+    return getattr(datetime, name)
 
 
 @allow("datetime.timedelta")

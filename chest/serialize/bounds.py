@@ -122,6 +122,7 @@ def walk(data: bytes, steps: int, run: re.Pattern[bytes] = _RUN) -> tuple[int, i
     the same hash.
     """
     at = step = tuples = 0
+    largest = max(len(data), _MEMO)
     numbers: dict[bytes, int] = {}  # their hashes
     while at < len(data) and (step < steps or at > step * 2048):
         step += 1
@@ -131,23 +132,23 @@ def walk(data: bytes, steps: int, run: re.Pattern[bytes] = _RUN) -> tuple[int, i
             if data[at : at + 2] == b"e(":  # the next row of the same list
                 at += 2
                 continue
-        found = run.match(data, at)
-        before, at = at, at if found is None else found.end()
-        if run is _RUN:  # as many at the most
+        before, at = at, run.match(data, at).end()  # type: ignore[union-attr]
+        if run is _RUN:
             tuples += at - before - len(data[before:at].translate(None, b"t\x85\x86\x87"))
         code = data[at] if at < len(data) else ord(".")
         index, size, begin = 0, _SIZED.get(code), at + 1
-        if code in b"t\x85\x86\x87":
+        if size is not None:
+            begin += size
+            at = begin + int.from_bytes(data[begin - size : begin], "little")
+            if code in b"\x8a\x8b" and 9 <= at - begin < 1 << 16:
+                part = data[begin:at]
+                numbers[part] = hash(int.from_bytes(part, "little", signed=True))
+        elif code in b"t\x85\x86\x87":
             tuples += 1
             at += 1
         elif code == ord("r"):
             index = int.from_bytes(data[begin : begin + 4], "little")
             at += 5
-        elif size is not None:
-            at = begin + size + int.from_bytes(data[begin : begin + size], "little")
-            if code in b"\x8a\x8b" and 9 <= at - begin - size < 1 << 16:
-                part = data[begin + size : at]
-                numbers[part] = hash(int.from_bytes(part, "little", signed=True))
         elif code in _LINES:
             for _ in range(_LINES[code]):
                 at = data.find(b"\n", at) + 1 or len(data)
@@ -159,7 +160,7 @@ def walk(data: bytes, steps: int, run: re.Pattern[bytes] = _RUN) -> tuple[int, i
                     numbers[part] = hash(int(part, 0))
         elif at == before:  # STOP, or nothing that the unpickler takes
             break
-        if index >= max(len(data), _MEMO) or at > len(data):
+        if at > len(data) or index >= largest:
             raise Refused("it asks for far more memory than it is long")
     if len(numbers) - len(set(numbers.values())) > MOST_ALIKE and len(data) > 10 * _MOST_NUMBERS:
         raise Refused("it has too many integers of the same hash")

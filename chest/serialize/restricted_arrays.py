@@ -25,6 +25,7 @@ _MOST_FIELDS = 10_000  # of a dtype, those of its fields included
 _DEEPEST = 16  # dtypes within dtypes
 _NATIVE = ("=", "|", "<" if sys.byteorder == "little" else ">")
 _MEMORY = frozenset({bytes, bytearray, memoryview})
+_PLAIN = frozenset("biufcmMS")  # kinds of which any bytes are a value
 
 
 class Dtype(Own):
@@ -139,11 +140,14 @@ def judge_text(values: Any) -> None:
 @allow("numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer")
 def _from_buffer(self: Named, buffer: Any, dtype: Any, shape: Any, order: str, axes: Any = None) -> Any:
     """An array over memory, which SETITEM cannot write to until all is loaded."""
-    made = None
-    if type(dtype) is Dtype and dtype.real.kind in "biufc?mM" and type(buffer) in _MEMORY and buffer:
+    only(Dtype, dtype)
+    order = order if axes is None else "C"
+    if dtype.real.kind in _PLAIN and type(buffer) in _MEMORY and buffer and type(shape) is tuple:  # as numpy does it
         made = numpy.frombuffer(buffer, dtype.real)
-    if made is None or made.shape != shape:  # most arrays have one dimension
-        made = _over(self.load, buffer, dtype, shape, order if axes is None else "C")
+        if made.shape != shape:
+            made = made.reshape(_shape(shape), order=order)
+    else:
+        made = _over(self.load, buffer, dtype, shape, order)
     if axes is not None:
         made = made.transpose(_shape(axes))
     if made.flags.writeable:
@@ -170,6 +174,8 @@ def _scalar(self: Named, dtype: Any, data: Any = b"") -> Any:
     if real.subdtype is not None:
         raise Refused("it has a number of numpy that is none")
     self.load.spend(len(data))
+    if real.kind in "biufmM" and len(data) == real.itemsize:
+        return numpy.frombuffer(data, real)[0]
     if not real.itemsize and real.names is None and not data:
         return real.type()
     made = _over(self.load, data, dtype, (), "C")
