@@ -29,7 +29,6 @@ def child(*arguments):
     return done.stdout.splitlines()
 
 
-@pytest.mark.skipif(not hasattr(sys, "getrefcount"), reason="functions as attributes are told by reference counts")
 def test_every_attack_is_refused_or_harmless():
     lines = child("corpus")
     assert len(lines) > 800 and [line for line in lines if not line.startswith("RIGHT")] == []
