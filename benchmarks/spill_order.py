@@ -160,12 +160,12 @@ def draw(table, path):
 
     figure, panels = pyplot.subplots(1, len(table), figsize=(3 * len(table), 2.8), sharex=True)
     for panel, (name, costs) in zip(panels, table.items()):
-        for policy, label, style in (("LRU", "LRU", "--"), ("Learnt", "chest", "-"), ("Oracle", "oracle", ":")):
+        for policy, label, style in (("LRU", "LRU", "--"), ("Learnt", "chest", "-"), ("Oracle", "Oracle", ":")):
             panel.plot([100 * share for share in BUDGETS], costs[policy], style, label=label)
-        panel.set_title(name)
+        panel.set_title(name.capitalize())
         panel.set_ylim(bottom=0)
-        panel.set_xlabel("budget, % of all values")
-    panels[0].set_ylabel("values read or written")
+        panel.set_xlabel("Budget (% of all values)")
+    panels[0].set_ylabel("Values loaded or written")
     panels[0].legend()
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 
+import lab
 import pytest
 
 from chest import Chest
@@ -26,11 +27,10 @@ FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--dis
 PAGE = """<!doctype html><meta charset="utf-8"><title></title><style>{style}</style>
 <body style="background: {paper}" data-jp-theme-light="{light}">
 <div class="jp-RenderedHTMLCommon jp-RenderedHTML rendered_html">{view}</div>"""
-LOOK = """<script>
-const seen = (place, what) => getComputedStyle(document.querySelector(place))[what];
-document.title = [seen(".chest-view", "color"), seen(".chest-view td", "textAlign"), seen(".chest-view th", "textAlign"),
-  seen(".chest-view .number", "textAlign"), seen(".chest-view tr:nth-child(2)", "backgroundColor"),
-  seen(".chest-view tr:nth-child(1)", "backgroundColor")].join("; ")</script>"""
+SEEN = """[["", "color"], ["td", "textAlign"], ["th", "textAlign"], [".number", "textAlign"],
+  ["tr:nth-child(2)", "backgroundColor"], ["tr:nth-child(1)", "backgroundColor"]].map(([place, what]) =>
+  getComputedStyle(document.querySelector(".chest-view " + place))[what]).join("; ")"""
+LOOK = f"<script>document.title = {SEEN}</script>"
 THEMES = {"light": "rgb(31, 35, 40)", "dark": "rgb(230, 237, 243)"}  # and the colour of the ink
 
 
@@ -149,3 +149,15 @@ def test_a_page_of_jupyterlab_shows_the_view_as_it_is_meant(look, chest, theme):
 
     assert "jp-RenderedHTMLCommon" in document
     assert found == [THEMES[theme], "left", "left", "right", CLEAR, CLEAR]
+
+
+@pytest.mark.filterwarnings("ignore")  # tornado's own
+@pytest.mark.parametrize("theme", THEMES)
+def test_a_live_page_of_jupyterlab_shows_the_view_as_it_is_meant(chromium, theme, tmp_path):
+    pytest.importorskip("jupyterlab")
+    pytest.importorskip("ipykernel")
+    cell = "from chest import Chest\nChest({n: bytes(100 - n) for n in range(10)}, path='live')"
+
+    found = lab.look(tmp_path, [cell], theme, f"document.querySelector('.chest-view') && {SEEN}")
+
+    assert found.split("; ") == [THEMES[theme], "left", "left", "right", CLEAR, CLEAR]
