@@ -160,8 +160,8 @@ def opened_zarr(path: str) -> Any:
 Opener = Callable[..., Any]
 BY_VALUE: dict[str, Opener] = {
     "chest": opened_chest, "chest, copies": opened_copies, "shelve": opened_shelve, "zict": opened_zict,
-    "diskcache": opened_diskcache, "sqlitedict": opened_sqlitedict, "lmdbm": opened_lmdbm, "joblib.dump": opened_joblib, "zarr": opened_zarr,
-    "numpy.save": opened_numpy, "system calls": Raw,
+    "diskcache": opened_diskcache, "sqlitedict": opened_sqlitedict, "lmdbm": opened_lmdbm, "joblib.dump": opened_joblib,
+    "zarr": opened_zarr, "numpy.save": opened_numpy, "system calls": Raw,
 }
 MAPPED: dict[str, Opener] = {
     "chest": lambda path: opened_chest(path, mmap_mode="r"), "joblib.load": lambda path: opened_joblib(path, "r"),
