@@ -111,13 +111,14 @@ class Chest(MutableMapping[K, V]):
         try:
             value: V = access.given[key]
         except KeyError:
-            value = self._engine.alive().get(key)
+            pass  # what the engine raises must not show this one as its cause
         else:
             for _ in access.hits:  # one step of a C counter, without a call
                 return value
+        value = self._engine.alive().get(key)
         if value is ABSENT:
             if not hasattr(type(self), "__missing__"):
-                raise KeyError(key) from None
+                raise KeyError(key)
             value = cast(Any, self).__missing__(key)
         return value
 
@@ -274,6 +275,15 @@ class Chest(MutableMapping[K, V]):
             return NotImplemented
         both = self.copy()
         both.update(other)
+        return both
+
+    def __ror__(self, other: Any) -> Any:
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        both = self.copy()
+        both.clear()
+        both.update(other)
+        both.update(self)
         return both
 
     def __ior__(self, other: Any) -> Any:
@@ -484,7 +494,8 @@ class Chest(MutableMapping[K, V]):
         if not hasattr(self, "_engine"):
             return str(self)
         state = self._engine.state
-        return (f"<chest at {self.path}: {len(state.index.refs)} keys, {len(state.cache.values)} of them in memory, "
+        count = len(state.index.refs)
+        return (f"<chest at {self.path}: {count} key{'s' * (count != 1)}, {len(state.cache.values)} in memory, "
                 f"{state.cache.usage} of {state.available:.0f} bytes>")
 
     def _repr_html_(self) -> str:

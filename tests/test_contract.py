@@ -275,6 +275,21 @@ def test_a_relative_path_is_fixed_when_the_chest_is_made(tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path / "here")) == [".keys", "x"]
 
 
+def test_a_path_may_begin_with_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("USERPROFILE" if os.name == "nt" else "HOME", str(tmp_path))
+
+    assert Chest(path="~/here").path == str(tmp_path / "here")
+
+
+@pytest.mark.parametrize("use", [lambda c: c["y"], lambda c: c.pop("y"), lambda c: c.__delitem__("y")])
+def test_a_missing_key_is_one_traceback_of_one_frame(use):
+    with pytest.raises(KeyError, match="^'y'$") as caught:
+        use(Chest({"x": 1}))
+
+    assert len(caught.traceback[2:]) == 1  # behind this test's own, and the lambda's
+    assert caught.value.__context__ is None
+
+
 def test_popitem_takes_the_last_and_reversed_starts_there():
     c = Chest({"a": 1, "b": 2, "c": 3})
 

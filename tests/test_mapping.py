@@ -116,6 +116,13 @@ class TestWhatADictDoes:
         with pytest.raises(TypeError):
             c | [("v", 7)]
 
+    def test_union_with_a_dict_on_the_left_has_its_keys_first_and_the_values_of_the_chest(self, make):
+        both = {"z": 1, "x": 2} | make({"x": 3, "y": 4})
+        assert list(both.items()) == [("z", 1), ("x", 3), ("y", 4)]
+        assert isinstance(both, Chest)
+        with pytest.raises(TypeError):
+            [("v", 7)] | make({})
+
     def test_views_are_live(self, make):
         c = make({"x": 1})
         keys, values, items = c.keys(), c.values(), c.items()

@@ -60,7 +60,9 @@ def _full_path(path: str | os.PathLike[str] | None) -> str:
     if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
         raise TypeError(f"path is a str or os.PathLike of str, not {path!r}")
     path = os.fspath(path)
-    return path if is_url(path) else os.path.abspath(path)
+    if not path:
+        raise ValueError("path is empty: name a directory, '.' for the current one, or leave it out for a temporary one")
+    return path if is_url(path) else os.path.abspath(os.path.expanduser(path))
 
 
 def _warn_of_others(path: str) -> None:
@@ -82,6 +84,9 @@ def open_parts(asked: str | os.PathLike[str] | None, settings: Settings, availab
     if settings.flag not in ("r", "w", "c", "n"):
         raise ValueError(f"flag is 'r' (read only), 'w' (must exist), 'c' (made if needed) or 'n' (new and empty), "
                          f"not {settings.flag!r}")
+    for name in ("dump", "load", "open"):
+        if not callable(getattr(settings, name)):
+            raise TypeError(f"{name} is a function, not {getattr(settings, name)!r}")
     codec = Codec(settings.dump, settings.load, settings.open, settings.mode, settings.mmap_mode, settings.trusted,
                   settings.durable)
     names: Names[Any] = Names(settings.key_to_filename)

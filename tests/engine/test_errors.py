@@ -22,6 +22,13 @@ class Refuses:
         raise TypeError("refuses to be dumped")
 
 
+def chain(error):
+    """An error and its causes, as a traceback shows them."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def seen(path, **settings):
     with Chest(path=path, **settings) as c:
         return dict(c)
@@ -112,7 +119,9 @@ def test_a_value_that_cannot_be_loaded_is_named_and_left_alone(saved, damage):
             use()
         assert "'x'" in str(caught.value)
         assert name in str(caught.value)
-        assert caught.value.__cause__ is not None or caught.value.__context__ is not None
+        causes = [type(error) for error in chain(caught.value)]
+        assert len(causes) >= 2
+        assert KeyError not in causes  # that it was not in memory is no cause
     assert (saved["y"], saved["t", "u"], len(saved), "x" in saved) == ("saved y", "saved t", 3, True)
     saved.flush()
     with open(name, "rb") as file:
@@ -140,6 +149,7 @@ def test_a_file_that_is_gone_is_a_key_error_that_names_it(saved):
             use()
         assert "'x'" in str(caught.value)
         assert name in str(caught.value)
+        assert caught.value.__context__ is None
     assert saved.get("x", "default") == "default"
     assert "x" in saved
     assert len(saved) == 3
@@ -245,6 +255,9 @@ def test_a_path_that_is_a_file_is_said_to_be_one(tmp_path):
 
 @pytest.mark.parametrize(("settings", "error", "word"), [
     ({"path": 1}, TypeError, "path"),
+    ({"path": ""}, ValueError, "path"),
+    ({"open": "gzip"}, TypeError, "open"),
+    ({"dump": "json", "load": "json"}, TypeError, "dump"),
     ({"available_memory": "much"}, ValueError, "available_memory"),
     ({"available_memory": -1}, ValueError, "available_memory"),
     ({"available_memory": float("nan")}, ValueError, "available_memory"),
@@ -392,12 +405,7 @@ def test_an_error_in_a_with_block_is_not_hidden_by_one_of_the_save(path):
         c["bad"] = Refuses()
         raise ZeroDivisionError("the first")
     assert isinstance(caught.value.__context__, (ZeroDivisionError, TypeError))
-    links = []
-    error = caught.value
-    while error is not None:
-        links.append(type(error))
-        error = error.__context__
-    assert ZeroDivisionError in links
+    assert ZeroDivisionError in [type(error) for error in chain(caught.value)]
     c.clear()
 
 
