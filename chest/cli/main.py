@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
         if isinstance(error, OSError) and error.strerror:
             text = error.strerror + (f": {error.filename}" if error.filename else "")
-        elif not text or not isinstance(error, (ChestError, OSError, KeyError, ValueError)):
+        elif not text or not isinstance(error, (ChestError, ImportError, OSError, KeyError, ValueError)):
             text = repr(error)
         if not getattr(arguments, "trust", True) and refused(error):
             text += ". Give --trust if the code that it names may run"

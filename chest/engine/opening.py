@@ -61,7 +61,7 @@ def _full_path(path: str | os.PathLike[str] | None) -> str:
         raise TypeError(f"path is a str or os.PathLike of str, not {path!r}")
     path = os.fspath(path)
     if not path:
-        raise ValueError("path is empty: name a directory ('.' is the current one), or leave it out for a temporary one")
+        raise ValueError("path is empty: name a directory, such as '.', or leave it out for a temporary one")
     return path if is_url(path) else os.path.abspath(os.path.expanduser(path))
 
 

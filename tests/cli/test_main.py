@@ -208,6 +208,13 @@ def test_a_url_is_a_chest_like_any_other(run, tmp_path, filled):
     assert "is not a chest" in run("ls", f"file://{tmp_path}/nowhere", error=True)
 
 
+def test_a_url_without_fsspec_says_what_to_install_in_plain_words(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+
+    assert run("ls", "s3://b/x", error=True) == ("chest: a chest at s3://b/x needs a package that is not installed: "
+                                                 "pip install 'chest[remote]'\n")
+
+
 # check
 
 
