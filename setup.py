@@ -8,6 +8,7 @@ from pathlib import Path
 from setuptools import setup
 
 HERE = Path(__file__).parent
+HOME = "https://github.com/ContinuumIO/chest"  # as 0.2.3's metadata say; to be changed here if the project moves
 
 
 def version() -> str:
@@ -19,13 +20,23 @@ def version() -> str:
     return found.group(1)
 
 
+def front_page() -> str:
+    """The README with links and pictures that also show where the other files are not, as on the package index."""
+    text = (HERE / "README.rst").read_text(encoding="utf-8")
+    text = re.sub(r"(?<=image:: )(?=docs/)", f"{HOME}/raw/HEAD/", text)
+    return re.sub(r"(?<=<)(?=[\w./-]+\.(?:rst|md|txt)>)", f"{HOME}/blob/HEAD/", text)
+
+
 setup(
     name="chest",
     version=version(),
     description="A dictionary that spills to disk",
-    long_description=(HERE / "README.rst").read_text(encoding="utf-8"),
+    long_description=front_page(),
     long_description_content_type="text/x-rst",
     author="chest contributors",
+    url=HOME,
+    project_urls={"Documentation": f"{HOME}/blob/HEAD/docs/index.rst", "Changes": f"{HOME}/blob/HEAD/CHANGELOG.rst",
+                  "Source": HOME, "Issues": f"{HOME}/issues"},
     license="BSD-3-Clause",
     license_files=["LICENSE.txt"],
     keywords="dictionary cache spill evict persist shelve lru disk out-of-core larger-than-memory memory-map pickle",

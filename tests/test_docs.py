@@ -3,6 +3,7 @@ import doctest
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import textwrap
@@ -76,6 +77,20 @@ def test_files_that_the_pages_speak_of_are_there():
             name = next(filter(None, target))
 
             assert (page.parent / name).is_file(), f"{page.name} speaks of {name}"
+
+
+def test_the_front_page_of_the_package_index_has_no_link_that_needs_the_repository(monkeypatch):
+    setuptools = pytest.importorskip("setuptools")
+    given = {}
+    monkeypatch.setattr(setuptools, "setup", lambda **metadata: given.update(metadata))
+
+    runpy.run_path(str(ROOT / "setup.py"))
+
+    targets = [next(filter(None, found)) for found in re.findall(SPOKEN_OF, given["long_description"])]
+    assert not [target for target in targets if not target.startswith("https://")]
+    for target in re.findall(r"/HEAD/(\S+?)(?:>|\n)", given["long_description"]):
+        assert (ROOT / target).is_file(), target
+    assert given["project_urls"].keys() >= {"Documentation", "Source"}
 
 
 def test_what_is_exported_is_on_the_api_page():
