@@ -233,9 +233,9 @@ class Chest(MutableMapping[K, V]):
         """
         engine = self._engine.writable()
         if isinstance(other, Chest):
-            receive_chest(engine, other._engine, overwrite, progress or silent)
+            receive_chest(engine, other._engine, overwrite, _wrapper(progress))
         else:
-            receive(engine, other, overwrite, progress or silent)
+            receive(engine, other, overwrite, _wrapper(progress))
         receive(engine, more, overwrite, silent)
 
     @classmethod
@@ -303,7 +303,7 @@ class Chest(MutableMapping[K, V]):
         >>> c.memory_usage
         0
         """
-        self._engine.save(True, True, progress or silent)
+        self._engine.save(True, True, _wrapper(progress))
 
     def sync(self, *, progress: Progress | None = None) -> None:
         """Save everything and commit, but keep values in memory.  Errors are those of `flush`.
@@ -315,7 +315,7 @@ class Chest(MutableMapping[K, V]):
         >>> c.inmem
         {'x': 1}
         """
-        self._engine.save(False, False, progress or silent)
+        self._engine.save(False, False, _wrapper(progress))
 
     def rollback(self) -> None:
         """Forget what was not committed: keys that were set or deleted, and changes in place.  Cost: O(keys).
@@ -352,7 +352,7 @@ class Chest(MutableMapping[K, V]):
         >>> os.path.exists(c.path)
         False
         """
-        self._engine.close(progress or silent)
+        self._engine.close(_wrapper(progress))
 
     def drop(self) -> None:
         """Remove the chest's files, and its directory if nothing of anyone else's is in it.  Cost: O(keys).
@@ -392,7 +392,7 @@ class Chest(MutableMapping[K, V]):
         if isinstance(keys, (str, bytes)) or not isinstance(keys, Iterable) or (
                 isinstance(keys, tuple) and engine.state.known(cast(K, keys))):
             keys = [keys]
-        engine.loader.prefetch(list(keys), progress or silent)
+        engine.loader.prefetch(list(keys), _wrapper(progress))
 
     def move_to_disk(self, key: K) -> None:
         """Let the value of ``key`` leave memory, written first if no file holds it.  `KeyError` if there is none.
@@ -521,6 +521,12 @@ class Chest(MutableMapping[K, V]):
                                     f"function that stands in a module") from error
         flag = "w" if engine.temporary else "c" if engine.settings.flag == "n" else engine.settings.flag
         return _reopen, (type(self), engine.address, self.available_memory, engine.settings._replace(flag=flag))
+
+
+def _wrapper(progress: Any) -> Progress:
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress is a wrapper of an iterable, such as tqdm, not {progress!r}")
+    return progress or silent
 
 
 def _reopen(cls: Any, path: str | os.PathLike[str] | None, available: float, settings: Settings) -> Any:

@@ -146,3 +146,11 @@ def test_tqdm_will_do(chest):
     chest.prefetch(range(5), progress=tqdm)
 
     assert sorted(chest.inmem) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("method", ["flush", "sync", "close"])
+def test_what_is_no_wrapper_is_an_error_that_names_one_and_nothing_is_done(chest, method):
+    with pytest.raises(TypeError, match="such as tqdm, not True"):
+        getattr(chest, method)(progress=True)
+
+    assert files(chest.path) == 0
