@@ -155,10 +155,10 @@ def draw(table, path):
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "chest"
+    matplotlib.rcParams.update({"svg.hashsalt": "chest", "font.size": 8, "axes.titlesize": 9})
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, len(table), figsize=(3 * len(table), 2.8), sharex=True)
+    figure, panels = pyplot.subplots(1, len(table), figsize=(10, 2.4), sharex=True)
     for panel, (name, costs) in zip(panels, table.items()):
         for policy, label, style in (("LRU", "LRU", "--"), ("Learnt", "chest", "-"), ("Oracle", "Oracle", ":")):
             panel.plot([100 * share for share in BUDGETS], costs[policy], style, label=label)

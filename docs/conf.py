@@ -16,7 +16,7 @@ extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "alabaster"
 html_theme_options = {
     "description": "A dictionary that spills to disk",
-    "page_width": "1060px",
+    "page_width": "1280px",
     "sidebar_width": "200px",
     "fixed_sidebar": True,
 }
