@@ -43,8 +43,8 @@ def draw_one(path: Path, panels: Iterable[tuple[str, str, str]], results: dict[s
         axis.tick_params(left=False)
         axis.spines[:].set_visible(False)
     about = results["machine"]
-    told = (f"Medians of {results['rounds']} rounds.  Shorter is better.  {about['cores']} cores, "
-            f"Python {about['python']}, {about['date']}")
+    told = (f"Medians of {results['rounds']} rounds{', processor time' * results['processor']}.  Shorter is better.  "
+            f"{about['cores']} cores, Python {about['python']}, {about['date']}")
     figure.text(0.995, 0.01, told, ha="right", fontsize=7, color="#59636e")
     figure.tight_layout(rect=(0, 0.03, 1, 1))
     figure.savefig(path, metadata={"Date": None})

@@ -3,6 +3,7 @@
     python -m pip install -r benchmarks/requirements.txt        # and a chromium, for the notebook
     python benchmarks/pictures.py                               # a quarter of an hour, on a machine that is idle
     python benchmarks/pictures.py --only spill-order notebook   # some of them
+    python benchmarks/compare.py --processor                    # where the machine is busy, and says so in the pictures
 
 ``compare.py`` measures and draws three, ``spill_order.py`` counts and draws one, and the pictures of the notebook show
 a live page of JupyterLab.
