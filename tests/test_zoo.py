@@ -69,33 +69,27 @@ def of_pandas():
     }
 
 
-def of_others():
-    found = {}
-    try:
-        import pyarrow
+def of_arrow():
+    return {"arrow table": pytest.importorskip("pyarrow").table({"a": list(range(20_000)), "b": ["x"] * 20_000})}
 
-        found["arrow table"] = pyarrow.table({"a": list(range(20_000)), "b": ["x"] * 20_000})
-    except ImportError:
-        pass
-    try:
-        import polars
 
-        found["polars frame"] = polars.DataFrame({"a": list(range(20_000)), "b": ["x"] * 20_000})
-    except ImportError:
-        pass
-    try:
-        import scipy.sparse
+def of_polars():
+    return {"polars frame": pytest.importorskip("polars").DataFrame({"a": list(range(20_000)), "b": ["x"] * 20_000})}
 
-        found |= {f"sparse {kind}": scipy.sparse.random(300, 300, 0.2, kind, random_state=1) for kind in ("csr", "csc", "coo")}
-    except ImportError:
-        pass
-    try:
-        import xarray
 
-        found["xarray"] = xarray.DataArray([[1.0, 2]] * 20_000, dims=("x", "y"))
-    except ImportError:
-        pass
-    return found
+def of_scipy():
+    sparse = pytest.importorskip("scipy.sparse")
+    return {f"sparse {kind}": sparse.random(300, 300, 0.2, kind, random_state=1) for kind in ("csr", "csc", "coo")}
+
+
+def of_xarray():
+    array = pytest.importorskip("xarray").DataArray([[1.0, 2]] * 20_000, dims=("x", "y"))
+    return {"xarray": array, "data set": array.to_dataset(name="a")}
+
+
+def of_dask():
+    array = pytest.importorskip("dask.array").arange(20_000, chunks=5000)
+    return {"array of dask, which is not calculated": array}
 
 
 def same(one, other):
@@ -110,6 +104,8 @@ def same(one, other):
         return one.shape == other.shape and (one != other).nnz == 0
     if home == "xarray":
         return one.identical(other)
+    if home == "dask":
+        return one.dask.keys() == other.dask.keys() and (one.compute() == other.compute()).all()
     if hasattr(one, "equals"):
         return one.equals(other)
     if isinstance(one, dict):
@@ -123,7 +119,8 @@ HOW = {
     "loose files": {"min_file_size": 0}, "maps": {"min_file_size": 0, "mmap_mode": "c"}, "maps to read": {"min_file_size": 0, "mmap_mode": "r"},
     "copies": {"min_file_size": 0, "mmap_mode": None}, "packs": {"min_file_size": 10**6}, "durable": {"durable": True},
 }
-HOUSES = {"Python": lambda: {**PLAIN, **OF_THIS_MODULE}, "numpy": of_numpy, "pandas": of_pandas, "others": of_others}
+HOUSES = {"Python": lambda: {**PLAIN, **OF_THIS_MODULE}, "numpy": of_numpy, "pandas": of_pandas, "pyarrow": of_arrow,
+          "polars": of_polars, "scipy": of_scipy, "xarray": of_xarray, "dask": of_dask}
 
 
 @pytest.mark.parametrize("how", HOW)

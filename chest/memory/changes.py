@@ -56,9 +56,9 @@ def referenced(items: Collection[Any], more: int = 0) -> list[bool]:
     if not COUNTED:
         return [True] * len(items)
     most, array = _IN_A_LIST + more, getattr(sys.modules.get("numpy"), "ndarray", None)
-    return [sys.getrefcount(item) > most or (
+    return [count > most or (
         type(item) is array and type(item.base) is array and _count_of_attribute(item, "base") > _OF_AN_ATTRIBUTE)
-        for item in items]
+        for item, count in zip(items, _counts(items))]
 
 
 def held_parts(value: Any) -> list[Any]:

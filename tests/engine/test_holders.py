@@ -329,7 +329,8 @@ def test_a_value_is_kept_for_a_part_that_is_held_and_no_longer(path):
     assert [number for number, mark in enumerate(marks) if mark() is not None] == []
 
 
-def test_a_debugger_that_reads_frames_while_chest_is_imported_makes_no_change_pass_unseen(path):
+@pytest.mark.parametrize("hook", ["settrace", "setprofile"])
+def test_a_debugger_or_profiler_that_reads_frames_while_chest_is_imported_makes_no_change_pass_unseen(hook, path):
     """It may hold what is in them, so that reference counts are not what they are without it."""
     python("""
 import sys
@@ -338,9 +339,9 @@ def trace(frame, event, argument):
     if "chest" in frame.f_code.co_filename:
         seen.append((frame, dict(frame.f_locals)))
         return trace
-sys.settrace(trace)
+getattr(sys, sys.argv[2])(trace)
 from chest import Chest
-sys.settrace(None)
+getattr(sys, sys.argv[2])(None)
 
 c = Chest({"x": [0], "other": 0}, path=sys.argv[1])
 x = c["x"]
@@ -351,4 +352,4 @@ for number in range(3):
     x.append(number)
     c.sync()
     assert Chest(path=sys.argv[1])["x"] == x
-""", path, stderr=None)  # 3.12 warns of variables that the debugger should not have read
+""", path, hook, stderr=None)  # 3.12 warns of variables that the debugger should not have read
