@@ -90,15 +90,15 @@ def read_value(path, ref):
 
 def read_note(data):
     """Where the pickle of a loose file ends, and its arrays: (begin, size) each."""
-    if data[-28:-20] != b"\xffchest2\n":
+    if data[-32:-24] != b"\xffchest2\n":
         need(not data.startswith(b"\x80\x05C\x05chest0"), "the file is cut off")
         return len(data), []  # of another program, or of chest 0.2.3
-    stop, count, checksum, checksum_of_note = struct.unpack("<QIII", data[-20:])
-    need(stop + 24 * count + 28 == len(data), "the file is not as long as it was")
+    stop, count, checksum, _, checksum_of_note = struct.unpack("<QIIII", data[-24:])
+    need(stop + 24 * count + 32 == len(data), "the file is not as long as it was")
     need(crc32(data[stop:-4]) == checksum_of_note, "the note is damaged")
     crc = at = 0
     arrays = []
-    for begin, size, gap, flags, array_checksum in struct.iter_unpack("<QQHHI", data[stop:-28]):
+    for begin, size, gap, flags, array_checksum in struct.iter_unpack("<QQHHI", data[stop:-32]):
         need(at < begin - gap and begin % 64 == 0, "an array is not where it should be")
         crc, at = crc32(data[at:begin], crc), begin + size
         need(not flags & 2 or crc32(data[begin:at]) == array_checksum, "an array is damaged")

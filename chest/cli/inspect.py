@@ -16,6 +16,7 @@ from typing import Any
 from chest.cli.describe import HEAD, UNKNOWN, kind, unpacked
 from chest.core import Chest
 from chest.errors import ChestError, DamagedError
+from chest.index import key_checksum
 from chest.index.format import written_by
 from chest.index.keysfile import KEYS
 from chest.serialize.aligned import read_layout
@@ -132,9 +133,9 @@ class Inspection:
         """Load every value, one after another.  Of those that cannot be: key, file, verdict, and what is wrong."""
         for key, ref in self.refs.items():
             try:
-                self._load(ref)
+                self._load(ref, key_checksum(key))
             except Exception as error:  # whatever code of the value's class raises
-                verdict, why = LOST, self._damage(ref)
+                verdict, why = LOST, self._damage(ref, key_checksum(key))
                 if not why and not self.trusted and refused(error):
                     verdict, why = UNTRUSTED, f"not loaded: needs --trust ({error})"
                 elif not why:
@@ -142,13 +143,13 @@ class Inspection:
                                                 f"{type(error).__name__}: {error}")
                 yield key, self.file(ref), verdict, why
 
-    def _damage(self, ref: Ref) -> str:
+    def _damage(self, ref: Ref, owner: int) -> str:
         """What proves that nobody will ever load this value; '' if nothing does, such as an error of its class."""
         try:
             data = self._value(ref)
             if isinstance(ref, int):
                 return "" if zlib.crc32(data) == ref & CRC else "the checksum of the record differs"
-            layout = read_layout(data, len(data)) if self._native else None
+            layout = read_layout(data, len(data), owner) if self._native else None
             if layout:
                 layout.verify()
         except FileNotFoundError:

@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 from chest.engine.spiller import SWEPT, Spiller
 from chest.engine.state import Flight, State, nothing
 from chest.errors import explain_load, raised_by_signal
+from chest.index import key_checksum
 from chest.memory.cache import ABSENT, memory_of
 from chest.memory.changes import COUNTED
 from chest.memory.sizeof import nbytes
@@ -108,7 +109,7 @@ class Loader(Generic[K]):
         loaded: Loaded | None = None
         error: Exception | None = None
         try:
-            loaded = state.storage.load(ref)
+            loaded = state.storage.load(ref, key_checksum(key) if type(ref) is str else 0)
         except Exception as found:
             if raised_by_signal(found):
                 raise
@@ -188,7 +189,7 @@ class Loader(Generic[K]):
 
     def _bring_all(self, refs: dict[K, Ref], flight: Flight, failed: list[K]) -> bool:
         state, cache, newest = self.state, self.state.cache, self.state.newest_check()
-        for key, loaded in zip(refs, state.storage.load_many(list(refs.values()))):
+        for key, loaded in zip(refs, state.storage.load_many(list(refs.values()), list(refs))):
             if isinstance(loaded, Exception):
                 if isinstance(loaded, MemoryError) or raised_by_signal(loaded):
                     raise loaded

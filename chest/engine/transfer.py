@@ -9,6 +9,7 @@ from chest.engine.engine import Engine
 from chest.engine.loader import batches
 from chest.engine.state import State
 from chest.errors import ChestError, raised_by_signal
+from chest.index import key_checksum
 from chest.memory.cache import ABSENT
 from chest.storage.base import Ref
 
@@ -83,7 +84,7 @@ def _copied(other: Engine[Any], key: Any, saved: bool) -> Any:
     ref, newest = _place(other.state, key, saved)
     if ref is not None:
         try:
-            value = other.state.storage.load(ref).value
+            value = other.state.storage.load(ref, key_checksum(key)).value
             if newest():  # else the name may be another file's by now
                 return value
         except Exception as error:  # of the user's load too; below it is told with the key

@@ -7,11 +7,12 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Hashable, Iterable
-from typing import Callable, Generic, TypeVar, Union
+from typing import Any, Callable, Generic, TypeVar, Union
+from zlib import crc32
 
 from chest.errors import raised_by_signal
 
-__all__ = ["Names", "Ref", "digest", "inside", "key_to_filename", "usable_part"]
+__all__ = ["Names", "Ref", "digest", "inside", "key_checksum", "key_to_filename", "usable_part"]
 
 K = TypeVar("K", bound=Hashable)
 
@@ -56,6 +57,26 @@ def digest(key: object) -> str:
             raise
         text = f"{type(key).__qualname__} {hash(key)}"
     return hashlib.md5(text.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()
+
+
+def key_checksum(key: Any) -> int:
+    """What a loose file says of its key, as two keys may want one name: never 0, and the same for equal keys.
+
+    0, which says nothing, for a key of another type than text, bytes, numbers, `None`, and tuples of these.
+    """
+    kind = type(key)
+    if kind in (str, bytes, type(None)):
+        text = ascii(key)
+    elif kind is float and not key.is_integer():
+        text = key.hex()
+    elif kind in (int, bool, float):
+        text = hex(int(key))
+    elif kind is tuple:
+        parts = [key_checksum(part) for part in key]
+        text = "" if 0 in parts else str(parts)
+    else:
+        text = ""
+    return crc32(text.encode()) or 1 if text else 0
 
 
 def usable_part(part: str) -> bool:

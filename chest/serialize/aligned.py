@@ -33,7 +33,7 @@ _NEXT_BUFFER = b"\x97"
 READONLY, CHECKED = 1, 2  # flags of an array
 
 _ARRAY = struct.Struct("<QQHHI")
-_END = struct.Struct("<8sQIII")  # magic, where the pickle ends, number of arrays, CRC-32 of all opcodes, of the note
+_END = struct.Struct("<8sQIIII")  # magic, where the pickle ends, number of arrays, CRC-32 of opcodes, key, note
 SHORT = _END.size  # bytes of the note of a value without arrays
 
 Buffer = Union[bytes, memoryview]
@@ -58,9 +58,9 @@ def make_gap(at: int, size: int, readonly: bool) -> bytes:
     return (b"C" + bytes((fill - 3,)) + bytes(fill - 3) + b"0" if fill else b"") + header
 
 
-def make_note(arrays: Sequence[Array], stop: int, crc: int) -> bytes:
-    """What stands behind STOP."""
-    note = b"".join(starmap(_ARRAY.pack, arrays)) + _END.pack(_MAGIC, stop, len(arrays), crc, 0)[:-4]
+def make_note(arrays: Sequence[Array], stop: int, crc: int, owner: int) -> bytes:
+    """What stands behind STOP; ``owner`` is the checksum of the key, 0 if it is not known."""
+    note = b"".join(starmap(_ARRAY.pack, arrays)) + _END.pack(_MAGIC, stop, len(arrays), crc, owner, 0)[:-4]
     return note + crc32(note).to_bytes(4, "little")
 
 
@@ -94,9 +94,9 @@ class Encoded:
         """The hash of all bytes, of fewer than 64 KiB."""
         return hash(b"".join(self.pieces)) if self.nbytes < LEAST else None
 
-    def note(self) -> bytes:
-        """What a file has behind the pieces, and a record has not."""
-        return make_note(self._arrays, self.nbytes, self._crc) if self._noted else b""
+    def note(self, owner: int = 0) -> bytes:
+        """What a file has behind the pieces, and a record has not; ``owner`` is the checksum of its key."""
+        return make_note(self._arrays, self.nbytes, self._crc, owner) if self._noted else b""
 
     def dump(self, value: object, pickler: type[pickle.Pickler] = pickle.Pickler) -> None:
         """Pickle a value into this, once."""
@@ -234,10 +234,11 @@ def _read(source: int | bytes, begin: int, end: int) -> bytes:
     return data
 
 
-def read_layout(source: int | bytes, size: int) -> Layout | None:
+def read_layout(source: int | bytes, size: int, owner: int = 0) -> Layout | None:
     """The layout of a file of ``size`` bytes; `None` for a pickle that another program wrote, or chest 0.2.3.
 
-    `DamagedError` for a file that chest wrote and that does not end with a note that fits.
+    `DamagedError` for a file that chest wrote and that does not end with a note that fits, or is that of a key with
+    another checksum than ``owner``, if both are known.
     """
     tail_at = size - _TAIL if size > _TAIL else 0
     tail = _read(source, tail_at, size)
@@ -246,13 +247,15 @@ def read_layout(source: int | bytes, size: int) -> Layout | None:
         if MARK.startswith(head) or tail[-1:] == b"\0":  # a part of the mark, or zeros, with which no pickle ends
             raise DamagedError("the file is cut off")
         return None
-    _, stop, count, crc, expected = _END.unpack(tail[-SHORT:])
+    _, stop, count, crc, found, expected = _END.unpack(tail[-SHORT:])
     length = count * _ARRAY.size + SHORT
     if stop + length != size:
         raise DamagedError("the file is not as long as it was")
     note = tail[-length:] if length <= _TAIL else _read(source, stop, size)
     if crc32(note[:-4]) != expected:
         raise DamagedError("the checksum of the note differs")
+    if owner and found not in (0, owner):  # the name was this key's, as an older index says, and was taken since
+        raise DamagedError("the file is another key's")
     arrays, at = list(_ARRAY.iter_unpack(note[:-SHORT])), 0
     for begin, nbytes, gap, _, _ in arrays:
         if not at < begin - gap < begin <= begin + nbytes < stop:

@@ -123,27 +123,28 @@ class Codec:
         data = bytes(data)
         return self.load(io.StringIO(data.decode("utf-8")) if self.mode == "t" else io.BytesIO(data))
 
-    def decode_file(self, data: bytes) -> tuple[Any, Stamp]:
-        """The value of a loose file that was read whole, and its stamp.  `DamagedError` if it is not as it was."""
+    def decode_file(self, data: bytes, owner: int = 0) -> tuple[Any, Stamp]:
+        """The value of a loose file that was read whole, and its stamp.  `DamagedError` if it is not as it was, or that
+        of a key with another checksum than ``owner``."""
         if not self._own_load:
             return self.decode(data), hash(data) if len(data) < LEAST else None
         stop = max(len(data) - aligned.SHORT, 0)
         content = data[:stop]
-        if not data.endswith(aligned.make_note((), stop, crc32(content))):  # else it is good, and without arrays
-            layout = aligned.read_layout(data, len(data))
+        if not data.endswith(aligned.make_note((), stop, crc32(content), owner)):  # else it is good, and without arrays
+            layout = aligned.read_layout(data, len(data), owner)
             if layout is not None:
                 layout.verify()
             content = data if layout is None else data[: layout.stop]
         return arrays.loads(content, self.trusted), hash(content) if len(content) < LEAST else None
 
-    def load_file(self, descriptor: int, status: os.stat_result) -> tuple[Any, Stamp]:
+    def load_file(self, descriptor: int, status: os.stat_result, owner: int = 0) -> tuple[Any, Stamp]:
         """The value in an open loose file of the system, and its stamp; only for a ``native`` codec.
 
         `DamagedError` for bytes that are proven not to be what was written; what else loading raises comes out.
         """
         if status.st_size < LEAST:
-            return self.decode_file(aligned.pread(descriptor, LEAST, 0))
-        return arrays.load(descriptor, status, self.mmap_mode, self.trusted)
+            return self.decode_file(aligned.pread(descriptor, LEAST, 0), owner)
+        return arrays.load(descriptor, status, self.mmap_mode, self.trusted, owner)
 
     def dump_to(self, value: object, path: str) -> None:
         """Make a new file of ``value`` with the user's settings; nothing is left of it if that fails.

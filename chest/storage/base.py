@@ -55,9 +55,9 @@ class Storage(Protocol[K]):
 
     def write(self, items: Sequence[tuple[K, object]], small: int) -> list[Written]:
         """Write each value to new bytes; those that serialise to fewer than ``small`` bytes into packs."""
-    def load(self, ref: Ref) -> Loaded:
-        """The value at ``ref``."""
-    def load_many(self, refs: Sequence[Ref]) -> Iterator[Loaded | Exception]:
+    def load(self, ref: Ref, owner: int = 0) -> Loaded:
+        """The value at ``ref``; `DamagedError` if its file is that of a key with another checksum than ``owner``."""
+    def load_many(self, refs: Sequence[Ref], keys: Sequence[K] = ()) -> Iterator[Loaded | Exception]:
         """The values in order, or what went wrong with each; small ones are read ahead: ask for 1,000 at most."""
     def same(self, ref: Ref, value: object) -> bool:
         """Is the value as its bytes are?  `False` if nobody can tell, as they are gone or damaged."""

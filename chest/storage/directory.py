@@ -8,11 +8,12 @@ import stat
 from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from functools import partial
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Callable, Generic, TypeVar
 from zlib import crc32
 
 from chest.errors import ChestError, DamagedError
-from chest.index.filenames import Names, inside
+from chest.index.filenames import Names, inside, key_checksum
 from chest.log import log
 from chest.serialize.aligned import LEAST
 from chest.storage import system
@@ -151,7 +152,7 @@ class Directory(Generic[K]):
 
     # Back.
 
-    def load(self, ref: Ref) -> Loaded:
+    def load(self, ref: Ref, owner: int = 0) -> Loaded:
         """`ChestError` for a ref that is none, or leads out of the directory."""
         if type(ref) is int:
             return self._decoded(self._packs.read(ref))
@@ -161,7 +162,7 @@ class Directory(Generic[K]):
         try:
             status = self._open(ref, opened)
             if self.codec.native:
-                value, stamp = self.codec.load_file(opened[0], status)
+                value, stamp = self.codec.load_file(opened[0], status, owner)
                 return _new(Loaded, (value, status.st_size, version_of(status), stamp))
         finally:
             opened.close()
@@ -186,10 +187,12 @@ class Directory(Generic[K]):
         with system.Opened() as opened:
             return self._open(name, opened)
 
-    def load_many(self, refs: Sequence[Ref]) -> Iterator[Loaded | Exception]:
+    def load_many(self, refs: Sequence[Ref], keys: Sequence[K] = ()) -> Iterator[Loaded | Exception]:
         """Small records are all read at once, in the order of their places."""
         found = self._packs.read_many([ref for ref in refs if type(ref) is int and ref >> LENGTH & CRC <= AHEAD])
-        with closing(self._load_files([ref for ref in refs if type(ref) is str])) as files:
+        owners = map(key_checksum, keys) if keys else repeat(0)
+        names = [(ref, owner) for ref, owner in zip(refs, owners) if type(ref) is str]
+        with closing(self._load_files(names)) as files:
             for ref in refs:
                 data = found.get(ref) if type(ref) is int else None
                 if data is None:
@@ -201,14 +204,14 @@ class Directory(Generic[K]):
                         one = error
                     yield one
 
-    def _load_files(self, names: Sequence[str]) -> Generator[Loaded | Exception, None, None]:
+    def _load_files(self, names: Sequence[tuple[str, int]]) -> Generator[Loaded | Exception, None, None]:
         """The values of loose files: one after another, or opened at once by the user's ``open_many``."""
         if self._open_many is None:
-            for name in names:
-                yield self._attempt(self.load, name)
+            for one in names:
+                yield self._attempt(self.load, *one)
         else:
-            looks = [self._look(name) for name in names]
-            with self._open_many([self.file(name) for name in names], mode="r" + self.codec.mode) as files:
+            looks = [self._look(name) for name, _ in names]
+            with self._open_many([self.file(name) for name, _ in names], mode="r" + self.codec.mode) as files:
                 for file, status in zip(files, looks):
                     yield self._attempt(self._load_opened, file, status)
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Callable, Generic, TypeVar
 
 from chest.errors import ChestError, DumpError
-from chest.index.filenames import Names, digest, inside
+from chest.index.filenames import Names, digest, inside, key_checksum
 from chest.log import log
 from chest.serialize.arrays import keeps_inodes
 from chest.storage import system
@@ -180,7 +180,7 @@ class NewFile(Generic[K]):
 
     def finish(self, encoded: Encoded) -> Written:
         """Write what is left of a value, and close its file."""
-        note = encoded.note()
+        note = encoded.note(key_checksum(self.key))
         self.write([*encoded.pieces, note])
         return self._finished(encoded.nbytes + len(note), encoded.stamp)
 

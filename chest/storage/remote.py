@@ -160,10 +160,10 @@ class Remote(Generic[K]):
 
     # Back.
 
-    def load(self, ref: Ref) -> Loaded:
+    def load(self, ref: Ref, owner: int = 0) -> Loaded:
         return self._loaded(ref, self._get([ref])[ref])
 
-    def load_many(self, refs: Sequence[Ref]) -> Iterator[Loaded | Exception]:
+    def load_many(self, refs: Sequence[Ref], keys: Sequence[K] = ()) -> Iterator[Loaded | Exception]:
         """The values in order, or what went wrong with each.  Up to 64 MB are got at once."""
         for batch in _batches(refs, self._weight):
             found = self._get(batch)

@@ -234,6 +234,15 @@ def test_check_lists_what_cannot_be_read_and_changes_nothing(run, damaged):
     assert files(damaged) == before
 
 
+def test_a_file_of_another_key_is_damaged(run, filled):
+    with Chest(path=filled) as chest:
+        os.replace(chest.key_to_filename("1"), chest.key_to_filename(1))
+
+    status, out = run("check", filled)
+
+    assert status == DAMAGED and "c4ca4238a0b923820dcc509a6f75849b: the file is another key's\n" in out
+
+
 def test_repair_drops_what_is_lost_and_keeps_what_another_load_may_read(run, damaged):
     status, out = run("check", damaged, "--repair", "--yes", "--trust")
 

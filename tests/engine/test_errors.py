@@ -6,6 +6,7 @@ import gc
 import itertools
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import warnings
@@ -128,6 +129,19 @@ def test_a_value_that_cannot_be_loaded_is_named_and_left_alone(saved, damage):
         assert file.read() == damage(data)
     overwrite(name, data)
     assert saved["x"] == "saved x"
+
+
+def test_a_file_under_the_name_of_another_key_is_damage_and_its_own_key_reads_it(path):
+    """As an index that is older than the file has it, after a loss of power."""
+    with Chest(path=path) as c:
+        c[1], c["1"] = ["one"], ["text"]
+        mine, theirs = c.key_to_filename(1), c.key_to_filename("1")
+    os.remove(mine)
+    shutil.copyfile(theirs, mine)
+    for use in lambda: c[1], lambda: c.prefetch([1]), lambda: Chest(path=path, mmap_mode=None)[1], lambda: dict(c):
+        with pytest.raises(DamagedError, match="value of 1: .*another key"):
+            use()
+    assert c["1"] == ["text"]
 
 
 def test_a_value_that_cannot_be_loaded_is_healed_by_setting_or_deleting_it(saved):

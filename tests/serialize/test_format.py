@@ -53,10 +53,10 @@ def content(value, **settings):
     return b"".join([*encoded.pieces, encoded.note()])
 
 
-def from_file(path, mode, **settings):
+def from_file(path, mode, owner=0, **settings):
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        return Codec(mmap_mode=mode, **settings).load_file(descriptor, os.fstat(descriptor))
+        return Codec(mmap_mode=mode, **settings).load_file(descriptor, os.fstat(descriptor), owner)
     finally:
         os.close(descriptor)
 
@@ -106,8 +106,8 @@ def test_small_values_come_back_and_their_hash_is_the_same_on_both_ways(value, t
 def test_each_large_array_is_aligned_and_stands_in_the_note(name):
     value = [ARRAYS[name]() + 0 if name == "every other" else ARRAYS[name](), "x" * 1000, np.arange(N)]
     data = content(value)
-    magic, stop, count, crc, _ = struct.unpack("<8sQIII", data[-28:])
-    arrays = list(struct.iter_unpack("<QQHHI", data[stop:-28]))
+    magic, stop, count, crc, _, _ = struct.unpack("<8sQIIII", data[-32:])
+    arrays = list(struct.iter_unpack("<QQHHI", data[stop:-32]))
     assert magic == b"\xffchest2\n" and len(arrays) == count > 0
     at = opcodes = 0
     for begin, size, _gap, _flags, _ in arrays:
@@ -183,6 +183,19 @@ def test_any_flipped_bit_is_noticed(name, tmp_path):
         with pytest.raises(DamagedError):
             read_layout(descriptor, len(torn)).verify()
         os.close(descriptor)
+
+
+@pytest.mark.parametrize("name", ["dict", "array", "dict of arrays"])
+def test_a_file_of_another_key_is_damaged_and_one_that_names_no_key_is_not(name, tmp_path):
+    value = {"dict": SMALL[3], "array": np.arange(N), "dict of arrays": VALUES["dict of arrays"]()}[name]
+    encoded, path = Codec().encode(value), tmp_path / "value"
+    for written, asked in (0, 0), (7, 0), (0, 7), (7, 7), (7, 8):
+        path.write_bytes(b"".join([*encoded.pieces, encoded.note(written)]))
+        if (written, asked) == (7, 8):
+            with pytest.raises(DamagedError, match="another key"):
+                from_file(path, "auto", asked)
+        else:
+            assert alike(from_file(path, "auto", asked)[0], value)
 
 
 def test_opcodes_are_covered_without_durable_too_and_in_maps(tmp_path):

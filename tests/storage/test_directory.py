@@ -285,7 +285,7 @@ def test_loose_files_are_loaded_as_they_are_asked_for(tmp_path, monkeypatch):
     refs = saved(handle, **{f"k{n}": bytes([n]) * 300_000 for n in range(6)})
     loaded = []
     real = handle.load
-    monkeypatch.setattr(handle, "load", lambda ref: (loaded.append(ref), real(ref))[1])
+    monkeypatch.setattr(handle, "load", lambda ref, owner: (loaded.append(ref), real(ref, owner))[1])
     for n, one in enumerate(handle.load_many(refs)):
         assert one.value[0] == n and len(loaded) == n + 1
 
