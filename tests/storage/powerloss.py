@@ -6,7 +6,7 @@ then; `Disk.states` chooses what may be left of that.
 - *Data* of a file that was not synced may be there, lost, zeroed, torn at any byte, or any of these for each sector.
 - *Names* in a folder that was not synced: a prefix of what was done, in all folders together or in each by itself, or
   any part of it, as nothing but an ``fsync`` of the folder forbids that.  A ``rename`` is one step.
-- An ``fsync`` that failed confirms nothing, and what it was for is in doubt for ever: a later one does not tell.
+- An ``fsync`` that failed confirms nothing, and what it was for is in doubt until it is written anew: a later one does not tell.
 """
 from __future__ import annotations
 
@@ -17,19 +17,25 @@ SECTOR = 512
 
 
 class _Content:
-    """A file: what a sync confirmed, what was done since, and which bytes a failed one left in doubt for ever."""
+    """A file: what a sync confirmed, what was done since, and which bytes a failed one left in doubt."""
 
     def __init__(self):
         self.synced = b""
         self.pending = []
         self.doubts = []
+        self.tried = 0  # so many of what is pending a failed sync was for
 
     def sync(self):
+        for op in self.pending[self.tried :]:
+            at, end = (op[2], float("inf")) if op[0] == "truncate" else (op[2], op[2] + len(op[3]))
+            self.doubts = [part for begin, stop in self.doubts
+                           for part in ((begin, min(stop, at)), (max(begin, end), stop)) if part[0] < part[1]]
         self.synced = self.newest()
-        self.pending = []
+        self.pending, self.tried = [], 0
 
     def fail(self):
-        self.doubts += [(op[2], op[2] + len(op[3])) for op in self.pending if op[0] == "write"]
+        self.doubts += [(op[2], op[2] + len(op[3])) for op in self.pending[self.tried :] if op[0] == "write"]
+        self.tried = len(self.pending)
 
     def versions(self):
         found = [self.synced]

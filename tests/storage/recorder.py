@@ -22,7 +22,7 @@ class Recorder:
         self.ids = {self._inode(os.stat(root)): 0}  # of what there is: (device, inode) to a number that never comes again
         self.next = 1
         self.killed_at = None  # so many calls, and this process dies
-        self.failing = 0  # the how manieth sync from now on fails
+        self.failing = ()  # the how manieth syncs from now on fail
         self.report = -1
 
     # Between chest and the system.
@@ -199,11 +199,11 @@ class Recorder:
         number = self._of(fd)
         if number is None:
             return
-        if self.failing:
-            self.failing -= 1
-            if not self.failing:
-                self.note("failed", number)
-                raise OSError(errno.EIO, os.strerror(errno.EIO))
+        now = 1 in self.failing
+        self.failing = [n - 1 for n in self.failing if n > 1]
+        if now:
+            self.note("failed", number)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
         self.note("sync", number)
 
     _fdatasync = _fsync

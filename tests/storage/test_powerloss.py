@@ -9,6 +9,7 @@ that was committed for its key, or an error that names what is damaged; an index
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import pickle
 import random
@@ -159,6 +160,7 @@ def dropped(run):
     c.move_to_disk("a")
     run.model.clear()
     run.commit(c.drop)
+    run.recorder.note("gone")
     c = run.open()
     run.set(c, "a", "b")
     run.commit(c.close)
@@ -184,7 +186,7 @@ def killed(run):
 
     was, calls = True, 0
     while was:
-        calls += 2
+        calls += 1
         before, theirs = dict(run.model), {**run.model, "b": text("b", "theirs", 5000), 1: text(1, "theirs")}
         theirs["theirs"] = theirs["b"]
         run.recorder.note("begin", theirs)
@@ -200,30 +202,38 @@ def killed(run):
 
 
 def refused(run):
-    """A sync that fails: nothing that it was for is trusted again."""
-    c = run.open(min_file_size=SMALL)
-    run.set(c, "a", "small")
-    run.set(c, "large", size=5000)
-    run.commit(c.flush)
-    for commit in (c.sync, c.flush, c.sync):
-        for nth in range(1, 12):
+    """A sync that fails, or two in a row: nothing that they were for is trusted again, also by another handle."""
+    c, d = run.open(min_file_size=SMALL), run.open(min_file_size=SMALL)
+    for how, fails in ("flush", 1), ("sync", 1), ("sync", 2), ("flush", 2), ("sync", 1):
+        for nth in itertools.count(1):
+            if how == "flush":  # so that it makes a pack anew
+                c.close()
+                c = run.open(min_file_size=SMALL)
             run.set(c, "small", "a")
             run.set(c, "large", ("t", "large"), size=5000)
-            run.recorder.failing = nth
+            run.recorder.failing = range(nth, nth + fails)
             run.recorder.note("begin", dict(run.model))
             try:
-                commit()
+                getattr(c, how)()
             except OSError:
-                pass
+                failed = True
             else:
+                failed = False
                 run.recorder.note("end")
-            if run.recorder.failing:
-                run.recorder.failing = 0
+            through, run.recorder.failing = len(run.recorder.failing) == fails, ()
+            if through:
                 break
+            if failed and fails == 2:
+                there = dict(d.items())  # without what failed, unless all but the sync of the index's name was done
+                d["theirs"] = there["theirs"] = run.model["theirs"] = text("theirs", nth)
+                run.recorder.note("begin", there)
+                d.sync()
+                run.recorder.note("end")
             if nth % 2:
                 run.set(c, "later")
-            run.commit(commit)
+            run.commit(getattr(c, how))
     c.close()
+    d.close()
 
 
 def clashing(run):
@@ -340,7 +350,7 @@ def play(script, durable, quick_path, monkeypatch, states=STATES):
         gc.collect()
     ops = run.recorder.ops
     rng = random.Random(f"{script.__name__} {durable}")
-    disk, models, seen, begun = Disk(), [{}], set(), 1
+    disk, models, seen, begun, gone = Disk(), [{}], set(), 1, False
     settings = REREAD.get(script, {})
     share = 0.0
     for op in ops:
@@ -349,8 +359,9 @@ def play(script, durable, quick_path, monkeypatch, states=STATES):
         elif op[0] == "end":
             if durable:
                 models = models[-1:]
-        else:
+        elif op[0] != "gone":
             disk.apply(op)
+        gone = durable and (op[0] == "gone" or (gone and op[0] == "sync"))
         if op[0] == "sync" and not durable:
             raise AssertionError("nothing is synced unless it is asked for")
         share += states / len(ops)
@@ -367,6 +378,7 @@ def play(script, durable, quick_path, monkeypatch, states=STATES):
             where = str(quick_path / str(len(seen)))
             make(tree, numbers, where)
             path = os.path.join(where, "chest")
+            assert not (gone and os.path.exists(path)), "a chest that was dropped is there again"
             found = read(path, **settings)
             (right_if_durable if durable else right_if_not)(found, models, path)
             if len(seen) % 4 == 0:
