@@ -120,6 +120,8 @@ class Spiller(Generic[K]):
                 torn, state.torn = state.torn, True
                 state.cache.take_hits()
                 state.cache.access.release()
+                if not announced:
+                    state.cache.access.unsure.difference_update(keys)
                 items = self.withdraw(keys, flight)
                 state.torn = torn
             return self.spill(items, flight, announced)
@@ -152,7 +154,9 @@ class Spiller(Generic[K]):
                 return large
         if excess < SMALL:
             excess = max(excess, int(state.available / (8 if self.threshold() else 32)))
-        return cache.policy.choose(excess, stay)
+        keys = cache.policy.choose(excess, stay)
+        cache.access.unsure.clear()
+        return keys
 
     def withdraw(self, keys: Sequence[K], flight: Flight) -> list[Item]:
         """Let whoever asks for one of ``keys`` be noticed from now on.  Called with the lock."""

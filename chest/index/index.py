@@ -54,6 +54,7 @@ class Index(Generic[K]):
         self.fresh: dict[Ref, int] = {}
         self.inherited: dict[K, int | None] = {}
         self.appended = False
+        self.version: Callable[[Ref], int | None] = lambda ref: self.fresh.get(ref)  # of what is there, as the storage's
         self._again: dict[K, Ref | None] = {}  # deleted and set again: they stand last now, as in a dict; as in pending
         self._stale: dict[K, None] = {}  # what the last refresh found
         self._uncertain = False  # after an interruption, or a commit that failed: only reading all tells what is there
@@ -135,7 +136,8 @@ class Index(Generic[K]):
         """
         if self.is_current():
             return None
-        if self._uncertain:
+        uncertain = self._uncertain
+        if uncertain:
             self.keys.close()  # so that all is read
         else:
             self._stale = {}
@@ -158,9 +160,12 @@ class Index(Generic[K]):
                     self._stale[key] = None
                 if not whole:
                     self._put(key, ref)
-            elif whole and before is not None and same(before, ref):  # our commit of it, which failed, was done
+            elif whole and before is not None and (same(before, ref) or (  # our commit of it, which failed, was done
+                    uncertain and before in self.fresh and self.version(before) != self.fresh[before])):
                 del pending[key]
                 self._again.pop(key, None)
+                if not same(before, ref):  # and others committed the key since, and removed our file
+                    self._stale[key] = None
             else:
                 before, pending[key] = pending[key], ref
             if before != ref:

@@ -15,6 +15,7 @@ import traceback
 import pytest
 
 from chest import Chest
+from chest.index import KeysFile
 from chest.storage import system
 
 STRESS = bool(os.environ.get("CHEST_STRESS"))
@@ -365,6 +366,28 @@ def test_a_reader_finds_new_keys_at_once_and_others_values_when_it_looks(path):
     assert b["x"] == 1, "a hit in memory looks at nothing"
     assert b["new"] == 3
     assert b["x"] == 2
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_a_commit_that_was_done_and_interrupted_does_not_come_again_once_others_committed_the_key(path, monkeypatch, error):
+    a, b = Chest({"x": ["a"], "y": ["a"], "z": ["a"]}, path=path), Chest(path=path)
+    a.flush()
+    a["x"], a["y"], a["z"] = ["a's"], ["a's"], ["a's"]
+    real = KeysFile.append
+
+    def append(self, changes):
+        assert real(self, changes)
+        raise error(5, "interrupted")
+
+    with monkeypatch.context() as patch, pytest.raises(error):
+        patch.setattr(KeysFile, "append", append)
+        a.sync()
+    b["x"] = ["b's"]
+    del b["y"]
+    b.flush()
+    for _ in range(2):
+        a.flush()
+        assert dict(a) == dict(Chest(path=path)) == {"x": ["b's"], "z": ["a's"]}
 
 
 def test_an_error_after_the_commit_is_done_does_not_undo_it(path, monkeypatch):

@@ -724,6 +724,29 @@ def test_what_another_thread_has_in_hand_as_a_commit_begins_may_be_changed_once_
     assert chest["x"] == [0, 1] == Chest(path=path, load=gates.load, dump=gates.dump)["x"]
 
 
+@pytest.mark.parametrize("on_overflow", [None, lambda key: None])
+def test_what_threads_have_in_hand_whose_first_use_of_a_chest_is_a_hit_may_be_changed_behind_a_flush(path, on_overflow):
+    """Each has but a part of what it was given last, so that only memory has the whole."""
+    chest = Chest({"x": {"part": [0]}, "y": {"part": [0]}, "main": 1}, path=path, **{"on_overflow": on_overflow} if on_overflow else {})
+    done, ready = threading.Event(), {"x": threading.Event(), "y": threading.Event()}
+
+    def change(key):
+        part = chest[key]["part"]
+        ready[key].set()
+        assert done.wait(WAIT)
+        part.append(1)
+
+    with thread(change, "x"):
+        assert ready["x"].wait(WAIT)
+        with thread(change, "y"):
+            assert ready["y"].wait(WAIT)
+            chest.flush()
+            done.set()
+    chest.flush()
+    assert not chest.memory_usage
+    assert [Chest(path=path)[key]["part"] for key in "xy"] == [[0, 1], [0, 1]]
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_what_threads_change_in_hand_survives_the_spills_and_commits_of_others(path, seed):
     chest = Chest(path=path, min_file_size=1000, available_memory=3000)
