@@ -54,7 +54,7 @@ class Index(Generic[K]):
         self.fresh: dict[Ref, int] = {}
         self.inherited: dict[K, int | None] = {}
         self.appended = False
-        self.version: Callable[[Ref], int | None] = lambda ref: self.fresh.get(ref)  # of what is there, as the storage's
+        self.version: Callable[[Ref], int | None] = lambda ref: self.fresh.get(ref)  # as `Storage.version`
         self._again: dict[K, Ref | None] = {}  # deleted and set again: they stand last now, as in a dict; as in pending
         self._stale: dict[K, None] = {}  # what the last refresh found
         self._uncertain = False  # after an interruption, or a commit that failed: only reading all tells what is there
@@ -166,6 +166,7 @@ class Index(Generic[K]):
                 self._again.pop(key, None)
                 if not same(before, ref):  # and others committed the key since, and removed our file
                     self._stale[key] = None
+                    del self.fresh[before]  # its name may be another file's by now
             else:
                 before, pending[key] = pending[key], ref
             if before != ref:

@@ -385,9 +385,13 @@ def test_a_commit_that_was_done_and_interrupted_does_not_come_again_once_others_
     b["x"] = ["b's"]
     del b["y"]
     b.flush()
+    freed = Chest({"x": ["c's"]}, path=path)
+    freed.move_to_disk("x")  # to a name that a's commit had, and b's freed
     for _ in range(2):
         a.flush()
         assert dict(a) == dict(Chest(path=path)) == {"x": ["b's"], "z": ["a's"]}
+    freed.flush()
+    assert dict(a) == dict(Chest(path=path)) == {"x": ["c's"], "z": ["a's"]}
 
 
 def test_an_error_after_the_commit_is_done_does_not_undo_it(path, monkeypatch):
