@@ -16,7 +16,10 @@ SHORT = "short"  # instead of an error number: a write that takes only a part of
 
 
 class Faults:
-    """``with faults(n, error):`` the ``n``-th of chest's own system calls fails; ``seen`` counts them, ``what`` names it."""
+    """``with faults(n, error):`` the ``n``-th of chest's own system calls fails; ``seen`` counts them, ``what`` names it.
+
+    An ``error`` that can be called is, at that moment: what it returns is raised, if it is an exception.
+    """
 
     def __init__(self):
         self.n = self.seen = 0
@@ -44,6 +47,11 @@ class Faults:
         def call(*args, **more):
             error = self.strike(name)
             if error is None:
+                return real(*args, **more)
+            if callable(error):  # an exception to be raised, or something to be done at this moment
+                done = error()
+                if isinstance(done, BaseException):
+                    raise done
                 return real(*args, **more)
             if error == SHORT:
                 return short(name, real, args) if name.startswith("write") else real(*args, **more)

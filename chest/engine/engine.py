@@ -34,7 +34,7 @@ class Engine(Generic[K]):
         self.temporary = path is None
         self.settings = settings
         self.owner = os.getpid()
-        self.closed = False
+        self.closed = self.dropped = False
         self.state: State[K] = open_parts(path, settings, available)
         self.path, self.remote = self.state.storage.path, self.state.storage.remote
         # What another handle opens: of a URL the user's own text, as `path` has no secrets in it.
@@ -61,13 +61,16 @@ class Engine(Generic[K]):
         """This engine, if it can be changed; `ChestError` for a chest opened with ``flag='r'``."""
         if self.settings.flag == "r":
             raise ChestError(f"<chest at {self.path}> was opened to be read only (flag='r')")
+        if self.dropped:  # it is used again
+            self.state.storage.make()
+            self.dropped = False
         return self.alive()
 
     # Keys.
 
     def set(self, key: K, value: Any, new: bool = False) -> None:
         """``key`` has this value now; with ``new`` only if there is no such key yet."""
-        if lifecycle.waiting or self.closed or self.settings.flag == "r":
+        if lifecycle.waiting or self.closed or self.dropped or self.settings.flag == "r":
             self.writable()
         size = nbytes(value)
         state, orphan = self.state, None
@@ -315,6 +318,7 @@ class Engine(Generic[K]):
                     state.storage.drop(self._forget())
             else:
                 self._forget()
+        self.dropped = True
         state.index.keys.close()
         state.storage.close()
         log("warning", "dropped %s", self.path)

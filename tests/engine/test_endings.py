@@ -435,15 +435,22 @@ def test_drop_close_and_end_may_follow_each_other_in_any_order(path, given, step
     assert os.path.exists(place) == (given and "drop" not in steps)
 
 
-def test_a_dropped_chest_can_be_used_again(path):
-    c = Chest(path=path)
+@pytest.mark.parametrize("budget", [0, 1e9])
+@pytest.mark.parametrize("how", ["flush", "sync", "close", "write_keys", "transaction"])
+def test_a_dropped_chest_can_be_used_again(path, how, budget):
+    c = Chest(path=path, available_memory=budget)
     c["x"] = 1
     c.flush()
     c.drop()
     assert len(c) == 0
     assert not os.path.exists(path)
-    c["y"] = 2
-    c.flush()
+    if how == "transaction":
+        with c.transaction():
+            c["y"] = 2
+    else:
+        c["y"] = 2
+        c.move_to_disk("y")
+        getattr(c, how)()
     assert dict(Chest(path=path)) == {"y": 2}
 
 

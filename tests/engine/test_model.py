@@ -1,7 +1,8 @@
 """A chest beside a dict, through whatever one can do with it: they must agree, also after a crash or a failing disk.
 
 The model is two dicts: what the chest holds, and what the last commit left.  A crash is a copy of the directory as it
-is at that moment, opened by another handle: it must hold what the last commit left, in the same order.
+is at that moment, opened by another handle: it must hold what the last commit left, in the same order; in the middle of a
+commit that, or the whole one.  Ctrl-C comes at system calls here, and at any line in `test_interrupted`.
 """
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import pickle
 import shutil
 import sys
 import tempfile
+from contextlib import contextmanager
 
 import faults as injection
 import hypothesis.strategies as st
@@ -84,7 +86,7 @@ def alter(value, number):
 
 def link_or_copy(source, target):
     """A crash: files keep their inodes, which journals tell of; what the old handle may yet write to is copied."""
-    (shutil.copy2 if source.endswith(".keys") else os.link)(source, target)
+    (shutil.copy2 if ".keys" in source or ".packs" in source else os.link)(source, target)
 
 
 class Machine(RuleBasedStateMachine):
@@ -107,8 +109,8 @@ class Machine(RuleBasedStateMachine):
         self.touched = set()  # the keys that were set, deleted or changed since the last commit
         self.mine = {}  # values, or views of them, that we hold, and that are the chest's as long as nobody sets the key
         self.unseen = set()  # of these, those that we changed since the chest could last see it
-        self.faulty = False  # a call failed: files that no index names may stay
-        self.chest = None
+        self.faulty = False  # a call failed, or a crash came as a file was made: files that no index names may stay
+        self.chest = self.peer = None  # the peer is another handle that stays open: it has a pack of its own, too
 
     @initialize(data=st.data())
     def start(self, data):
@@ -117,6 +119,7 @@ class Machine(RuleBasedStateMachine):
         self.open(data)
 
     def open(self, data):
+        self.lets_peer_go()
         self.path = os.path.join(self.base, str(self.lives))
         self.chest = Chest(path=self.path, available_memory=data.draw(st.sampled_from(self.budgets)), **self.chest_settings)
 
@@ -124,10 +127,25 @@ class Machine(RuleBasedStateMachine):
         there = os.path.exists(os.path.join(self.path, ".keys"))
         return Chest(path=self.path, flag="r" if reads_only and there else "c", **self.chest_settings)
 
+    @contextmanager
+    def other(self, stays):
+        """A handle that was opened for this, or one that is open for long."""
+        if stays:
+            self.peer = self.another() if self.peer is None else self.peer
+            yield self.peer
+            self.peer.sync()
+        else:
+            with self.another() as other:
+                yield other
+
+    def lets_peer_go(self):
+        peer, self.peer = self.peer, None
+        if peer is not None:
+            peer.close()
+
     def teardown(self):
         if self.chest is not None:
-            self.chest.drop()
-            assert self.faulty or not os.path.exists(self.path)
+            self.drops()
         shutil.rmtree(self.base)
 
     def draw(self, data, known=False):
@@ -366,7 +384,7 @@ class Machine(RuleBasedStateMachine):
         self.commits_with(Chest.flush)
         if not self.cannot_be_saved():
             assert self.chest.memory_usage == 0
-            assert self.faulty or self.files() == {".keys"} | self.named()
+            assert self.faulty or self.peer is not None or self.files() == {".keys"} | self.named()
 
     def named(self):
         """The files that the index names."""
@@ -438,17 +456,51 @@ class Machine(RuleBasedStateMachine):
             assert not (fails or refuses)
             self.commit()
 
+    @rule()
+    def drops(self):
+        self.lets_peer_go()
+        self.chest.drop()
+        assert self.faulty or not os.path.exists(self.path)
+        self.committed = {}
+        self.begins_anew()
+
+    @precondition(lambda self: os.path.isdir(self.path))
     @rule(data=st.data())
     def crashes(self, data):
-        before, old = self.path, self.chest
-        self.lives += 1
-        shutil.copytree(before, os.path.join(self.base, str(self.lives)), copy_function=link_or_copy)
+        old = self.chest
+        self.copy()
         self.open(data)
+        self.begins_anew()
+        old.drop()
+
+    def copy(self):
+        self.lives += 1
+        shutil.copytree(self.path, os.path.join(self.base, str(self.lives)), copy_function=link_or_copy)
+
+    @precondition(lambda self: os.path.isdir(self.path) and not self.refuses)
+    @rule(data=st.data(), n=st.one_of(st.integers(1, 6), st.integers(7, 40)), how=st.sampled_from(["sync", "flush", "close"]))
+    def crashes_within_a_commit(self, data, n, how):
+        old, was = self.chest, self.lives
+        with self.faults(n, self.copy):
+            getattr(old, how)()
+        if self.lives == was:  # it took fewer calls
+            self.commit()
+            return
+        self.open(data)
+        self.faulty = True
+        model, before = ({key: frozen(value) for key, value in each.items()} for each in (self.model, self.committed))
+        found = {key: frozen(value) for key, value in self.chest.items()}
+        assert found in (model, before)
+        if found != before:
+            self.commit()
         self.begins_anew()
         old.drop()
 
     @rule(reads_only=st.booleans())
     def is_seen_by_others(self, reads_only):
+        if self.peer is not None:
+            self.peer.rollback()
+            self.agree(self.peer, self.committed)
         before = self.files()
         with self.another(reads_only) as other:
             self.agree(other, self.committed)
@@ -457,8 +509,8 @@ class Machine(RuleBasedStateMachine):
                     other["a"] = 1
         assert self.files() == before
 
-    @rule(data=st.data())
-    def others_commit(self, data):
+    @rule(data=st.data(), stays=st.booleans())
+    def others_commit(self, data, stays):
         """Theirs is the value of a key that we did not change."""
         keys = [key for key in self.keys if key not in self.touched and (key in self.model or not self.touched)]
         if not keys or self.cannot_be_saved():
@@ -467,7 +519,7 @@ class Machine(RuleBasedStateMachine):
         value = data.draw(st.one_of(st.just(...), self.values))
         if isinstance(value, Refuses):
             return
-        with self.another() as other:
+        with self.other(stays) as other:
             if value is not ...:
                 other[key] = thaw(value)
             elif key in other:
@@ -483,7 +535,7 @@ class Machine(RuleBasedStateMachine):
     # System calls that fail.
 
     @precondition(lambda self: not self.refuses)
-    @rule(data=st.data(), n=st.one_of(st.integers(1, 6), st.integers(7, 30)), error=st.sampled_from([*injection.ERRORS, injection.SHORT]),
+    @rule(data=st.data(), n=st.one_of(st.integers(1, 6), st.integers(7, 30)), error=st.sampled_from([*injection.ERRORS, injection.SHORT, *[KeyboardInterrupt] * 4]),
           operation=st.sampled_from(["sync", "flush", "close", "write_keys", "set", "get", "pop", "move", "prefetch", "items",
                                      "update", "rollback", "transaction", "open"]))
     def a_call_fails(self, data, n, error, operation):
@@ -496,7 +548,7 @@ class Machine(RuleBasedStateMachine):
             try:
                 self.operate(operation, key, new)
                 raised = False
-            except OSError:
+            except (OSError, KeyboardInterrupt):
                 raised = True
             except KeyError:
                 assert key not in self.model
