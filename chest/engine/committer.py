@@ -107,7 +107,6 @@ class Committer(Generic[K]):
                 self._land(items, clean, saved, alone, flight)
             if empty:
                 self._empty({**clean, **saved}, flight)
-                state.cache.access.unsure.clear()
         except BaseException:
             state.check_landed(flight)
             raise

@@ -120,8 +120,6 @@ class Spiller(Generic[K]):
                 torn, state.torn = state.torn, True
                 state.cache.take_hits()
                 state.cache.access.release()
-                if not announced:
-                    state.cache.access.unsure.difference_update(keys)
                 items = self.withdraw(keys, flight)
                 state.torn = torn
             return self.spill(items, flight, announced)
@@ -136,7 +134,8 @@ class Spiller(Generic[K]):
         without it.
         """
         state, cache = self.state, self.state.cache
-        cache.take_hits()
+        if cache.access.log:
+            cache.take_hits()
         stay = cache.access.pinned()
         excess = int(cache.usage - state.available) + 1
         for key in stay:
@@ -154,9 +153,7 @@ class Spiller(Generic[K]):
                 return large
         if excess < SMALL:
             excess = max(excess, int(state.available / (8 if self.threshold() else 32)))
-        keys = cache.policy.choose(excess, stay)
-        cache.access.unsure.clear()
-        return keys
+        return cache.policy.choose(excess, stay)
 
     def withdraw(self, keys: Sequence[K], flight: Flight) -> list[Item]:
         """Let whoever asks for one of ``keys`` be noticed from now on.  Called with the lock."""

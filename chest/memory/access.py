@@ -40,7 +40,6 @@ class Access(Generic[K]):
         self._looks = 0
         self.log: deque[K] = deque(maxlen=LOGGED)
         self._last: dict[int, K] = {}
-        self.unsure: set[K] = set()  # hits from before threads were told apart: till room is needed, or a flush is done
         self._single = _COUNTS
         self.used: Callable[[K], object] = self.log.append if _COUNTS else self._used_by_thread
 
@@ -56,12 +55,13 @@ class Access(Generic[K]):
         self._last[ONLY if self._single else _thread.get_ident()] = key
 
     def _tell_threads_apart(self) -> None:
-        """There are more threads by now.  The engine gave the main one what it gave; any may have had a hit."""
-        self._last = {threading.main_thread().ident or ONLY: key for key in self._last.values()}
+        """There are more threads by now: what was given last is taken for the main thread's."""
+        last = [*self._last.values(), *self.log][-1:]
+        self._last = {}
+        with suppress(TypeError):  # a hit is logged first, and then looked up, which says what is no key
+            for key in set(last):
+                self._last[threading.main_thread().ident or ONLY] = key
         self._single, self.used = False, self._used_by_thread
-        for key in list(self.log):
-            with suppress(TypeError):  # a hit is logged first, and then looked up, which says what is no key
-                self.unsure.add(key)
 
     def take(self) -> list[K]:
         """The keys of the hits since the last call, in order; the log is empty then."""
@@ -86,7 +86,7 @@ class Access(Generic[K]):
         if len(self._last) > 1:
             for ident in self._last.copy().keys() - sys._current_frames().keys():
                 self._last.pop(ident, None)
-        return self.unsure.union(self._last.copy().values())
+        return set(self._last.copy().values())
 
     def last(self) -> tuple[K, ...]:
         """The key whose value this thread was given last, if there is one; hits up to now must have been taken."""
@@ -107,7 +107,6 @@ class Access(Generic[K]):
 
     def clear(self) -> None:
         self.given.clear()
-        self.unsure.clear()
         self.log.clear()
         self._last.clear()
 

@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from chest.memory.access import Access
-from chest.memory.changes import COUNTED, held_parts, referenced
+from chest.memory.changes import CONTAINERS, COUNTED, held_parts, referenced
 from chest.memory.hit_density import HitDensity
 from chest.memory.sizeof import nbytes
 from chest.serialize.compare import can_change
@@ -208,7 +208,7 @@ class Cache(Generic[K]):
         value = self.values[key]
         if held:  # first, lest Ctrl-C comes in between, and a change of what the program holds is not seen
             self.leave(key, value, saved)
-        elif self._is_held_in_part(key, value):
+        elif type(value) in CONTAINERS and self._is_held_in_part(key, value):
             self.keep(key, value, saved)
         del self.values[key]
         if key in self.saved:
@@ -282,7 +282,7 @@ class Cache(Generic[K]):
         self.kept.update(dict.fromkeys(plain))  # as those looked at last
         held = referenced([found[0] for found in plain.values()], holders)
         return [(key, *found) for (key, found), one in zip(plain.items(), held)
-                if not (one or self._is_held_in_part(key, found[0]))]
+                if not (one or (type(found[0]) in CONTAINERS and self._is_held_in_part(key, found[0])))]
 
     def let_go(self, key: K) -> None:
         """A value that left memory, and that is as its bytes are, is kept no more."""

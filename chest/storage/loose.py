@@ -8,6 +8,7 @@ import stat
 import time
 from collections.abc import Hashable
 from contextlib import suppress
+from functools import cached_property
 from typing import TYPE_CHECKING, Callable, Generic, TypeVar
 
 from chest.errors import ChestError, DumpError
@@ -57,13 +58,11 @@ class Loose(Generic[K]):
         self.durable = durable
         self.exact = False  # the file system keeps times to the nanosecond: no need to ask what it made of one
         self.last = 0
-        self._renumbers: bool | None = None
 
+    @cached_property
     def renumbers(self) -> bool:
         """May files of this directory get other inode numbers while they are there?"""
-        if self._renumbers is None:
-            self._renumbers = not keeps_inodes(os.stat(self.tree.root).st_dev)
-        return self._renumbers
+        return not keeps_inodes(os.stat(self.tree.root).st_dev)
 
     def plain(self, key: K) -> str:
         """The plain name of ``key``.  Where neither inode nor time tells two files apart, one that never comes again.
@@ -72,7 +71,7 @@ class Loose(Generic[K]):
         second that its time is kept to; 3. the handle takes what it has in memory for the newest.
         """
         name = self.names.plain(key)
-        if self.renumbers():
+        if self.renumbers:
             with suppress(FileNotFoundError):  # then nobody can have loaded anything yet
                 if os.lstat(self.tree.prefix + ".keys").st_mtime_ns % 1_000_000 == 0:
                     return f"{name}~{int.from_bytes(os.urandom(4), 'big')}"
@@ -226,7 +225,7 @@ class NewFile(Generic[K]):
         if loose.durable:
             system.sync_file(fd)
         os.close(self.opened.pop())
-        version = hash((0 if loose.renumbers() else self.inode, size, when))  # as `version_of`
+        version = hash((0 if loose.renumbers else self.inode, size, when))  # as `version_of`
         return _new(Written, (self._name, size, version, stamp, None))
 
     def cancel(self) -> None:
