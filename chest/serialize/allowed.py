@@ -52,6 +52,29 @@ def only(kind: type, *values: object) -> None:
             raise Refused(f"it has a {type(value).__name__} where a {kind.__name__} belongs")
 
 
+def small(*numbers: Any) -> None:
+    """`Refused` unless all are integers of a size with which calculating takes no time."""
+    only(int, *numbers)
+    if any(number.bit_length() > 1_000 for number in numbers):
+        raise Refused("it has an integer of more than 1,000 bits where none belongs")
+
+
+@cache
+def _stateless(real: type) -> type:
+    """A class like ``real``, one in Python, whose objects BUILD cannot change: else it would choose their hashes."""
+
+    def refuse(self: Any, state: Any) -> None:
+        raise Refused("it gives a state to what has none")
+
+    return type(real.__name__, (real,), {"__slots__": (), "__setstate__": refuse, "__module__": __name__})
+
+
+def _disguised(load: Load, real: type, *arguments: Any) -> Any:
+    made = _stateless(real)(*arguments)
+    load.disguised.append((made, real))
+    return made
+
+
 @allow("builtins.object", "builtins.list", "builtins.dict", "builtins.int", "builtins.tuple", "builtins.float",
        "builtins.str", "builtins.bool", "zoneinfo.ZoneInfo", "numpy.ma.MaskedArray", "numpy.ma.core.MaskedArray")
 def _only_named(self: Named, *arguments: Any) -> Any:
@@ -83,7 +106,7 @@ def _complex(self: Named, *parts: float) -> Any:
 
 @allow("builtins.range", "builtins.xrange", "builtins.slice")
 def _range(self: Named, *parts: Any) -> Any:
-    only(int, *[part for part in parts if part is not None])
+    small(*[part for part in parts if part is not None])
     if self.name[1] == "slice":
         return Later(self.load, slice, *parts)  # later: SETITEM with a slice would copy a list into itself
     return range(*parts)
@@ -130,7 +153,7 @@ def _datetime_class(name: str) -> Any:
 def _timedelta(self: Named, *arguments: int) -> Any:
     import datetime
 
-    only(int, *arguments)
+    small(*arguments)
     return self.load.distinct(datetime.timedelta(*arguments))
 
 
@@ -173,7 +196,7 @@ def _fraction(self: Named, number: Any, below: int = 1) -> Any:
     self.load.spend(bits // 8)
     if bits > 100_000:
         raise Refused("it has a fraction of more than 100,000 bits")
-    return self.load.distinct(fractions.Fraction(number, below))
+    return self.load.distinct(_disguised(self.load, fractions.Fraction, number, below))
 
 
 @allow(*[f"{module}.{pure}{kind}Path" for module in ("pathlib", "pathlib._local") for pure in ("Pure", "")
@@ -182,8 +205,8 @@ def _path(self: Named, *parts: str) -> Any:
     import pathlib
 
     only(str, *parts)
-    self.load.spend(sum(map(len, parts)))
-    return getattr(pathlib, "Pure" + self.name[1].replace("Pure", ""))(*parts)
+    self.load.spend(8 * len(parts) + sum(map(len, parts)))
+    return _disguised(self.load, getattr(pathlib, "Pure" + self.name[1].replace("Pure", "")), *parts)
 
 
 @cache

@@ -106,7 +106,7 @@ def load(descriptor: int, status: os.stat_result, mode: str | None, trusted: boo
     under = _map_file(descriptor, status, mode) if mode is not None and arrays else None
     opcodes = layout.without_arrays()
     described = _describe(opcodes, arrays[0][1]) if len(arrays) == 1 and len(opcodes) < _LONGEST else None
-    if described is None or (described[0].kind == "U" and not trusted):  # whose characters are looked at
+    if described is None or (described[0].kind in "bU" and not trusted):  # whose bytes are looked at
         return loads(opcodes, trusted, lambda: _buffers(descriptor, arrays, under)), under
     numpy: Any = sys.modules["numpy"]
     dtype, shape, order = described

@@ -35,7 +35,8 @@ class Load:
         self.watched: list[Own] = []  # what must be gone at the end, but for dtypes
         self.dicts: list[Any] = []  # those that have attributes
         self.arrays: list[Any] = []  # those that can be written, but not while this is loaded
-        self.texts: list[Any] = []  # arrays whose characters are to be looked at
+        self.texts: list[Any] = []  # arrays of which not all bytes are a value
+        self.disguised: list[tuple[Any, type]] = []  # what is of a class of `allowed`, and the class it is to be of
         self.later = False  # is there anything that becomes another value at the end?
         self._hashes: dict[int, object] = {}
         self._alike = 0
@@ -153,8 +154,10 @@ def loads(data: bytes | memoryview, buffers: Iterable[Any] | None = None, whole:
             value = finish(value, {})
         except RecursionError as error:
             raise Refused("it is nested too deep") from error
+    for one, real in made.disguised:
+        one.__class__ = real
     for array in made.texts:
-        import_module("chest.serialize.restricted_arrays").judge_text(array)
+        import_module("chest.serialize.restricted_arrays").judge(array)
     for array in made.arrays:
         array.setflags(True)
     return value

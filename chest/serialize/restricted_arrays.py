@@ -23,20 +23,22 @@ _TEXT = re.compile(r"[<>=|]?(\?|[biufc]\d{1,2}|[SUV]\d{0,10}|O8?|"
                    r"[Mm]8(\[\d{0,9}(generic|[YMWDhms]|ms|us|ns|ps|fs|as)\])?)")
 _MOST_FIELDS = 10_000  # of a dtype, those of its fields included
 _DEEPEST = 16  # dtypes within dtypes
+_FIELD = 16  # bytes that a field of a dtype counts
 _NATIVE = ("=", "|", "<" if sys.byteorder == "little" else ">")
 _MEMORY = frozenset({bytes, bytearray, memoryview})
-_PLAIN = frozenset("biufcmMS")  # kinds of which any bytes are a value
+_PLAIN = frozenset("iufcmMS")  # kinds of which any bytes are a value
 
 
 class Dtype(Own):
     """A dtype: made at once from its text, and anew from its parts by BUILD."""
 
-    __slots__ = ("depth", "fields", "real")
+    __slots__ = ("depth", "fields", "load", "real")
 
-    def __init__(self, real: Any) -> None:
-        self.real, self.fields, self.depth = real, 1, 0
+    def __init__(self, load: Load, real: Any) -> None:
+        self.load, self.real, self.fields, self.depth = load, real, 1, 0
 
     def __setstate__(self, state: Any) -> None:
+        self.load.spend(_FIELD * self.fields)
         _, order, part, names, fields, size = state[:6]
         if order not in ("<", ">", "=", "|"):
             raise Refused("it has a dtype of an unknown byte order")
@@ -48,6 +50,7 @@ class Dtype(Own):
         elif names is not None:
             only(dict, fields)
             only(str, *names)
+            self.load.spend(_FIELD * len(names))
             parts = [fields[name] for name in names]
             self._count(*[one[0] for one in parts])
             if any(_size(offset) + field.real.itemsize > _size(size) for field, offset in parts):
@@ -84,7 +87,7 @@ class Dtype(Own):
 @allow("numpy.dtype")
 def _dtype(self: Named, text: Any, align: Any = False, copy: Any = False) -> Dtype:
     only(str, text)
-    made = Dtype(_of_text(text))
+    made = Dtype(self.load, _of_text(text))
     self.load.watched.append(made)
     return made
 
@@ -106,7 +109,8 @@ def _size(size: Any) -> int:
 
 def _shape(shape: Any) -> tuple[int, ...]:
     found = (shape,) if type(shape) is int else shape
-    if type(found) is not tuple or len(found) > 64 or not all(type(axis) is int and axis >= 0 for axis in found):
+    if type(found) is not tuple or len(found) > 64 or any(type(axis) is not int or not 0 <= axis < 1 << 63
+                                                          for axis in found):
         raise Refused("it has an array of an impossible shape")
     return found
 
@@ -121,20 +125,25 @@ def _over(load: Load, memory: Any, dtype: Any, shape: Any, order: str) -> Any:
     if size != memoryview(memory).nbytes:
         raise Refused("it has an array that is not as long as its memory")
     made = numpy.ndarray(shape, real, memory, 0, None, order) if size else numpy.empty(shape, real, order)
-    if real.kind in "UV":
+    if real.kind in "bUV":
+        load.spend(dtype.fields)
         load.texts.append(made)
     return made
 
 
-def judge_text(values: Any) -> None:
-    """A text of a code point that does not exist is none: Python would make it, and break on it."""
+def judge(values: Any) -> None:
+    """`Refused` for bytes that are no value, which Python and numpy would break on.
+
+    That is text of a code point that does not exist, and a truth that is neither 0 nor 1.
+    """
+    kind = values.dtype.kind
     if values.dtype.names is not None:
         for name in values.dtype.names:
-            judge_text(values[name])
-    elif values.dtype.kind == "U" and values.nbytes:
-        codes = numpy.ascontiguousarray(values).reshape(-1).view(values.dtype.str[0] + "u4")
-        if int(codes.max()) > sys.maxunicode:
-            raise Refused("it has an array of text with impossible characters")
+            judge(values[name])
+    elif kind in "bU" and values.nbytes:
+        codes = numpy.ascontiguousarray(values).reshape(-1).view("u1" if kind == "b" else values.dtype.str[0] + "u4")
+        if int(codes.max()) > (1 if kind == "b" else sys.maxunicode):
+            raise Refused("it has an array with impossible " + ("truths" if kind == "b" else "characters"))
 
 
 @allow("numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer")
@@ -174,14 +183,14 @@ def _scalar(self: Named, dtype: Any, data: Any = b"") -> Any:
     if real.subdtype is not None:
         raise Refused("it has a number of numpy that is none")
     self.load.spend(len(data))
-    if real.kind in "biufmM" and len(data) == real.itemsize:
+    if real.kind in "iufmM" and len(data) == real.itemsize:
         return numpy.frombuffer(data, real)[0]
     if not real.itemsize and real.names is None and not data:
         return real.type()
     made = _over(self.load, data, dtype, (), "C")
     if real.kind == "V":
         return Later(self.load, lambda: made.copy()[()])  # later: SETITEM could write to it
-    judge_text(made)
+    judge(made)
     return self.load.distinct(made[()]) if real.kind == "c" else made[()]
 
 
@@ -207,7 +216,10 @@ class Array(Own):
         values = self._make(shape, dtype, fortran, content, done)
         if not self.masked:
             return values
-        mask = self._make(values.shape, Dtype(numpy.ma.make_mask_descr(values.dtype)), fortran, more[0], done)
+        self.load.spend(dtype.fields + values.itemsize)  # for the dtype of the mask, and the fill value
+        masks = Dtype(self.load, numpy.ma.make_mask_descr(values.dtype))
+        masks.fields = dtype.fields
+        mask = self._make(values.shape, masks, fortran, more[0], done)
         made = numpy.ma.MaskedArray(values, mask, keep_mask=False)
         if more[1] is not None:
             made.fill_value = finish(more[1], done)

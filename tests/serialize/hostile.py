@@ -258,6 +258,28 @@ def attacks():
     uuids = b"".join([name("uuid", "UUID") + b")\x81}" + text("int") + number(sys.hash_info.modulus * i) + b"sb" for i in range(1, 20_000)])
     yield "UUIDs of one hash", whole(b"\x8f(", uuids, b"\x90"), True
 
+    fraction, path = name("fractions", "Fraction"), name("pathlib", "PurePosixPath")
+    yield "fractions that are given one hash", whole(b"(", b"".join([call(fraction, b"J" + struct.pack("<i", i), b"K\1") + b"N}" + text("_numerator") + b"J" + struct.pack("<i", i) + b"s" + text("_denominator") + b"J" + struct.pack("<i", i) + b"s\x86b" for i in range(2, 20_000)]), b"\x91"), True
+    yield "paths that are given one hash", whole(b"(", b"".join([call(path, text(f"p{i}")) + b"N}" + text("_hash") + b"K\1s\x86b" for i in range(20_000)]), b"\x91"), True
+
+    # Little that makes much: what is in the memo is used again and again, or is calculated with.
+    again = b"h\0h\1R" * 20_000
+    yield "paths of many parts", whole(path, b"\x94(", text("") * 100_000, b"t\x940", b"(", again, b"t"), True
+    yield "a range of large numbers", whole(call(name("builtins", "range"), b"K\0", number(1 << 4_000_000), number(1 << 2_000_000))), True
+    yield "spans of large numbers", whole(name("datetime", "timedelta"), b"\x94", number(1 << 4_000_000), number(-86400 << 4_000_000), b"\x86\x940(", again, b"t"), True
+    yield "a shape of large numbers", whole(number(1 << 8_000_000), b"\x940", call(name("numpy", "ndarray"), b"(" + b"h\0" * 60 + b"t", call(dtype, text("V8")), b"C\x08AAAAAAAA")), True
+    yield "a large value for what is masked", whole(call(name("numpy.ma.core", "_mareconstruct"), name("numpy.ma", "MaskedArray"), name("numpy", "ndarray"), b"K\0\x85", b"C\1b"), b"(K\1K\0\x85", call(dtype, text("<U500000000")), b"\x89C\0C\0", text("x"), b"tb"), True
+    names = [text(f"f{i}") for i in range(9_000)]
+    fields = b"(K\3" + text("|") + b"N(" + b"".join(names) + b"t}(" + b"".join([one + b"h\0J" + struct.pack("<i", i) + b"\x86" for i, one in enumerate(names)]) + b"uJ" + struct.pack("<i", 9_000) + b"K\1K\x10t"
+    yield "dtypes of the same fields", whole(call(dtype, text("i1")), b"\x940", fields, b"\x940(", (call(dtype, text("V1")) + b"h\1b") * 20_000, b"t"), True
+    yield "a dtype that changes its order", whole(call(dtype, text("i1")), b"\x940", call(dtype, text("V1")), fields, b"b", b"(K\3" + text(">") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0t\x94b", b"h\1b" * 50_000), True
+    record = call(dtype, text("i1")) + b"\x940(K\1\x85" + call(dtype, text("V1")) + fields + b"bB" + struct.pack("<I", 9_000) + bytes(9_000) + b"t\x940"
+    yield "records of many fields", whole(record, name("numpy", "ndarray"), b"\x940(", b"h\2h\1R" * 20_000, b"t"), True
+    for what, bytes_ in {"a truth that is none": b"\1\0\3", "a truth of all ones": b"\xff" * 3}.items():
+        yield what, whole(call(over, b"C\3" + bytes_, call(dtype, text("?")), b"K\3\x85", text("C"))), True
+        yield what + " in a mask", whole(call(name("numpy.ma.core", "_mareconstruct"), name("numpy.ma", "MaskedArray"), name("numpy", "ndarray"), b"K\0\x85", b"C\1b"), b"(K\1K\3\x85", call(dtype, text("i1")), b"\x89C\3abcC\3" + bytes_, b"Ntb"), True
+        yield what + " as a scalar", whole(call(scalar, call(dtype, text("?")), b"C\1" + bytes_[-1:])), True
+
     # Cut off.
     for value in [{"a": [1, 2.5, "text", b"bytes", (1, 2), {3}]}, *([numpy.arange(5), numpy.ma.array([1])] if numpy else [])]:
         for protocol in range(6):
