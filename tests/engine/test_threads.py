@@ -4,6 +4,7 @@ The races are staged: a load or a dump stops in the middle until the test has do
 """
 from __future__ import annotations
 
+import collections
 import contextlib
 import itertools
 import pickle
@@ -587,6 +588,41 @@ def test_iterating_while_others_change_values_but_no_keys(path):
             assert [key for key, _ in c.items()] == list(range(50))
             assert len(list(c.values())) == 50
         stop.set()
+
+
+class Clumsy:
+    """A key; each so many times that it is looked up, another value is let go of, as a thread might do just then."""
+
+    held, calls, every = [], 0, 1
+
+    def __init__(self, number):
+        self.number = number
+
+    def __eq__(self, other):
+        return self.number == other.number
+
+    def __hash__(self):
+        Clumsy.calls += 1
+        if Clumsy.held and not Clumsy.calls % Clumsy.every:
+            Clumsy.held.pop()
+        return hash(self.number)
+
+
+@pytest.mark.parametrize("every", [3, 30])
+@pytest.mark.parametrize("how", ["sync", "sync, behind an interruption", "flush", "rollback"])
+def test_a_value_that_left_memory_may_die_at_any_moment(path, how, every):
+    """Its weak reference takes itself out of what is looked through just then."""
+    keys = [Clumsy(number) for number in range(100)]
+    c = Chest({key: collections.deque([key.number]) for key in keys}, path=path, available_memory=0)
+    c.flush()
+    held = [c[key] for key in keys]
+    c[keys[0]].append("changed")
+    c._engine.state.torn = "interruption" in how
+    Clumsy.held, Clumsy.every = held, every
+    getattr(c, how.partition(",")[0])()
+    Clumsy.held = []
+    assert c[keys[0]] == collections.deque([0, "changed"][:1 if how == "rollback" else 2])
+    assert all(c[key] == collections.deque([key.number]) for key in keys[1:])
 
 
 def test_a_key_that_comes_or_goes_while_one_iterates_is_an_error_as_with_a_dict():
