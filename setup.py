@@ -61,12 +61,12 @@ setup(
         "docs": ["sphinx"],
     },
     entry_points={"console_scripts": ["chest = chest.cli.main:main"]},
-    classifiers=[
+    classifiers=[  # what CI ran
         "Development Status :: 4 - Beta",
+        "Environment :: WebAssembly :: Emscripten",
         "Intended Audience :: Developers",
         "Intended Audience :: Science/Research",
-        "Operating System :: MacOS",
-        "Operating System :: POSIX",
+        "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3",
         "Programming Language :: Python :: 3 :: Only",
         "Programming Language :: Python :: 3.9",
@@ -76,6 +76,7 @@ setup(
         "Programming Language :: Python :: 3.13",
         "Programming Language :: Python :: 3.14",
         "Programming Language :: Python :: 3.15",
+        "Programming Language :: Python :: Free Threading :: 2 - Beta",
         "Programming Language :: Python :: Implementation :: CPython",
         "Programming Language :: Python :: Implementation :: PyPy",
         "Topic :: Database",
