@@ -178,7 +178,6 @@ BUDGETED: dict[str, Opener] = {
 }
 SMALL_VALUES: dict[str, Opener] = {
     "chest": lambda path: opened_chest(path, 1e6), "shelve": opened_shelve,
-    "chest, all in packs": lambda path: opened_chest(path, 1e6, min_file_size=4096),
     "chest, a file each": lambda path: opened_chest(path, 1e6, min_file_size=0),
     "zict": opened_zict, "diskcache": opened_diskcache, "sqlitedict": opened_sqlitedict, "lmdbm": opened_lmdbm,
 }
