@@ -335,7 +335,9 @@ class Chest(MutableMapping[K, V]):
         >>> with Chest() as c, c.transaction():
         ...     c['from'], c['to'] = -10, 10
         """
-        return self._engine.writable().committer.transaction()
+        engine = self._engine.writable()
+        engine.here()
+        return engine.committer.transaction()
 
     def write_keys(self) -> None:
         """Commit the index as it stands, without the values that are not on disk yet.  Cost: O(keys)."""

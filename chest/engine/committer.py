@@ -237,7 +237,7 @@ class Committer(Generic[K]):
             state.torn = True  # lest the directory's lock is held on, if Ctrl-C came as it was released
             raise
         state.storage.remove(orphans)
-        log("debug", "committed %s", state.storage.path)
+        log("debug", "committed %s; keys: %d", state.storage.path, len(state.index.refs))
         return refused
 
     def _commit(self, plain: bool, moved: dict[int, int], mine: Flight | None) -> tuple[list[Ref], Errors]:

@@ -223,10 +223,10 @@ class Engine(Generic[K]):
     def save(self, plain: bool, empty: bool, progress: Progress = silent) -> None:
         """Write what is not on disk, and commit; see `Committer.save`."""
         self.writable()
-        self._here()
+        self.here()
         self.committer.save(plain, empty, progress)
 
-    def _here(self) -> None:
+    def here(self) -> None:
         """Make the directory if it is not there; an error if it was there and was renamed or removed under us."""
         storage, index = self.state.storage, self.state.index
         if not storage.exists():

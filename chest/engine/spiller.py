@@ -249,8 +249,8 @@ class Spiller(Generic[K]):
             state.land(flight, leaving if len(leaving) == len(items) else [item[0] for item in items])
             state.torn = torn
         if leaving and "logging" in sys.modules:  # else nobody listens
-            log("debug", "spilled %s and %d more of %s, wrote %d of them, %d bytes", Key(leaving[0]), len(leaving) - 1,
-                state.storage.path, len(written), sum([one.nbytes for _, one in written]))
+            log("debug", "spilled %d of %s, %s first; wrote %d, %d bytes", len(leaving), state.storage.path,
+                Key(leaving[0]), len(written), sum([one.nbytes for _, one in written]))
         del gone
         if orphans:
             state.storage.remove(orphans)

@@ -452,6 +452,27 @@ def test_a_dropped_chest_can_be_used_again(path, how, budget):
         c.move_to_disk("y")
         getattr(c, how)()
     assert dict(Chest(path=path)) == {"y": 2}
+    c.drop()
+    with c.transaction():
+        c["z"] = 3
+    assert dict(Chest(path=path)) == {"z": 3}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there nobody can rename a directory in which a file is open")
+def test_a_save_to_a_directory_that_was_renamed_is_an_error_that_says_so_and_loses_nothing(path):
+    c = Chest({"x": 1}, path=path)
+    c.flush()
+    os.rename(path, path + "-elsewhere")
+    c["y"] = 2
+
+    for save in (c.flush, c.sync, c.transaction):
+        with pytest.raises(FileNotFoundError, match="renamed or removed while the chest was open"):
+            save()
+
+    assert not os.path.exists(path)
+    os.rename(path + "-elsewhere", path)
+    c.flush()
+    assert dict(Chest(path=path)) == {"x": 1, "y": 2}
 
 
 def test_a_closed_chest_with_a_path_opens_itself_again(path, leaks_nothing):
