@@ -54,7 +54,7 @@ class Chest(MutableMapping[K, V]):
         min_file_size: Values that serialise to fewer bytes, or ``"4 kB"``, share files, the packs; 0: none do.  `None`:
             4096 in a chest of more than 1,000 keys with the built-in ``open``, else 0.
         durable: A commit also survives a loss of power, and arrays carry a checksum.
-        trusted: `False` for a chest from a stranger: no code that it names is run.
+        trusted: `False` for a chest from an untrusted source: no code that it names is run.
         flag: As in `dbm`: ``'r'`` read only, must exist; ``'w'`` must exist; ``'c'`` made if needed; ``'n'`` emptied.
         storage_options: For a URL: handed to fsspec.
 
@@ -257,7 +257,7 @@ class Chest(MutableMapping[K, V]):
         """
         if path is None:
             raise TypeError("copy() makes a temporary chest, and copy(path) one that stays")
-        chest = _reopen(type(self), path or None, self.available_memory, self._engine.settings._replace(flag="c"))
+        chest = self._another(path or None)
         if len(chest):
             raise FileExistsError(errno.EEXIST, "there is a chest already: open it, and update() it", chest.path)
         chest.update(self)
@@ -265,25 +265,25 @@ class Chest(MutableMapping[K, V]):
             chest.sync()
         return cast("Chest[K, V]", chest)
 
+    def _another(self, path: str | os.PathLike[str] | None) -> Any:
+        """A chest with the same settings, that has what is at ``path``."""
+        return _reopen(type(self), path, self.available_memory, self._engine.settings._replace(flag="c"))
+
     __copy__ = copy
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Chest[K, V]:
         return self.copy()
 
     def __or__(self, other: Any) -> Any:
-        if not isinstance(other, Mapping):
-            return NotImplemented
-        both = self.copy()
-        both.update(other)
-        return both
+        return self._united(self, other) if isinstance(other, Mapping) else NotImplemented
 
     def __ror__(self, other: Any) -> Any:
-        if not isinstance(other, Mapping):
-            return NotImplemented
-        both = self.copy()
-        both.clear()
-        both.update(other)
-        both.update(self)
+        return self._united(other, self) if isinstance(other, Mapping) else NotImplemented
+
+    def _united(self, *parts: Any) -> Any:
+        both = self._another(None)
+        for part in parts:
+            both.update(part)
         return both
 
     def __ior__(self, other: Any) -> Any:

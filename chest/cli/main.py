@@ -31,8 +31,8 @@ __all__ = ["main"]
 OK, DAMAGED, ERROR = 0, 1, 2
 
 ABOUT = """\
-Look into a chest: a directory, or a URL, that chest.Chest(path=...) keeps.  Every chest counts as a stranger's: no code
-that it names is run unless --trust is given, and what cannot be told without says so."""
+Look into a chest: a directory, or a URL, that chest.Chest(path=...) keeps.  No code that the chest names is run unless
+--trust is given; what cannot be read without it is said."""
 KEY = "a Python literal such as 1 or \"('a', 2)\" if there is such a key, else the text itself, or what ls shows"
 
 
@@ -189,7 +189,7 @@ def _key(text: str, chest: Inspection) -> Hashable:
 
 def _check(chest: Inspection, arguments: Any) -> int:
     if arguments.leftovers and not arguments.repair:
-        raise ValueError("--leftovers says what --repair may remove; give both")
+        raise ValueError("--leftovers works with --repair only: give both")
     lost, found = [], Counter[str]()
     for key, file, verdict, why in chest.faults():
         found[verdict] += 1
@@ -206,7 +206,7 @@ def _check(chest: Inspection, arguments: Any) -> int:
         try:
             agreed = input(f"Drop {plural(len(lost), 'key')} ({names}) [y/N] ").strip().lower() in ("y", "yes")
         except EOFError:
-            raise ChestError("nobody is here to ask; --yes agrees beforehand") from None
+            raise ChestError("there is no input to ask; give --yes to agree without being asked") from None
         lost = lost if agreed else []
     if arguments.leftovers or (arguments.repair and lost):
         dropped = chest.drop(lost)

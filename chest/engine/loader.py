@@ -129,7 +129,7 @@ class Loader(Generic[K]):
                 return ABSENT
             gone = loaded is not None or isinstance(error, FileNotFoundError)
         if gone:
-            raise KeyError(f"{key!r}: its file {state.storage.file(ref)} is gone; set or delete the key to heal it")
+            raise KeyError(f"{key!r}: its file {state.storage.file(ref)} is gone; set or delete the key to repair it")
         assert error is not None
         if isinstance(error, MemoryError):
             raise error
