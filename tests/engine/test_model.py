@@ -6,6 +6,7 @@ commit that, or the whole one.  Ctrl-C comes at system calls here, and at any li
 """
 from __future__ import annotations
 
+import gc
 import gzip
 import json
 import os
@@ -481,7 +482,7 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data(), n=st.one_of(st.integers(1, 6), st.integers(7, 40)), how=st.sampled_from(["sync", "flush", "close"]))
     def crashes_within_a_commit(self, data, n, how):
         old, was = self.chest, self.lives
-        with self.faults(n, self.copy):
+        with self.failing(n, self.copy):
             getattr(old, how)()
         if self.lives == was:  # it took fewer calls
             self.commit()
@@ -544,7 +545,7 @@ class Machine(RuleBasedStateMachine):
         new = {key: data.draw(self.values)}
         if operation == "update":
             new.update(data.draw(st.dictionaries(st.sampled_from(self.keys), self.values, max_size=3)))
-        with self.faults(n, error) as faults:
+        with self.failing(n, error) as faults:
             try:
                 self.operate(operation, key, new)
                 raised = False
@@ -555,6 +556,18 @@ class Machine(RuleBasedStateMachine):
                 raised = True
         self.faulty = self.faulty or bool(faults.what)
         self.settle(operation, key, new, raised)
+
+    @contextmanager
+    def failing(self, n, error):
+        """The faults are those of what the block does, not of how handles of before end."""
+        self.chest._engine.alive()
+        gc.disable()
+        try:
+            with self.faults(n, error) as faults:
+                yield faults
+        finally:
+            gc.enable()
+            self.opened = None
 
     def operate(self, operation, key, new):
         c = self.chest
@@ -576,13 +589,14 @@ class Machine(RuleBasedStateMachine):
             with c.transaction():
                 c[key] = thaw(new[key])
         elif operation == "open":
-            with self.another(True) as other:
-                self.agree(other, self.committed)
+            with self.another(True) as self.opened:
+                self.agree(self.opened, self.committed)
 
     def settle(self, operation, key, new, raised):
         """Find out which it was."""
         before = dict(self.model)
-        if operation == "rollback" and not raised:
+        if operation == "rollback" and (not raised or {key: frozen(value) for key, value in self.chest.items()} != {
+                key: frozen(value) for key, value in before.items()}):
             return self.begins_anew()
         if operation == "pop" and key in before and (not raised or key not in self.chest):
             del self.model[key]
