@@ -3,11 +3,13 @@
     python benchmarks/chaos.py                     # five minutes, 8 processes
     python benchmarks/chaos.py --seconds 20 --processes 4 --seed 7
 
-Each process sets, changes in place, deletes and reads keys of its own, and reads those of others; by turns large
-values, small ones in packs, and arrays that are mapped. Before a commit it notes down what the chest is to hold of its
-keys, and after it that it returned. A process that is killed is followed by another, which first compares its keys:
-they must be as the last commit that returned left them, or the whole one that was under way. At the end all keys are
-compared, and files are counted that no index names. Prints commits, kills, violations; exit status 1 if there is any.
+Each process sets, changes in place, deletes and reads keys of its own, rolls back, and reads those of others; by turns
+small values, in packs where that process has any, and arrays large enough to be mapped, of which an item is changed.
+Before a commit it notes down what the chest is to hold of its keys, and after it that it returned. A process that is
+killed is followed by another, which first compares its keys: they must be as the last commit that returned left them,
+or the whole one that was under way. At the end all keys are compared, and files are counted that no index names. Prints
+commits, how many of them compacted packs, maps that were changed, kills, violations, leftovers; exit status 1 if there
+is any violation.
 """
 from __future__ import annotations
 
@@ -35,14 +37,14 @@ Model = dict[Any, list[Any]]
 
 
 def value(key: Any, n: int, rng: random.Random) -> list[Any]:
-    """A list that says whose it is; its last item grows large now and then."""
-    size = rng.choice([1, 1, 1, 50, 3000])
+    """A list that says whose it is, with an item that is large now and then."""
+    size = rng.choice([1, 50, 1000, 1000, 50_000])
     content: Any = [n] * size
-    if size == 3000:
+    if size == 50_000:
         try:
             import numpy as np
 
-            content = np.full(20_000, n)
+            content = np.full(size, n)
         except ImportError:
             pass
     return [repr(key), n, content, "-"]
@@ -53,14 +55,14 @@ def wrong(key: Any, found: list[Any]) -> str:
     whose, n, content, _ = found
     if whose != repr(key):
         return f"{key!r} has the value of {whose}"
-    if any(one != n for one in content[::97]) or content[-1] != n:
+    if any(one != n for one in content[:-2:97]) or content[-1] != n:  # the last but one may have been changed
         return f"the value of {key!r} is torn"
     return ""
 
 
 def brief(found: Any) -> Any:
     """What tells a value from those that its key had before."""
-    return None if found is None else [found[0], found[1], len(found[2]), found[3]]
+    return None if found is None else [found[0], found[1], len(found[2]), int(found[2][-2:][0]), found[3]]
 
 
 def notes(path: str) -> tuple[list[Model], int]:
@@ -88,7 +90,7 @@ class Worker:
         self.notes = os.path.join(root, f"{who}.notes")
         self.chest: Chest[Any, Any] = Chest(
             path=os.path.join(root, "chest"), available_memory=rng.choice([0, 100_000, 1e9]),
-            min_file_size=rng.choice([None, 0, 4096]), mmap_mode=rng.choice(["auto", "c", None]))
+            min_file_size=rng.choice([0, 4096, 4096]), mmap_mode=rng.choice(["auto", "c", None]))
 
     def compare(self) -> Model:
         """Are the keys as they may be?  Returns how they are."""
@@ -113,14 +115,33 @@ class Worker:
     def run(self) -> None:
         self.model = self.compare()
         self.note("done")
+        self.count_compactions()
         while True:
+            before = dict(self.model)
             for _ in range(self.rng.randrange(1, 8)):
                 self.step()
+            if self.rng.random() < 0.1:
+                self.chest.rollback()
+                self.model = before
+                continue
             self.count += 1
             self.note("about")
             self.commit()
             self.note("done")
             say("commit")
+
+    def count_compactions(self) -> None:
+        """Say so whenever a commit moves records."""
+        storage = self.chest._engine.state.storage
+        compact = storage.compact
+
+        def counted(refs: Any) -> Any:
+            moved = compact(refs)
+            if moved:
+                say("compaction")
+            return moved
+
+        storage.compact = counted  # type: ignore[method-assign]
 
     def commit(self) -> None:
         self.rng.choice([self.chest.sync, self.chest.sync, self.chest.flush])()
@@ -148,7 +169,12 @@ class Worker:
     def changed(self, key: Any) -> None:
         """Change a value in place."""
         held = self.chest[key]
-        held[3] = self.rng.choice("abcdef") + str(self.rng.randrange(1000))
+        if len(held[2]) > 2 and self.rng.random() < 0.5:
+            held[2][-2] = self.rng.randrange(1 << 30)
+            if type(held[2]) is not list and not held[2].flags.owndata:
+                say("map")
+        else:
+            held[3] = self.rng.choice("abcdef") + str(self.rng.randrange(1000))
         self.model[key] = brief(held)
 
 
@@ -189,8 +215,8 @@ class Chaos:
         if again:
             self.workers[who] = self.start(who)
 
-    def end(self) -> tuple[int, list[str], int]:
-        """Commits, violations, files that no index names: after all are dead, and one more commit is made."""
+    def end(self) -> tuple[dict[str, int], list[str], int]:
+        """How often what was said, violations, files that no index names: after all are dead, and one more commit."""
         for who in range(len(self.workers)):
             found = Worker(self.root, who, 0)
             self.capture(found.compare)
@@ -207,8 +233,8 @@ class Chaos:
         self.log.close()
         with open(os.path.join(self.root, "log"), errors="replace") as file:
             lines = file.read().splitlines()
-        commits = sum(line.startswith("commit") for line in lines)
-        return commits, self.failures + [line for line in lines if not line.startswith("commit")], len(left)
+        said = {what: lines.count(what + " ") for what in ("commit", "compaction", "map")}
+        return said, self.failures + [line for line in lines if line.rstrip() not in said], len(left)
 
     def capture(self, action: Callable[[], Any]) -> None:
         """``action()`` with what it says in the log."""
@@ -234,12 +260,13 @@ def main() -> int:
     root = asked.root or tempfile.mkdtemp(prefix="chaos-")
     chaos = Chaos(root, asked.processes, asked.seed)
     chaos.run(asked.seconds)
-    commits, violations, left = chaos.end()
+    said, violations, left = chaos.end()
     if left > LEFTOVERS * asked.processes:
         violations.append(f"{left} files are left that no index names")
     for line in violations[:50]:
         print(line)
-    print(f"{commits} commits, {chaos.kills} kills, {len(violations)} violations, {left} leftovers")
+    print(f"{said['commit']} commits, {said['compaction']} of them compacted packs, {said['map']} maps changed; "
+          f"{chaos.kills} kills, {len(violations)} violations, {left} leftovers")
     if not asked.root and not violations:
         shutil.rmtree(root)
     return bool(violations)
