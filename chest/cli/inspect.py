@@ -72,9 +72,11 @@ class Inspection:
 
     def _open(self, name: str) -> io.BufferedReader:
         """A local file; `OSError` if it is gone, a link, or not regular."""
-        opened: list[int] = []
-        self._tree.open(name, system.READ, opened)
-        return io.BufferedReader(io.FileIO(opened[0]))
+        with system.Opened() as opened:
+            self._tree.open(name, system.READ, opened)
+            file = io.FileIO(opened[0])
+            opened.clear()
+            return io.BufferedReader(file)
 
     def _read(self, name: str, start: int = 0, size: int = -1) -> bytes:
         """The bytes there, fewer at the end of the file, all of them for a ``size`` of -1."""
