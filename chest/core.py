@@ -118,7 +118,7 @@ class Chest(MutableMapping[K, V]):
         value = self._engine.alive().get(key)
         if value is ABSENT:
             if not hasattr(type(self), "__missing__"):
-                raise KeyError(key)
+                raise KeyError(key) from None
             value = cast(Any, self).__missing__(key)
         return value
 
@@ -127,7 +127,7 @@ class Chest(MutableMapping[K, V]):
 
     def __delitem__(self, key: K) -> None:
         if not self._engine.delete(key):
-            raise KeyError(key)
+            raise KeyError(key) from None
 
     def __contains__(self, key: object) -> bool:
         return self._engine.alive().state.known(cast(K, key))
@@ -191,7 +191,7 @@ class Chest(MutableMapping[K, V]):
             try:
                 value = self._engine.take(key)
                 if value is ABSENT:
-                    raise KeyError(key)
+                    raise KeyError(key) from None
                 return value
             except KeyError:  # there is none, or its file is gone
                 if default is ABSENT:
@@ -405,7 +405,7 @@ class Chest(MutableMapping[K, V]):
         {}
         """
         if not self._engine.writable().spiller.move_out(key):
-            raise KeyError(key)
+            raise KeyError(key) from None
 
     def get_from_disk(self, key: K) -> V:
         """The value of ``key``, loaded if it is not in memory: the same as ``c[key]``.  `KeyError` if there is none."""

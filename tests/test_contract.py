@@ -287,7 +287,7 @@ def test_a_missing_key_is_one_traceback_of_one_frame(use):
         use(Chest({"x": 1}))
 
     assert len(caught.traceback[2:]) == 1  # behind this test's own, and the lambda's
-    assert caught.value.__context__ is None
+    assert caught.value.__suppress_context__ and caught.value.__cause__ is None
 
 
 def test_popitem_takes_the_last_and_reversed_starts_there():

@@ -127,7 +127,8 @@ class Loader(Generic[K]):
             state.refresh()
             if not ours or state.index.refs.get(key) != ref or not newest():
                 return ABSENT
-            gone = loaded is not None or isinstance(error, FileNotFoundError)
+            gone = loaded is not None or isinstance(error, FileNotFoundError) or (
+                key in state.index.inherited and not self._is_as_inherited(key, state.storage.version(ref)))
         if gone:
             raise KeyError(f"{key!r}: its file {state.storage.file(ref)} is gone; set or delete the key to repair it")
         assert error is not None
@@ -135,7 +136,7 @@ class Loader(Generic[K]):
             raise error
         raise explain_load(error, key, state.storage.file(ref)) from error
 
-    def _is_as_inherited(self, key: K, version: int) -> bool:
+    def _is_as_inherited(self, key: K, version: int | None) -> bool:
         """Is a file that only the parent of a fork knew of still the one that it was then?"""
         inherited = self.state.index.inherited
         return not inherited or inherited.get(key) in (None, version)
