@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import sys
 import weakref
-from collections import OrderedDict, defaultdict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Collection
 from typing import Any
 
@@ -74,6 +74,7 @@ def held_parts(value: Any) -> list[Any]:
         return []
     array = getattr(sys.modules.get("numpy"), "ndarray", None)
     met: list[Any] = []
+    bases: list[int] = []
     seen = {id(value)}
     while parts:
         below = []
@@ -86,16 +87,22 @@ def held_parts(value: Any) -> list[Any]:
                     below.append(part)
             elif kind is array and not part.dtype.hasobject:
                 met.append(part)
+                if type(part.base) is array:
+                    bases.append(id(part.base))
             elif kind is array or (kind is not type and gc.is_tracked(part)):
                 return []  # as this may refer to others of the parts
         if len(met) + sum(map(len, below)) > _LONGEST:
             return []
         parts = [part for part in gc.get_referents(*below) if type(part) not in _FIXED]
     part, below = None, []  # they would count
-    # Each time that a part was met one reference is that of ``met``, and one that of a container.
-    return [part for part, count in zip(met, _counts(met)) if (
-        (count > _IN_A_LIST + 1 and count > _IN_A_LIST - 1 + 2 * sum([other is part for other in met]))
-        or (type(part) is array and type(part.base) is array and _count_of_attribute(part, "base") > _OF_AN_ATTRIBUTE)
+    views = Counter(bases) if bases else {}
+    counts = _counts(met)
+    times = Counter(map(id, met)) if max(counts, default=0) > _IN_A_LIST + 1 else {}
+    # Each time that a part was met one reference is of ``met``, and one of a container; a base has those of its views.
+    return [part for part, count in zip(met, counts) if (
+        count > _IN_A_LIST - 1 + 2 * times.get(id(part), 1)
+        or (views and type(part) is array and id(part.base) in views
+            and _count_of_attribute(part, "base") > _OF_AN_ATTRIBUTE - 1 + views[id(part.base)])
     ) and can_change(part)]
 
 

@@ -329,6 +329,22 @@ def test_a_value_is_kept_for_a_part_that_is_held_and_no_longer(path):
     assert [number for number, mark in enumerate(marks) if mark() is not None] == []
 
 
+@pytest.mark.skipif(numpy is None, reason="needs numpy")
+def test_arrays_that_are_views_of_one_another_are_kept_no_longer_than_they_are_held(path):
+    c, bases = Chest(path=path), []
+    for number in range(10):
+        base = numpy.zeros(1000)
+        bases.append(weakref.ref(base))
+        c[number] = {"a": base[:500], "b": base[500:], "c": [base[2:4]]}
+    del base
+    part = c[5]["a"][7:]
+    c.flush()
+    assert not COUNTED or [number for number, base in enumerate(bases) if base() is not None] == [5]
+    part[0] = 1
+    c.close()
+    assert not COUNTED or Chest(path=path)[5]["a"].sum() == 1
+
+
 @pytest.mark.parametrize("hook", ["settrace", "setprofile"])
 def test_a_debugger_or_profiler_that_reads_frames_while_chest_is_imported_makes_no_change_pass_unseen(hook, path):
     """It may hold what is in them, so that reference counts are not what they are without it."""
