@@ -50,9 +50,12 @@ class Tree:
     def entry(self, name: str, make: bool = False) -> Iterator[tuple[str, int | None]]:
         """A path of a name and a ``dir_fd`` for it that are safe to use; ``make`` its folders where they are not there.
 
-        Errors within get the full path.  Cost: two system calls a folder, none for a name without a "/".
+        `OSError` for a name that leads out of the root.  Errors within get the full path.  Cost: two system calls a
+        folder, none for a name without a "/".
         """
         *folders, last = name.split("/")
+        if not {"", ".", ".."}.isdisjoint((*folders, last)) or (os.sep != "/" and ("\\" in name or ":" in name)):
+            raise OSError(errno.EINVAL, "this is no name of a file of a chest", self.path(name))
         path = self.root
         with system.Opened() as opened:
             try:
@@ -91,7 +94,7 @@ class Tree:
         before = len(opened)
         for _ in range(100):
             try:
-                if "/" not in name:
+                if "/" not in name and os.sep == "/":
                     return system.open_regular(self.prefix + name, flags, opened)
                 with self.entry(name, make) as (path, folder):
                     return system.open_regular(path, flags, opened, folder)
@@ -105,7 +108,7 @@ class Tree:
 
     def status(self, name: str) -> os.stat_result:
         """What the system says of a file, or of the link that stands there."""
-        if "/" not in name:
+        if "/" not in name and os.sep == "/":
             return os.lstat(self.prefix + name)
         with self.entry(name) as (path, folder):
             return os.stat(path, dir_fd=folder, follow_symlinks=False)
