@@ -1,7 +1,9 @@
-"""What type checkers say of code that uses a chest: they read `typed`."""
+"""What type checkers say of code that uses a chest: they read `typed`; and where a type may not be said."""
 from __future__ import annotations
 
+import ast
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -32,3 +34,12 @@ def test_pyright_knows_a_chest_as_a_dict():
     done = subprocess.run(["pyright", "--pythonpath", sys.executable, os.path.join(HERE, "typed.py")],
                           capture_output=True, text=True, cwd=HOME, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_name_is_annotated_that_a_function_calls_global():
+    """PyPy 7.3 does not compile such a module."""
+    for path in pathlib.Path(chest.__file__).parent.rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        shared = {name for node in nodes if isinstance(node, ast.Global) for name in node.names}
+        assert not [node.target.id for node in nodes if isinstance(node, ast.AnnAssign)
+                    and isinstance(node.target, ast.Name) and node.target.id in shared], path

@@ -172,11 +172,16 @@ def _register(kind: type | str, /) -> Callable[[_Sizer], _Sizer]:
         global _plan, _plain, _nested
         _registered[kind] = function
         # A new table, not an emptied one: a thread that is choosing a plan just now puts it into the old table.
-        _plan = lru_cache(_TYPES)(_choose)
+        _plan = _plans()
         _plain, _nested = (frozenset(one for one in kinds if _measure(one) is None) for kinds in (_PLAIN, _NESTED))
         return function
 
     return add
+
+
+def _plans() -> Callable[[type], _Plan]:
+    """Return `_choose` with a table.  The type is said here, as PyPy 7.3 takes no annotation of what is `global`."""
+    return lru_cache(_TYPES)(_choose)
 
 
 def _measure(kind: type) -> Callable[[Any], Any] | None:
@@ -307,7 +312,7 @@ _registered: dict[type | str, Callable[[Any], Any]] = {
     **dict.fromkeys(["scipy.spatial._ckdtree.cKDTree", "sklearn.neighbors._ball_tree.BallTree",
                      "sklearn.neighbors._kd_tree.KDTree", "sklearn.tree._tree.Tree"], _as_pickled),
 }
-_plan: Callable[[type], _Plan] = lru_cache(_TYPES)(_choose)
+_plan = _plans()
 # What nobody registered of these types.
 _plain, _nested = _PLAIN, _NESTED
 
