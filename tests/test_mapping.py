@@ -136,6 +136,15 @@ class TestWhatADictDoes:
         assert keys & {"x", "z"} == {"x"}
         assert items ^ {("x", 1)} == {("y", 2)}
 
+    def test_views_go_backwards_and_have_a_mapping_that_is_read_only(self, make):
+        c = make({"x": 1, "y": 2})
+        assert [list(reversed(view)) for view in (c.keys(), c.values(), c.items())] == [["y", "x"], [2, 1], [("y", 2), ("x", 1)]]
+        assert c.keys().mapping["y"] == c.items().mapping["y"] == 2
+        with pytest.raises(TypeError):
+            c.values().mapping["y"] = 3
+        for odd in (3, "xy", ("x",), ("x", 1, 1), ["x", 1], ("z", 1)):
+            assert odd not in c.items()
+
     def test_equal_keys_are_one_key_and_keep_their_first_form(self, make):
         c = make()
         c[1] = "int"
@@ -175,6 +184,39 @@ class TestWhatADictDoes:
         assert c.setdefault("x", 2) == 1
         assert c.setdefault("y") is None
         assert dict(c) == {"x": 1, "y": None}
+
+
+class NeverEqual:
+    """As NaN; an array's ``==`` is not even a bool."""
+
+    def __eq__(self, other):
+        return False
+
+    __hash__ = None
+
+
+def test_equality_looks_at_identity_first_as_a_dict_does():
+    value, other = NeverEqual(), NeverEqual()
+    c = Chest({"x": value})
+
+    assert c == {"x": value}
+    assert ("x", value) in c.items()
+    assert c != {"x": other}
+    assert ("x", other) not in c.items()
+
+
+def test_a_subclass_may_say_what_a_missing_key_is():
+    class Lists(Chest):
+        def __missing__(self, key):
+            self[key] = []
+            return self[key]
+
+    c = Lists({"x": [1]})
+    c["x"].append(2)
+    c["y"].append(3)
+    c.flush()
+
+    assert (c["x"], c["y"], "z" in c, c.get("z")) == ([1, 2], [3], False, None)
 
 
 def test_who_iterates_over_a_temporary_chest_keeps_it():
