@@ -93,6 +93,25 @@ def test_the_front_page_of_the_package_index_has_no_link_that_needs_the_reposito
     assert given["project_urls"].keys() >= {"Documentation", "Source"}
 
 
+def test_every_picture_is_one_that_the_command_for_pictures_makes():
+    scripts = "".join((ROOT / "benchmarks" / name).read_text() for name in ("pictures.py", "compare_pictures.py"))
+    pictures = {Path(name) for page in PAGES for name in re.findall("image:: (\\S+)", page.read_text(encoding="utf-8"))}
+
+    for picture in pictures:
+        assert f'"{picture.name}"' in scripts or f'"{picture.stem}": [' in scripts, picture
+    assert len(pictures) >= 6
+
+
+def test_the_benchmark_of_peers_measures_chest_where_it_is_not_installed(tmp_path):
+    pytest.importorskip("numpy")
+    script = ROOT / "benchmarks" / "compare.py"
+
+    found = subprocess.run([sys.executable, script, "--one", "small", "chest", tmp_path / "store"], capture_output=True,
+                           text=True, timeout=120, check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": ""})
+
+    assert json.loads(found.stdout).keys() == {"set", "get"}
+
+
 def test_what_is_exported_is_on_the_api_page():
     text = (ROOT / "docs" / "api.rst").read_text(encoding="utf-8")
 
