@@ -144,7 +144,8 @@ class Chest(MutableMapping[K, V]):
         return self._each(reversed(self._engine.alive().state.keys()))
 
     def _pairs(self) -> Iterator[tuple[K, V]]:
-        return self._each(self._engine.alive().stream())
+        engine = self._engine.alive()
+        return self._each(engine.loader.stream(engine.state.keys()))
 
     def _each(self, steps: Iterator[D]) -> Iterator[D]:
         """The steps, as long as this thread adds and removes no keys."""

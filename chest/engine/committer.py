@@ -228,7 +228,9 @@ class Committer(Generic[K]):
     def commit(self, plain: bool, mine: Flight | None = None) -> Errors:
         """Commit the index as it stands, for the save ``mine``.  Returns the keys that cannot be pickled, left out."""
         state = self.state
-        moved = self._compacted() if plain else {}
+        with state.lock:
+            refs = dict(state.index.refs) if plain else {}
+        moved = state.storage.compact(refs) if plain else {}
         try:
             orphans, refused = self._commit(plain, moved, mine)
         except (OSError, ChestError):
@@ -257,13 +259,6 @@ class Committer(Generic[K]):
             if plain:
                 state.storage.reclaim(state.index.committed_refs())
         return done
-
-    def _compacted(self) -> dict[int, int]:
-        """Live records of packs that hold mostly dead ones, copied to this handle's own: old ref to new."""
-        state = self.state
-        with state.lock:
-            refs = dict(state.index.refs)
-        return state.storage.compact(refs)
 
     def rollback(self) -> None:
         """Forget what was not committed: values in memory, pending changes, new bytes on disk."""

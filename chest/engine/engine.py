@@ -4,7 +4,7 @@ from __future__ import annotations
 import errno
 import os
 import warnings
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, Generic, TypeVar
 
 from chest.engine import lifecycle
@@ -147,10 +147,6 @@ class Engine(Generic[K]):
         """Remove all keys.  What is saved stays on disk until the next commit."""
         for key in self.writable().state.keys():
             self.delete(key)
-
-    def stream(self) -> Iterator[tuple[K, Any]]:
-        """The pairs of all keys that there are now, loaded as they are asked for."""
-        return self.loader.stream(self.state.keys())
 
     def shrink(self) -> None:
         """Spill until memory is within the budget; this thread is through with the value that it was given last."""

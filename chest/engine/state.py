@@ -275,9 +275,6 @@ class State(Generic[K]):
 
     # Without the lock.
 
-    def over(self) -> bool:
-        return self.cache.usage > self.available
-
     def discard(self, orphan: Ref | None) -> None:
         """Remove bytes that nothing names any more, if there are any.  Not within the lock: it takes a while."""
         if orphan is not None:

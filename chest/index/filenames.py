@@ -62,20 +62,15 @@ def digest(key: object) -> str:
 def key_checksum(key: Any) -> int:
     """What a loose file says of its key, as two keys may want one name: never 0, and the same for equal keys.
 
-    0, which says nothing, for a key of another type than text, bytes, numbers, `None`, and tuples of these.
+    0, which says nothing, for all but text, bytes, `None`, finite real numbers of Python's own, and tuples of these.
     """
-    kind = type(key)
+    kind, text = type(key), ""
     if kind in (str, bytes, type(None)):
         text = ascii(key)
-    elif kind is float and not key.is_integer():
-        text = key.hex()
-    elif kind in (int, bool, float):
-        text = hex(int(key))
-    elif kind is tuple:
-        parts = [key_checksum(part) for part in key]
-        text = "" if 0 in parts else str(parts)
-    else:
-        text = ""
+    elif kind in (bool, int, float) and key - key == 0:
+        text = "%x/%x" % key.as_integer_ratio()
+    elif kind is tuple and 0 not in (parts := [key_checksum(part) for part in key]):
+        text = str(parts)
     return crc32(text.encode()) or 1 if text else 0
 
 

@@ -53,9 +53,9 @@ def test_any_key_has_a_name_that_stays_inside_and_that_every_platform_can_spell(
 def test_equal_keys_have_one_checksum_and_keys_of_one_text_have_two():
     for one, same in (1, True), (0, 0.0), (2, 2.0), (1 << 70, float(1 << 70)), (0.0, -0.0), (("a", (1,)), ("a", (1.0,))):
         assert one == same and key_checksum(one) == key_checksum(same) > 0
-    keys = [1, "1", "True", b"1", 1.5, "1.5", None, "None", (1,), ("1",), "(1,)", ("a", 1), ("a", "1"), float("nan"), "nan", (), "()"]
+    keys = [1, "1", "True", b"1", 1.5, "1.5", None, "None", (1,), ("1",), "(1,)", ("a", 1), ("a", "1"), "nan", (), "()", 0.1, -1, -2, 1 << 20_000]
     assert len(set(map(key_checksum, keys))) == len(keys)
-    for unknown in frozenset({1}), ("a", 1j), type("Text", (str,), {})("x"):
+    for unknown in frozenset({1}), ("a", 1j), float("nan"), float("inf"), type("Text", (str,), {})("x"):
         assert key_checksum(unknown) == 0
 
 
