@@ -153,11 +153,12 @@ def test_a_page_of_jupyterlab_shows_the_view_as_it_is_meant(look, chest, theme):
 
 @pytest.mark.filterwarnings("ignore")  # tornado's own
 @pytest.mark.parametrize("theme", THEMES)
-def test_a_live_page_of_jupyterlab_shows_the_view_as_it_is_meant(chromium, theme, tmp_path):
-    pytest.importorskip("jupyterlab")
+@pytest.mark.parametrize("module", lab.APPS)
+def test_a_live_page_shows_the_view_as_it_is_meant(chromium, module, theme, tmp_path):
+    pytest.importorskip(module)
     pytest.importorskip("ipykernel")
     cell = "from chest import Chest\nChest({n: bytes(100 - n) for n in range(10)}, path='live')"
 
-    found = lab.look(tmp_path, [cell], theme, f"document.querySelector('.chest-view') && {SEEN}")
+    found = lab.look(tmp_path, [cell], theme, f"document.querySelector('.chest-view') && {SEEN}", module=module)
 
     assert found.split("; ") == [THEMES[theme], "left", "left", "right", CLEAR, CLEAR]
