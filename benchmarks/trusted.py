@@ -20,6 +20,7 @@ from typing import Any, Callable
 
 from chest import Chest
 from chest.serialize import restricted
+from chest.serialize.aligned import LEAST
 
 ROUNDS = 15
 SECONDS = 0.02  # of each measurement
@@ -38,6 +39,9 @@ def values() -> dict[str, Any]:
         "list of 10,000 pairs": [(i, str(i)) for i in range(10_000)],
         "list of 10,000 large integers": [2**64 + number.getrandbits(60) for _ in range(10_000)],
         "list of 10,000 dates": [datetime.datetime(2020, 1, 1) + datetime.timedelta(seconds=i) for i in range(10_000)],
+        "list of 200,000 pairs": [(i, str(i)) for i in range(200_000)],
+        "list of 1,000,000 floats": [number.random() for _ in range(1_000_000)],
+        "300 lists of 300 floats": [[number.random() for _ in range(300)] for _ in range(300)],
     }
     try:
         import numpy
@@ -47,6 +51,7 @@ def values() -> dict[str, Any]:
     found["array of 8 MB"] = numpy.arange(1_000_000.0)
     found["list of 10,000 numpy numbers"] = list(numpy.arange(10_000.0))
     found["dict of 100 arrays of 8 kB"] = {i: numpy.arange(1000.0) + i for i in range(100)}
+    found["list of 100 matrices"] = [numpy.arange(100.0).reshape(10, 10) for _ in range(100)]
     return found
 
 
@@ -71,9 +76,9 @@ def compare(calls: list[Callable[[], object]]) -> tuple[float, list[float]]:
 
 
 def by_functions(value: Any) -> tuple[float, list[float]]:
-    """`pickle.loads`, `restricted.loads`, `json.loads`; memory of arrays beside the pickle, as chest has it."""
+    """`pickle.loads`, `restricted.loads`, `json.loads`; memory of large arrays beside the pickle, as chest has it."""
     buffers: list[pickle.PickleBuffer] = []
-    data = pickle.dumps(value, 5, buffer_callback=buffers.append)
+    data = pickle.dumps(value, 5, buffer_callback=lambda one: one.raw().nbytes < LEAST or buffers.append(one))
     memory = [bytearray(buffer.raw()) for buffer in buffers]
     calls: list[Callable[[], object]] = [lambda: pickle.loads(data, buffers=memory)]
     calls.append(lambda: restricted.loads(data, memory))

@@ -11,6 +11,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from chest.cli.describe import HEAD, UNKNOWN, kind, unpacked
@@ -38,6 +39,19 @@ def refused(error: BaseException | None) -> bool:
     return error is not None and (isinstance(error, Refused) or refused(error.__cause__))
 
 
+def _bounded(opener: Callable[..., Any], path: str, mode: str) -> Any:
+    """A file that ``opener`` opens, read as a whole; `Refused` if it unpacks to 64 MB and 100 times its size."""
+    file = opener(path, mode=mode)
+    if "r" not in mode:
+        return file
+    most = (1 << 26) + 100 * os.path.getsize(path)
+    with file:
+        content = file.read(most)
+    if len(content) >= most:
+        raise Refused(f"{path} unpacks to more than 100 times its size")
+    return io.StringIO(content) if isinstance(content, str) else io.BytesIO(content)
+
+
 class Inspection:
     """One chest as it was committed when this was made; ``load`` and ``open`` are those that it was written with.
 
@@ -63,7 +77,8 @@ class Inspection:
         if load:
             self._settings["load"] = load
         if open or packed not in ("", "zlib"):
-            self._settings["open"] = open or importlib.import_module({"xz": "lzma"}.get(packed, packed)).open
+            opener = open or importlib.import_module({"xz": "lzma"}.get(packed, packed)).open
+            self._settings["open"] = opener if trusted else partial(_bounded, opener)
         self.handle: Chest[Any, Any] = Chest(flag="r", mmap_mode=None, **self._settings)
         state = self.handle._engine.state
         self.size, self._load = state.storage.size, state.storage.load

@@ -29,11 +29,12 @@ _BLOCK = 131_072  # bytes that are counted at a time
 
 _PUT = re.compile(rb"r(?=..(?:[\x40-\xff].|.[\x01-\xff]))", re.DOTALL)  # an index of 2 ** 22 or more
 _SHORT = [re.escape(bytes((size,))) + b"." * size for size in range(33)]
-# Numbers, short texts and bytes.  No more than 9 integers of up to 8 bytes have the same hash.
+# Numbers, short texts and bytes; but integers of more than 8 bytes, as no more than 9 of others have the same hash.
 _ATOM = rb"G........|[C\x8c](?:%s)|K.|[N)\x88\x89]|M..|J....|\x8a(?:%s)" % (b"|".join(_SHORT), b"|".join(_SHORT[:9]))
 _OTHER = rb"[012RQabdelosu\]}\x81\x8f-\x94\x97\x98]|[hq\x80\x82].|j....|\x83..|\x84....|r..[\0-\x3f]\0|\x95........"
 _RUN = re.compile(rb"(?:%s|[(t\x85-\x87]|%s){0,32}" % (_ATOM, _OTHER), re.DOTALL)  # what need not be looked at
 _ROWS = {ord("G"): 9, ord("J"): 5, ord("M"): 3, ord("K"): 2}  # numbers, of which there may be many in a row
+_LONG1 = re.compile(b"\x8a(?=[\x09-\xff])")
 _SAME = re.compile(b"G+|J+|M+|K+")
 _SIZED = {code: size for size, codes in {1: b"UC\x8a\x8c", 4: b"TXB\x8b", 8: b"\x8d\x8e\x96"}.items() for code in codes}
 _LINES = {ord("c"): 2, ord("i"): 2, **dict.fromkeys(b"FILSVgpP", 1)}
@@ -42,7 +43,7 @@ _LINES = {ord("c"): 2, ord("i"): 2, **dict.fromkeys(b"FILSVgpP", 1)}
 @cache
 def _with_flat_tuples() -> re.Pattern[bytes]:
     """Runs in which tuples of atoms are, too, for these are in no depth: slower, but for many tuples."""
-    atom = rb"(?:%s)\x94?" % _ATOM
+    atom = rb"(?:%s|\x8a(?:%s))\x94?" % (_ATOM, b"|".join(_SHORT[9:]))
     return re.compile(rb"(?:%s(?:\x85|%s(?:\x86|%s\x87?)?)?|\((?:(?:%s){4,16}t)?|%s){0,32}" % ((atom,) * 4 + (_OTHER,)),
                       re.DOTALL)
 
@@ -72,7 +73,7 @@ def check(data: bytes) -> bool:
         deep, alike = _suspicious(data, at, tuples)
         if deep:
             _, tuples = walk(data, len(data), _with_flat_tuples())
-        elif alike:
+        if alike:
             walk(data, len(data))
     return tuples <= _MOST_TUPLES
 
@@ -93,16 +94,23 @@ def _suspicious(data: bytes, at: int, tuples: int) -> tuple[bool, bool]:
     deep = tuples + len(rest) > _MOST_TUPLES and tuples + min(count(ord("(")), count(ord("t"))) > _MOST_TUPLES
     alike = len(rest) > 10 * _MOST_NUMBERS and count(0x8A, 2) + count(ord("\n")) > _MOST_NUMBERS
     if alike and numpy is not None:  # look at what is behind these bytes, too
-        numbers = 0
+        longs = others = 0
         for part in parts:
-            # Sizes, the highest bytes of sizes; white space, signs or digits.
+            # Sizes, the highest bytes of sizes; white space, signs or digits.  Those at the end of a part count.
             long, longer = numpy.flatnonzero(part == 0x8A) + 1, numpy.flatnonzero(part == 0x8B) + 4
             text = numpy.flatnonzero((part == ord("I")) | (part == ord("L"))) + 1
-            found = (part.take(long, mode="clip") > 8, part.take(text, mode="clip") - 9 < 49,
-                     part.take(longer, mode="clip") <= len(data) >> 24)
-            numbers += sum([int(numpy.count_nonzero(one)) for one in found]) + 6  # those at the end of the part
-        alike = numbers > _MOST_NUMBERS
+            longs += int(numpy.count_nonzero(part.take(long, mode="clip") > 8)) + 1
+            others += int(numpy.count_nonzero(part.take(longer, mode="clip") <= len(data) >> 24)
+                          + numpy.count_nonzero(part.take(text, mode="clip") - 9 < 49)) + 5
+        alike = others > MOST_ALIKE or (longs > _MOST_NUMBERS and _share_hashes(data))
     return deep, alike
+
+
+def _share_hashes(data: bytes) -> bool:
+    """May integers of ``data`` have the same hash, as far as all bytes that LONG1 may be tell?"""
+    places = [found.start() for found in _LONG1.finditer(data)]
+    numbers = {data[at + 2 : at + 2 + data[at + 1]] for at in places}
+    return len(numbers) - len({hash(int.from_bytes(one, "little", signed=True)) for one in numbers}) > MOST_ALIKE
 
 
 @cache

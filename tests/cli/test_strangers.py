@@ -182,6 +182,19 @@ def test_nothing_is_read_through_a_name_that_leads_out(capsys, path, tmp_path, n
     assert (tmp_path / "secret").read_bytes() == pickle.dumps("a secret")
 
 
+@pytest.mark.parametrize("what", ["index", "value"])
+def test_what_unpacks_to_far_more_than_it_is_is_not_unpacked(capsys, path, what):
+    bomb = gzip.compress(b"\x80\x04B" + struct.pack("<I", 200_000_000) + bytes(200_000_000) + b".")
+    make(path, gzip.compress(pickle.dumps([("x", "x"), ("y", "y")])) if what == "value" else bomb, x=bomb, y=gzip.compress(pickle.dumps(7)))
+
+    assert main(["check", path]) == (0 if what == "value" else 2)
+    assert "more than 100 times its size" in "".join(capsys.readouterr())
+    assert main(["get", path, "x"]) == 2
+    assert main(["get", path, "y"]) == (0 if what == "value" else 2)
+    if what == "value":
+        assert main(["check", "--trust", path]) == 0
+
+
 def test_keys_of_any_size_and_depth_are_listed(capsys, path):
     mask = (1 << 20_000) - 1
     with Chest(path=path) as chest:
