@@ -219,6 +219,12 @@ def attacks():
             yield f"{depth} {what}", whole(inner, outer * (depth - 1)), None
             yield f"{depth} {what} as a key", whole(b"}", inner, outer * (depth - 1), b"Ns"), None
             yield f"{depth} {what} in a set", whole(b"\x8f(", inner, outer * (depth - 1), b"\x90"), None
+    deep = {"by ones": b")" + b"\x85" * 200_000, "first of two": b")" + b"N\x86" * 200_000, "first of three": b")" + b"NK\1\x87" * 200_000, "second of two": b"N" * 200_000 + b")" + b"\x86" * 200_000,
+            "by marks": b"(" * 200_000 + b"N" + b"t" * 200_000, "first of many": b"(" * 200_000 + b"N" + b"NNNNt" * 200_000, "by ones that are kept": b")" + b"\x85\x94" * 200_000,
+            "through the memo": b")\x94" + b"".join([b"0j" + struct.pack("<I", i) + b"\x85\x94" for i in range(200_000)])}
+    for front in {"nothing": b"", "a row": b"](" + (b"G" + bytes(8)) * 5_000 + b"e0", "pairs": b"](" + b"K\1K\2\x86" * 90_000 + b"e0", "texts": b"](" + b"\x8c\5abcde" * 20_000 + b"e0", "an array": b"\x96" + struct.pack("<Q", 1 << 20) + bytes(1 << 20) + b"0"}.items():
+        for way, tuples in deep.items():
+            yield f"deep tuples {way} behind {front[0]}", whole(front[1], b"}", tuples, b"Ns"), True
     yield "deep values made here", whole(b"]" * 5000, call(name("builtins", "slice"), b"K\1"), b"a" * 5000), True
     yield "a function in an attribute", whole(objects["a fraction"], b"N}" + text("_numerator") + name("builtins", "set") + b"s\x86b"), True
     yield "a function as a factory", whole(objects["a defaultdict"], b"N}" + text("default_factory") + name("builtins", "set") + b"s\x86b"), True
