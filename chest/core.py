@@ -433,7 +433,7 @@ class Chest(MutableMapping[K, V]):
         >>> c = Chest({'x': 1})
         >>> c.flush()
         >>> c.disk_usage()
-        (41, 1)
+        (45, 1)
         """
         state = self._engine.alive().state
         with state.lock:
