@@ -102,7 +102,8 @@ def _suspicious(data: bytes, at: int, tuples: int) -> tuple[bool, bool]:
             longs += int(numpy.count_nonzero(part.take(long, mode="clip") > 8)) + 1
             others += int(numpy.count_nonzero(part.take(longer, mode="clip") <= len(data) >> 24)
                           + numpy.count_nonzero(part.take(text, mode="clip") - 9 < 49)) + 5
-        alike = others > MOST_ALIKE or (longs > _MOST_NUMBERS and _share_hashes(data))
+        most = _MOST_NUMBERS // 2
+        alike = others > most or (longs > most and _share_hashes(data))
     return deep, alike
 
 
