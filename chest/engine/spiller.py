@@ -19,7 +19,7 @@ from chest.engine.state import Flight, State, nothing
 from chest.errors import explain_dump, raised_by_signal
 from chest.log import Key, log
 from chest.memory.cache import UNKNOWN, Saved
-from chest.memory.changes import referenced
+from chest.memory.changes import CONTAINERS, held_parts, referenced
 from chest.memory.sizeof import nbytes
 from chest.storage.base import Ref, Written
 
@@ -264,8 +264,9 @@ class Spiller(Generic[K]):
         for key in keys:
             values.append(cache.values[key])
         self.state.counts.spills += len(keys)
-        for key, held in zip(keys, referenced(values, holders)):
-            cache.evict(key, saved[key], held)
+        parts = [[]] * len(keys) if CONTAINERS.isdisjoint(map(type, values)) else held_parts(values)
+        for key, held, some in zip(keys, referenced(values, holders), parts):
+            cache.evict(key, saved[key], held, some)
         return values
 
     # What a commit shares.

@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from chest.memory.access import Access
-from chest.memory.changes import CONTAINERS, COUNTED, held_parts, referenced
+from chest.memory.changes import COUNTED, held_parts, referenced
 from chest.memory.hit_density import HitDensity
 from chest.memory.sizeof import nbytes
 from chest.serialize.compare import can_change
@@ -203,12 +203,13 @@ class Cache(Generic[K]):
         self.policy.leave(key)
         return gone
 
-    def evict(self, key: K, saved: Saved, held: bool) -> None:
-        """The value of ``key``, which is saved, leaves memory; ``held`` if the program may still refer to it."""
+    def evict(self, key: K, saved: Saved, held: bool, parts: list[Any]) -> None:
+        """The value of ``key``, which is saved, leaves memory; ``held`` if the program may still refer to it, or to
+        ``parts``."""
         value = self.values[key]
         if held:  # first, lest Ctrl-C comes in between, and a change of what the program holds is not seen
             self.leave(key, value, saved)
-        elif type(value) in CONTAINERS and self._is_held_in_part(key, value):
+        elif parts and self._is_worth_keeping(key, value, parts):
             self.keep(key, value, saved)
         del self.values[key]
         if key in self.saved:
@@ -241,16 +242,15 @@ class Cache(Generic[K]):
         self.left[key] = value, saved
         self.kept[key] = None
 
-    def _is_held_in_part(self, key: K, value: Any) -> bool:
-        """Does the program have a part of ``value`` that it may change, and is there room to keep the rest?"""
-        parts = held_parts(value) if self.writeback else ()
-        if parts and key not in self._besides:
+    def _is_worth_keeping(self, key: K, value: Any, parts: list[Any]) -> bool:
+        """The program has ``parts`` of ``value``, and may change them: is there room to keep the rest?"""
+        if key not in self._besides:
             besides = max(0, nbytes(value) - nbytes(parts))
-            if self._for_parts + besides > self.most_for_parts:
+            if not self.writeback or self._for_parts + besides > self.most_for_parts:
                 return False
             self._besides[key] = besides
             self._for_parts += besides
-        return bool(parts)
+        return True
 
     def _died(self, reference: _Reference) -> None:
         found = self.left.get(reference.key)
@@ -281,8 +281,9 @@ class Cache(Generic[K]):
                  if (found := self.left.get(key)) is not None and type(found[0]) is not _Reference}
         self.kept.update(dict.fromkeys(plain))  # as those looked at last
         held = referenced([found[0] for found in plain.values()], holders)
-        return [(key, *found) for (key, found), one in zip(plain.items(), held)
-                if not (one or (type(found[0]) in CONTAINERS and self._is_held_in_part(key, found[0])))]
+        free = [(key, *found) for (key, found), one in zip(plain.items(), held) if not one]
+        return [found for found, parts in zip(free, held_parts([found[1] for found in free]))
+                if not (parts and self._is_worth_keeping(found[0], found[1], parts))]
 
     def let_go(self, key: K) -> None:
         """A value that left memory, and that is as its bytes are, is kept no more."""

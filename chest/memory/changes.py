@@ -61,13 +61,31 @@ def referenced(items: Collection[Any], more: int = 0) -> list[bool]:
         for item, count in zip(items, _counts(items))]
 
 
-def held_parts(value: Any) -> list[Any]:
-    """The containers and arrays in a container to which something outside of it refers, so that it may change them.
+def held_parts(values: Collection[Any]) -> list[list[Any]]:
+    """For each value: the containers and arrays in it to which something outside refers, and which it may change.
 
     None where that cannot be told: in a value of more than 2,000 parts, or with instances of any other class in it.
-    Cost: 1 us, and 0.2 us for each part.
+    Cost: 0.3 us for each value, and 0.1 us for each part; 10 times as much from the first one on that may be held.
     """
-    if not COUNTED or len(value) > _LONGEST:
+    if not COUNTED or _are_free([value for value in values if type(value) in CONTAINERS]):
+        return [[]] * len(values)
+    return [_held_parts(value) if type(value) in CONTAINERS else [] for value in values]
+
+
+def _are_free(containers: list[Any]) -> bool:
+    """Is there surely no such part in any of ``containers``?"""
+    most = _LONGEST * len(containers)
+    while containers:
+        if sum(map(len, containers)) > most:
+            return False
+        containers = [part for part in gc.get_referents(*containers) if type(part) not in _FIXED]
+        if not CONTAINERS.issuperset(map(type, containers)) or max(_counts(containers), default=0) > _IN_A_LIST + 1:
+            return False
+    return True
+
+
+def _held_parts(value: Any) -> list[Any]:
+    if len(value) > _LONGEST:
         return []
     parts = [part for part in gc.get_referents(value) if type(part) not in _FIXED]
     if not parts:
