@@ -22,7 +22,7 @@ __all__ = ["CONTAINERS", "COUNTED", "held_parts", "owned", "referenced"]
 _DEEPEST = 3  # levels of containers that are looked through
 _LONGEST = 2000  # items, keys and values of one that are looked at
 _FIXED = frozenset((type(None), bool, int, float, complex, str, bytes))
-CONTAINERS = frozenset((list, dict, tuple, set, frozenset, deque, OrderedDict, defaultdict))
+CONTAINERS: frozenset[type] = frozenset((list, dict, tuple, set, frozenset, deque, OrderedDict, defaultdict))
 
 
 def _counts(items: Collection[object]) -> list[int]:
