@@ -33,6 +33,9 @@ Record = tuple[int, int, "Stamp", bytes]  # its place among the items, its ref f
 BATCH = 4 << 20  # bytes of records that one append takes
 LONGEST = 1 << 30  # bytes: a larger value is no record
 
+# What opening a file says that is no more: its name, or that of a folder, may be another file's, or a folder's, by now.
+_ANOTHER = {errno.ENOENT, errno.ENOTDIR, errno.EINVAL, errno.ELOOP}
+
 _new = tuple.__new__  # makes a Written or a Loaded without a call of Python
 _WAITS = Written(None, 0, 0, None, None)  # stands for a value that is not written yet
 
@@ -233,7 +236,11 @@ class Directory(Generic[K]):
                 if self.codec.native:
                     return self.codec.same_file(value, opened[0], status)
                 return self.codec.same_from(value, self._tree.path(ref))
-        except (FileNotFoundError, DamagedError):
+        except DamagedError:
+            return False
+        except OSError as error:
+            if error.errno not in _ANOTHER:
+                raise
             return False
 
     def size(self, ref: Ref) -> int:
@@ -242,7 +249,7 @@ class Directory(Generic[K]):
     def version(self, ref: Ref) -> int | None:
         try:
             return 0 if isinstance(ref, int) else version_of(self._tree.status(ref))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def file(self, ref: Ref) -> str:

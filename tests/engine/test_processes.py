@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import pickle
 import random
 import signal
 import threading
@@ -392,6 +393,24 @@ def test_a_commit_that_was_done_and_interrupted_does_not_come_again_once_others_
         assert dict(a) == dict(Chest(path=path)) == {"x": ["b's"], "z": ["a's"]}
     freed.flush()
     assert dict(a) == dict(Chest(path=path)) == {"x": ["c's"], "z": ["a's"]}
+
+
+@pytest.mark.parametrize("theirs", [("a", "b"), ("a", "b", "c", "d")], ids=["file", "folder"])
+def test_what_stands_where_a_file_was_may_be_a_folder_by_now_or_the_other_way_round(path, theirs):
+    a = Chest({("a", "b", "c"): [1], "x": 1}, path=path, dump=pickle.dump, load=pickle.load)
+    a.flush()
+    a["a", "b", "c"].append(2)
+    with Chest(path=path, dump=pickle.dump, load=pickle.load) as b:
+        del b["a", "b", "c"]
+        b.flush()
+        os.makedirs(os.path.join(path, "_a"), exist_ok=True)
+        if len(theirs) == 2:
+            open(os.path.join(path, "_a", "_b"), "w").close()  # of somebody else
+        else:
+            os.makedirs(os.path.join(path, "_a", "_b", "c"))
+    a["x"] = 2
+    a.sync()
+    assert dict(a) == dict(Chest(path=path, dump=pickle.dump, load=pickle.load)) == {"x": 2}
 
 
 def test_an_error_after_the_commit_is_done_does_not_undo_it(path, monkeypatch):
