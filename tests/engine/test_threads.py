@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import pickle
 import random
+import sys
 import threading
 
 import pytest
