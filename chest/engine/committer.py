@@ -228,9 +228,11 @@ class Committer(Generic[K]):
     def commit(self, plain: bool, mine: Flight | None = None) -> Errors:
         """Commit the index as it stands, for the save ``mine``.  Returns the keys that cannot be pickled, left out."""
         state = self.state
-        with state.lock:
-            refs = dict(state.index.refs) if plain else {}
-        moved = state.storage.compact(refs) if plain else {}
+        moved: dict[int, int] = {}
+        if plain:
+            with state.lock:
+                refs = dict(state.index.refs)
+            moved = state.storage.compact(refs)
         try:
             orphans, refused = self._commit(plain, moved, mine)
         except (OSError, ChestError):

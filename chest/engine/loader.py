@@ -96,11 +96,11 @@ class Loader(Generic[K]):
             value, saved = cache.find(key)
             if value is not ABSENT:
                 cache.put(key, value, nbytes(value), saved)
-        if value is not ABSENT and key in state.flights:
-            state.flights[key].given.add(key)
-        state.torn = torn
         if value is not ABSENT:
             next(cache.access.hits)
+            if key in state.flights:
+                state.flights[key].given.add(key)
+        state.torn = torn
         return value
 
     def _load(self, key: K, ref: Ref, flight: Flight, newest: Callable[[], bool]) -> Any:

@@ -88,8 +88,6 @@ def _held_parts(value: Any) -> list[Any]:
     if len(value) > _LONGEST:
         return []
     parts = [part for part in gc.get_referents(value) if type(part) not in _FIXED]
-    if not parts:
-        return []
     array = getattr(sys.modules.get("numpy"), "ndarray", None)
     met: list[Any] = []
     bases: list[int] = []
@@ -119,7 +117,7 @@ def _held_parts(value: Any) -> list[Any]:
     # Each time that a part was met one reference is of ``met``, and one of a container; a base has those of its views.
     return [part for part, count in zip(met, counts) if (
         count > _IN_A_LIST - 1 + 2 * times.get(id(part), 1)
-        or (views and type(part) is array and id(part.base) in views
+        or (type(part) is array and id(part.base) in views
             and _count_of_attribute(part, "base") > _OF_AN_ATTRIBUTE - 1 + views[id(part.base)])
     ) and can_change(part)]
 

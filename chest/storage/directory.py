@@ -8,7 +8,6 @@ import stat
 from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from functools import partial
-from itertools import repeat
 from typing import TYPE_CHECKING, Any, Callable, Generic, TypeVar
 from zlib import crc32
 
@@ -193,8 +192,7 @@ class Directory(Generic[K]):
     def load_many(self, refs: Sequence[Ref], keys: Sequence[K] = ()) -> Iterator[Loaded | Exception]:
         """Small records are all read at once, in the order of their places."""
         found = self._packs.read_many([ref for ref in refs if type(ref) is int and ref >> LENGTH & CRC <= AHEAD])
-        owners = map(key_checksum, keys) if keys else repeat(0)
-        names = [(ref, owner) for ref, owner in zip(refs, owners) if type(ref) is str]
+        names = [(ref, key_checksum(keys[place]) if keys else 0) for place, ref in enumerate(refs) if type(ref) is str]
         with closing(self._load_files(names)) as files:
             for ref in refs:
                 data = found.get(ref) if type(ref) is int else None
