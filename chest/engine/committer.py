@@ -241,6 +241,9 @@ class Committer(Generic[K]):
             state.torn = True  # lest the directory's lock is held on, if Ctrl-C came as it was released
             raise
         state.storage.remove(orphans)
+        with state.lock:
+            if not self._is_pending(mine):
+                state.storage.settled(plain)
         log("debug", "committed %s; keys: %d", state.storage.path, len(state.index.refs))
         return refused
 
@@ -251,9 +254,7 @@ class Committer(Generic[K]):
                 pass  # a value that is dropped may run code of the user's, and that may commit by another handle
             try:
                 done = state.index.commit(plain, moved)
-                # Another thread's write may have returned, and wait for the lock to say where its values lie.
-                others = any(flight is not mine and not flight.loads for flight in state.flights.values())
-                state.storage.committed(plain, pending=others or bool(state.index.fresh))
+                state.storage.committed(plain, self._is_pending(mine))
             except OSError as error:
                 state.refresh()
                 raise explain_os(error, "commit the index", state.storage.file(KEYS),
@@ -261,6 +262,12 @@ class Committer(Generic[K]):
             if plain:
                 state.storage.reclaim(state.index.committed_refs())
         return done
+
+    def _is_pending(self, mine: Flight | None) -> bool:
+        """Is anything written that no commit names?  Another thread's write may wait for the lock to say where."""
+        state = self.state
+        return bool(state.index.fresh) or any(flight is not mine and not flight.loads
+                                              for flight in state.flights.values())
 
     def rollback(self) -> None:
         """Forget what was not committed: values in memory, pending changes, new bytes on disk."""

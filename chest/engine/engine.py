@@ -310,6 +310,7 @@ class Engine(Generic[K]):
             if self.owner == os.getpid() and state.storage.exists():
                 with state.undisturbed, state.index.keys.lock:
                     state.refresh()
+                    state.storage.committing(state.index.committed_refs())
                     state.index.keys.erase()  # from now on the chest is empty, whatever becomes of its files
                     state.storage.drop(self._forget())
             else:

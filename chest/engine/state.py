@@ -98,7 +98,7 @@ class State(Generic[K]):
         self.counts = Counts(cache.access.counted)
         self.flights: dict[K, Flight] = {}
         self.torn = False
-        index.version = storage.version
+        index.version, index.committing = storage.version, storage.committing
         self.undisturbed = _Undisturbed()
         self.large: set[K] = set()  # keys in memory whose values are larger than the budget: these leave first
         self.is_exposed = False  # if so, no value is known to be in nobody's hands

@@ -55,6 +55,7 @@ class Index(Generic[K]):
         self.inherited: dict[K, int | None] = {}
         self.appended = False
         self.version: Callable[[Ref], int | None] = lambda ref: self.fresh.get(ref)  # as `Storage.version`
+        self.committing: Callable[[list[Ref]], object] = len  # as `Storage.committing`
         self._again: dict[K, Ref | None] = {}  # deleted and set again: they stand last now, as in a dict; as in pending
         self._stale: dict[K, None] = {}  # what the last refresh found
         self._uncertain = False  # after an interruption, or a commit that failed: only reading all tells what is there
@@ -233,6 +234,7 @@ class Index(Generic[K]):
         changes: Pairs = [(key, None) for key in done if key in self._again or key not in refs]  # it moves to the end
         changes += [(key, refs[key]) for key in done if key in refs]
         superseded = [old for key in done if (old := pending[key]) is not None and old != refs.get(key)]
+        self.committing(superseded)
         self._stale, self._uncertain = {}, True
         self.fresh.update(dict.fromkeys(superseded, 0))
         self._reads += 1

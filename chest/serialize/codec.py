@@ -146,14 +146,15 @@ class Codec:
             return self.decode_file(aligned.pread(descriptor, LEAST, 0), owner)
         return arrays.load(descriptor, status, self.mmap_mode, self.trusted, owner)
 
-    def dump_to(self, value: object, path: str) -> None:
+    def dump_to(self, value: object, path: str, made: Callable[[int], object] = int) -> None:
         """Make a new file of ``value`` with the user's settings; nothing is left of it if that fails.
 
-        `FileExistsError` if anything at all stands at ``path``.
+        ``made`` is called with its inode as long as it is empty.  `FileExistsError` if anything stands at ``path``.
         """
         created: list[io.FileIO] = []
         try:
             created.extend(map(io.FileIO, (path,), ("x",)))  # one call of C: Ctrl-C comes before or after it
+            made(os.fstat(created[0].fileno()).st_ino)
             if self.local:
                 file: Any = self._writer(created[0])
             else:

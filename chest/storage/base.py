@@ -69,8 +69,12 @@ class Storage(Protocol[K]):
         """Give the bytes of another storage's value to ``key`` here.  `OSError` where that cannot be."""
     def remove(self, refs: Iterable[Ref]) -> None:
         """Remove values.  One that is gone already is as well.  Records need nothing."""
+    def committing(self, superseded: Iterable[Ref]) -> None:
+        """The commit that follows names these no more: who finds this process dead then removes them in its stead."""
     def committed(self, plain: bool = False, pending: bool = False) -> None:
         """A commit, ``plain`` if of all keys, names what was written so far, but for what is ``pending``."""
+    def settled(self, plain: bool) -> None:
+        """What the commit superseded is removed by now, and nothing is pending."""
     def compact(self, refs: Mapping[K, Ref | None]) -> dict[int, int]:
         """Copy records out of packs that hold little else than garbage.  Returns old and new ref of each."""
     def reclaim(self, refs: Collection[Ref]) -> None:

@@ -275,9 +275,18 @@ class Directory(Generic[K]):
                 self._tree.unlink(name, inode)
                 self._in_use.pop(name, None)
 
+    def committing(self, superseded: Iterable[Ref]) -> None:
+        for ref in superseded:
+            if isinstance(ref, str):
+                with system.tolerated():
+                    self._packs.note(self._tree.status(ref).st_ino, ref)
+
     def committed(self, plain: bool = False, pending: bool = False) -> None:
         if not pending:  # else nothing that protects other threads' files from a reclaimer is given up
             self._packs.committed(plain)
+
+    def settled(self, plain: bool) -> None:
+        self._packs.settled(plain)
         self._remove_again()
 
     def compact(self, refs: Mapping[K, Ref | None]) -> dict[int, int]:

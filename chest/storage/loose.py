@@ -192,7 +192,7 @@ class NewFile(Generic[K]):
                 pass
             for again in False, True:  # what was there may just have been removed
                 try:
-                    return codec.dump_to(value, loose.tree.path(name))  # which leaves nothing of it when it fails
+                    return codec.dump_to(value, loose.tree.path(name), lambda inode: loose.packs.note(inode, name))
                 except FileExistsError as error:
                     if not loose.is_free(name, True):
                         raise
@@ -203,7 +203,7 @@ class NewFile(Generic[K]):
         self._name = loose.place(self.key, make)
         status = loose.tree.open(self._name, system.READ, self.opened)
         self.inode = status.st_ino
-        loose.packs.note(self.inode, self._name)
+        loose.packs.note(self.inode, self._name)  # again, as the user's open may have put another file there
         return self._finished(status.st_size, None)
 
     def _finished(self, size: int, stamp: Stamp) -> Written:

@@ -2,8 +2,8 @@
 
 A pack, `.packs/<n>`, is nothing but the bytes of many small values, one after another.  The checksum of each record
 stands in its ref, so that no other bytes pass for it, and what no ref names does not exist: a torn append is just never
-named.  A journal, `.packs/<n>.new`, lists the loose files that its handle made and no commit names yet, so that they
-can be removed when it is killed.
+named.  A journal, `.packs/<n>.new`, lists the loose files that its handle made and no commit names yet, and those that
+its commit supersedes, so that they can be removed when it is killed.
 
 The handle holds a lock on both while it needs them: who gets the lock knows that the writer is gone.
 """
@@ -113,7 +113,7 @@ class Packs:
             return own.number << PACK | start << OFFSET
 
     def note(self, inode: int, name: str) -> None:
-        """A loose file was just made: the journal says so.  Cost: an ``fstat`` and a ``write``.
+        """A loose file was just made, or is to go: the journal says so.  Cost: an ``fstat`` and a ``write``.
 
         Where it cannot be had (a folder that is read-only, a full disk) the file stays if the handle is killed.
         """
@@ -228,8 +228,13 @@ class Packs:
                     descriptors.add(file)
                 elif file.unnamed:
                     self._forget(number)  # it was given up: let go of its lock
-            if self._journal is not None and plain:
+
+    def settled(self, plain: bool) -> None:
+        """Nothing that the journal lists needs it any more."""
+        with self._mutex, system.tolerated():
+            if plain:
                 self._close_journal(listed=False)
+                self._tree.prune(FOLDER + "/")
             elif self._journal is not None and self._journal.end() > 0:
                 os.ftruncate(self._journal.fd, 0)
 
@@ -347,6 +352,7 @@ class Packs:
     def drop(self) -> None:
         """Let go of all, and remove this handle's own pack.  `OSError` where it cannot be: somebody reads it."""
         own = self._own
+        self.settled(plain=True)
         self.close()
         if own is not None:
             self._tree.unlink(self.name(own.number << PACK))

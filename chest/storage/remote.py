@@ -266,7 +266,13 @@ class Remote(Generic[K]):
         if names:
             self._store.remove(names)
 
+    def committing(self, superseded: Iterable[Ref]) -> None:
+        pass  # what a killed process leaves at a store stays there
+
     def committed(self, plain: bool = False, pending: bool = False) -> None:
+        pass
+
+    def settled(self, plain: bool) -> None:
         pass
 
     def compact(self, refs: Mapping[K, Ref | None]) -> dict[int, int]:

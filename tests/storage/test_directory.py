@@ -57,6 +57,7 @@ def test_loose_files_are_plain_pickles_under_the_names_of_their_keys(tmp_path):
     saved(handle, x=[1])
     handle.write([(("a", "b"), 2), (1, 3)], 0)
     handle.committed(plain=True)
+    handle.settled(plain=True)
     assert files(tmp_path / "c") == ["_a/b", "c4ca4238a0b923820dcc509a6f75849b", "x"]
     assert pickle.loads((tmp_path / "c" / "_a" / "b").read_bytes()) == 2
 
@@ -81,6 +82,7 @@ def test_ctrl_c_comes_out_and_leaves_no_file_of_the_call(tmp_path, small):
     with pytest.raises(KeyboardInterrupt):
         handle.write([("a", 1), ("b", [b"x" * (9 << 20), Interrupts()])], small)
     handle.committed(plain=True)
+    handle.settled(plain=True)
     handle.reclaim([])
     assert files(tmp_path / "c") == []
 
@@ -416,6 +418,7 @@ def test_where_no_pack_and_no_journal_can_be_made_values_go_to_loose_files(tmp_p
     refs = saved(handle, 4096, a=1, b=2)
     assert refs == ["a", "b"] and values(handle, refs) == [1, 2]
     handle.committed(plain=True)
+    handle.settled(plain=True)
     handle.reclaim(refs)
     assert files(tmp_path / "c") == ["a", "b"]
 
@@ -425,6 +428,7 @@ def test_descriptors_that_run_out_are_taken_from_those_that_are_kept_for_speed(t
     refs = [saved(handle, 4096, x=n)[0] for n, handle in enumerate(handles)]
     for handle in handles:
         handle.committed(plain=True)
+        handle.settled(plain=True)
     real, left = os.open, [1]
 
     def full(*args, **more):
@@ -451,6 +455,7 @@ def test_a_descriptor_that_the_program_closed_is_noticed_before_a_byte_is_writte
         handle.committed()
         assert values(handle, refs) == [1, 2, 3, 4]
         handle.committed(plain=True)
+        handle.settled(plain=True)
         handle.close()
         for n, fd in enumerate(mine):
             assert os.pread(fd, 100, 0) == b"precious", n

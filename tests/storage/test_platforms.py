@@ -35,6 +35,7 @@ other.reclaim(refs)
 linked = directory(path + "2")
 assert values(linked, [linked.link("q", one, ref).ref for ref in refs]) == values(one, refs)
 one.committed(plain=True)
+one.settled(plain=True)
 one.reclaim(refs)
 other.close()
 one.close()
@@ -104,6 +105,7 @@ def test_without_locks_values_are_written_and_nobody_is_taken_for_dead(tmp_path,
     other.reclaim([])
     assert values(other, refs) == [1, 2]
     one.committed(plain=True)
+    one.settled(plain=True)
     assert [name for name in files(tmp_path / "c") if name.endswith(".new")] == []
 
 

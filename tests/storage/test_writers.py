@@ -37,12 +37,14 @@ def test_what_a_killed_writer_left_is_reclaimed_and_what_is_committed_or_alive_i
     committed = saved(mine, c=3) + saved(mine, 4096, d=4)
     assert "loose_x" in files(path) and "_t/y" in files(path)
     mine.committed(plain=True)
+    mine.settled(plain=True)
     mine.reclaim(committed)
     assert values(mine, committed) + values(alive, living) == [3, 4, 1, 2]
     left = [name for name in files(path) if not name.startswith(".packs/")]
     assert left == ["a", "c"] and not (path / "_t").exists()
     assert len(os.listdir(path / ".packs")) == 3  # two packs, and the journal of the living one
     alive.committed(plain=True)
+    alive.settled(plain=True)
     alive.reclaim(committed + living)
     assert len(os.listdir(path / ".packs")) == 2
 
@@ -53,6 +55,22 @@ def test_files_of_a_killed_writer_that_were_committed_stay(tmp_path):
     mine = directory(path)
     mine.reclaim(["loose_x"])
     assert files(path) == ["loose_x"]
+
+
+def test_what_a_killed_writer_was_about_to_supersede_goes_if_its_commit_was_done_and_stays_if_not(tmp_path):
+    path = tmp_path / "c"
+    mine = directory(path)
+    saved(mine, x=1, y=2)
+
+    def child():
+        directory(path).committing(["x", "y", 1 << PACK, "gone"])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_child(child) == -signal.SIGKILL
+    mine.committed(plain=True)
+    mine.settled(plain=True)
+    mine.reclaim(["y"])
+    assert files(path) == ["y"]
 
 
 def test_a_name_that_others_use_meanwhile_is_not_removed_for_a_dead_writer(tmp_path):
@@ -112,6 +130,7 @@ def test_three_processes_append_at_once_and_each_reads_its_own(tmp_path):
             handle.reclaim(refs)  # what others wrote is no more committed than theirs is here, and yet it must stay
         assert values(handle, refs) == [[n, turn, i] for turn in range(50) for i in range(5)]
         handle.committed(plain=True)
+        handle.settled(plain=True)
 
     pids = []
     for n in range(3):
@@ -142,6 +161,7 @@ def test_a_fork_s_child_makes_a_pack_and_a_journal_of_its_own_and_unlocks_nothin
         assert mine[0] >> PACK != pack
         assert values(parent, refs + mine) == [1, 2, 3, 4]
         parent.committed(plain=True)
+        parent.settled(plain=True)
         parent.reclaim([])
         parent.close()
 
@@ -225,6 +245,7 @@ def test_a_pack_of_a_dead_writer_that_holds_mostly_garbage_is_compacted_and_remo
     assert all(old & (1 << 64) - 1 == new & (1 << 64) - 1 for old, new in moved.items())
     now = {n: moved[ref] for n, ref in live.items()}
     other.committed(plain=True)
+    other.settled(plain=True)
     other.reclaim(list(now.values()))
     assert values(other, now.values()) == [bytes([n]) * 3000 for n in now]
     assert sum(os.stat(path / name).st_size for name in files(path)) < 50_000
@@ -256,6 +277,7 @@ def test_many_tiny_packs_become_one(tmp_path):
     moved = handle.compact(refs)
     assert len({ref >> PACK for ref in moved.values()}) == 1 and len(moved) == 40
     handle.committed(plain=True)
+    handle.settled(plain=True)
     handle.reclaim([moved[ref] for ref in refs.values()])
     assert len(os.listdir(path / ".packs")) == 1
     assert values(handle, [moved[ref] for ref in refs.values()]) == list(range(40))
@@ -271,6 +293,7 @@ def test_a_damaged_record_stays_where_it_is(tmp_path):
     moved = one.compact({0: refs[0], 1: refs[1]})
     assert list(moved) == [refs[1]]
     one.committed(plain=True)
+    one.settled(plain=True)
     one.reclaim([refs[0], moved[refs[1]]])
     assert os.path.exists(one.file(refs[0]))
 
@@ -296,6 +319,7 @@ def test_a_handle_that_lives_on_and_writes_the_same_keys_again_takes_bounded_spa
         moved = handle.compact(dict(enumerate(refs)))
         refs = [moved.get(ref, ref) for ref in refs]
         handle.committed(plain=True)
+        handle.settled(plain=True)
         handle.reclaim(refs)
     assert values(handle, refs) == [bytes([59]) * 3000] * 100
     assert sum(os.stat(tmp_path / "c" / name).st_size for name in files(tmp_path / "c")) < 3_000_000
@@ -503,5 +527,6 @@ def test_no_descriptor_is_left(tmp_path, leaks_nothing):
         with pytest.raises(Exception, match="."):
             handle.load(ref)
     handle.committed(plain=True)
+    handle.settled(plain=True)
     handle.reclaim(refs)
     handle.close()
