@@ -234,7 +234,6 @@ class Packs:
         with self._mutex, system.tolerated():
             if plain:
                 self._close_journal(listed=False)
-                self._tree.prune(FOLDER + "/")
             elif self._journal is not None and self._journal.end() > 0:
                 os.ftruncate(self._journal.fd, 0)
 
