@@ -208,13 +208,13 @@ FEW = {
     "different keys": ("set x 1, sync", "set y 2, sync"),
     "different keys, replaced": ("set x 1, flush", "set y 2, flush", {"x": "0"}),
     "one key": ("set x 1, sync", "set x 3, sync", {"x": "0"}),
-    "one key, replaced": ("set x 1, flush", "set x 3, flush", {"x": "0"}),
     "a value that was only read": ("set x 1, sync", "set y 3, sync, get x", {"x": "0", "z": "9"}, dict(seen="b")),
     "delete and read": ("delete x, sync", "get x, get x", {"x": "0"}),
     "delete and set": ("delete x, sync", "set x 1, sync", {"x": "0"}),
     "the last file of a folder": ("delete f/x, sync", "set f/y 1, sync", {("f", "x"): "0"}),
 }
 MANY = {
+    "one key, replaced": ("set x 1, flush", "set x 3, flush", {"x": "0"}),
     "one key, again and again": ("set x 1, sync, set x 2, sync", "set x 3, sync, set x 4, flush", {"x": "0"}),
     "a name that comes back": ("set x 1, flush, set x 2, flush", "get x, look, get x", {"x": "0"}),
     "a name that comes back, seen": ("set x 1, flush, set x 2, flush", "look, get x, sync", {"x": "0"}, dict(seen="b")),
