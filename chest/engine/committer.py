@@ -104,7 +104,7 @@ class Committer(Generic[K]):
                 if not (strict and errors):
                     errors += self.commit(plain, flight)
             finally:
-                self._land(items, clean, saved, alone, flight)
+                self._land(items, saved, alone, flight)
             if empty:
                 self._empty({**clean, **saved}, flight)
         except BaseException:
@@ -183,8 +183,7 @@ class Committer(Generic[K]):
         if some:
             yield some
 
-    def _land(self, items: list[Item], clean: Iterable[K], saved: dict[K, Saved], alone: set[K],
-              flight: Flight) -> None:
+    def _land(self, items: list[Item], saved: dict[K, Saved], alone: set[K], flight: Flight) -> None:
         """Note which values are known to be as their bytes are: those saved that nobody but the chest can reach."""
         state, cache = self.state, self.state.cache
         with state.lock, state.undisturbed:
@@ -199,7 +198,7 @@ class Committer(Generic[K]):
             for key, *_ in cache.unreferenced(len(cache.kept), 2):  # besides, each is in its item
                 if key in saved:
                     cache.let_go(key)
-            state.land(flight, [*[item[0] for item in items], *clean])
+            state.land(flight)
             state.torn = torn
 
     def _empty(self, saved: dict[K, Saved], flight: Flight) -> None:
@@ -217,9 +216,10 @@ class Committer(Generic[K]):
             stay = flight.given | cache.access.pinned()
             # Who is given a value behind the commit is in `given`; what was set then, and written by another, is saved
             # otherwise than this commit says.
-            leaving = [key for key in list(cache.values) if key in saved and key not in stay and key not in cache.given
-                       and cache.saved.get(key) == saved[key]]
-            gone = self.spiller.evict(leaving, saved, 2)
+            leaving = {key: saved[key] for key in list(cache.values) if key in saved and key not in stay
+                       and key not in cache.given and cache.saved.get(key) == saved[key]}
+            gone = cache.evict(leaving, 2)
+            state.counts.spills += len(leaving)
             state.torn = torn
         del gone
 

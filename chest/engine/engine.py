@@ -81,7 +81,6 @@ class Engine(Generic[K]):
             if new and state.known(key):
                 return
             refs = state.index.refs
-            old = cache.values.get(key)  # its finaliser, which may use the chest, comes behind all this
             torn, state.torn = state.torn, True
             if state.flights:
                 state.flights.pop(key, None)
@@ -90,13 +89,13 @@ class Engine(Generic[K]):
             cache.access.asked(key)
             if size > state.available:
                 state.large.add(key)
-            cache.put(key, value, size, None)
-            if refs.get(key, ABSENT) is not None or state.index.inherited:
+            gone = cache.put(key, value, size, None)
+            if key not in refs or refs[key] is not None or state.index.inherited:
                 if key not in refs:
                     state.count_change()
                 orphan = state.index.set(key)
             state.torn = torn
-        del old
+        del gone
         if orphan is not None:
             state.storage.remove((orphan,))
         if cache.usage > state.available:

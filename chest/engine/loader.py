@@ -60,12 +60,12 @@ class Loader(Generic[K]):
                     ref = state.index.refs[key] if state.known(key) else None
                     if ref is None:
                         return ABSENT
-                    other = state.flights.get(key)
+                    other = state.flights[key] if key in state.flights else None
                     if other is not None and other.loads and other.thread != _thread.get_ident():
                         state.wait_for(lambda: state.flights.get(key) is not other, other)  # noqa: B023 - called at once
                         continue
                     if announced:
-                        flight = state.flights[key] = Flight(True)
+                        flight = state.flights[key] = Flight(True, (key,))
                         newest = state.newest_check()
                 if flight is None:
                     announced = True
@@ -75,8 +75,9 @@ class Loader(Generic[K]):
                 if value is not ABSENT:
                     break
         except BaseException:
-            if flight is not None and state.flights.get(key) is flight:
-                del state.flights[key]
+            if flight is not None:
+                with state.lock:
+                    state.land(flight)
             raise
         if state.cache.usage > state.available:
             self.spiller.make_room_quietly()
@@ -85,11 +86,11 @@ class Loader(Generic[K]):
     def _at_hand(self, key: K) -> Any:
         """The value of ``key`` if it need not be loaded: in memory, or let go of by us but not by the program."""
         state, cache = self.state, self.state.cache
-        hash(key)  # first, as one that cannot be hashed raises here
+        is_there = key in cache.values  # first, as a key that cannot be hashed raises here
         torn, state.torn = state.torn, True
         cache.take_hits()
         cache.access.asked(key)
-        value = cache.give(key)
+        value = cache.give(key) if is_there else ABSENT
         if value is not ABSENT:
             cache.policy.used((key,))
         else:
@@ -116,14 +117,14 @@ class Loader(Generic[K]):
             error = found
         size = memory_of(loaded.value, loaded.nbytes) if loaded is not None else 0
         with state.lock:
-            ours = state.flights.get(key) is flight
+            ours = key in state.flights and state.flights[key] is flight
             if loaded is not None and ours and newest() and self._is_as_inherited(key, loaded.version):
                 torn, state.torn = state.torn, True
                 self._arrive(key, loaded, size)
-                state.land(flight, (key,))
+                state.land(flight)
                 state.torn = torn
                 return loaded.value
-            state.land(flight, (key,))
+            state.land(flight)
             state.refresh()
             if not ours or state.index.refs.get(key) != ref or not newest():
                 return ABSENT
@@ -178,12 +179,12 @@ class Loader(Generic[K]):
                 state.refresh()
                 refs = {key: ref for key in keys if self._is_away(key) and key not in state.flights
                         and (ref := state.index.refs.get(key)) is not None}
-                state.take_off(flight, refs)
+                state.take_off(flight, list(refs))
             try:
                 return self._bring_all(refs, flight, failed)
             finally:
                 with state.lock:
-                    state.land(flight, refs)
+                    state.land(flight)
         except BaseException:
             state.check_landed(flight)
             raise

@@ -12,14 +12,13 @@ How values leave memory:
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Generic, Optional, TypeVar
 
 from chest.engine.state import Flight, State, nothing
 from chest.errors import explain_dump, raised_by_signal
 from chest.log import Key, log
 from chest.memory.cache import UNKNOWN, Saved
-from chest.memory.changes import CONTAINERS, held_parts, referenced
 from chest.memory.sizeof import nbytes
 from chest.storage.base import Ref, Written
 
@@ -120,7 +119,8 @@ class Spiller(Generic[K]):
                 torn, state.torn = state.torn, True
                 state.cache.take_hits()
                 state.cache.access.release()
-                items = self.withdraw(keys, flight)
+                stay = state.cache.access.pinned()
+                items = self.withdraw([key for key in keys if key not in stay], flight)
                 state.torn = torn
             return self.spill(items, flight, announced)
         except BaseException:
@@ -139,9 +139,8 @@ class Spiller(Generic[K]):
         stay = cache.access.pinned()
         excess = int(cache.usage - state.available) + 1
         for key in stay:
-            size = cache.sizes.get(key, 0)
-            if size > state.available:
-                excess -= size
+            if key in cache.sizes and cache.sizes[key] > state.available:
+                excess -= cache.sizes[key]
         if excess <= 1:
             return []
         if state.flights:
@@ -157,22 +156,19 @@ class Spiller(Generic[K]):
 
     def withdraw(self, keys: Sequence[K], flight: Flight) -> list[Item]:
         """Let whoever asks for one of ``keys`` be noticed from now on.  Called with the lock."""
-        state, cache = self.state, self.state.cache
+        state, cache, given = self.state, self.state.cache, self.state.cache.given
         for key in keys:
-            cache.given.pop(key, None)
+            if key in given:
+                del given[key]
         # Thread B may have had a hit between the choice and the line above, and be about to change what it got.
-        late = cache.access.pinned()
-        if late and not late.isdisjoint(keys):
-            late = late.intersection(keys)
+        if cache.access.log:
+            late = cache.access.pinned().intersection(keys)
             cache.policy.restore(late)
             keys = [key for key in keys if key not in late]
-        values, refs, saved, flights = cache.values, state.index.refs, cache.saved, state.flights
-        items = []
-        for key in keys:
-            if key in values:
-                items.append((key, values[key], refs.get(key), saved.get(key)))
-                flights[key] = flight
-        return items
+        state.take_off(flight, keys)
+        values, refs, saved = cache.values, state.index.refs, cache.saved
+        return [(key, values[key], refs.get(key), saved[key]) if key in saved else (key, values[key], None, None)
+                for key in keys if key in values]
 
     def spill(self, items: list[Item], flight: Flight, announced: bool = False) -> list[tuple[K, Exception]]:
         """Let values leave memory, written first where need be.  Returns what went wrong; such values stay.
@@ -220,7 +216,10 @@ class Spiller(Generic[K]):
 
     def _settle(self, items: list[Item], written: list[tuple[Item, Written]], saved: dict[K, Saved],
                 flight: Flight) -> None:
-        """Values that were to leave do so if they are saved, and were left alone; else they are back in the order."""
+        """Values that were to leave do so if they are saved, and were left alone; else they are back in the order.
+
+        ``saved`` has those that left when this returns.
+        """
         state, cache = self.state, self.state.cache
         orphans: list[Ref] = []
         with state.lock, state.undisturbed:
@@ -229,45 +228,29 @@ class Spiller(Generic[K]):
                 cache.take_hits()
             if written:
                 orphans = self.record(written, saved, flight)
-            leaving, back = [], []
+            flights, back = state.flights, []
             for item in items:
                 key = item[0]
-                if key in saved and key not in flight.given and state.flights.get(key) is flight:
-                    if key in cache.values:
-                        leaving.append(key)
-                    else:  # another thread let it leave meanwhile
-                        cache.wrote(key, saved[key])
-                elif key in cache.values and key not in cache.stuck:
-                    back.append(key)
+                if key in saved and not (key in flights and flights[key] is flight):
+                    del saved[key]  # of a value that is the key's no more
+                if key in saved and key in cache.values and key not in flight.given:
+                    state.counts.spills += 1
+                    continue
+                back.append(key)
+                if key in saved:
+                    cache.wrote(key, saved.pop(key))
+                cache.look_at(key)
             if back:
                 cache.policy.restore(back)
-                for key in back:
-                    if key in saved:
-                        cache.wrote(key, saved[key])
-                    cache.look_at(key)
-            gone = self.evict(leaving, saved, 2)  # besides, each is in its item, and in the cache
-            state.land(flight, leaving if len(leaving) == len(items) else [item[0] for item in items])
+            gone = cache.evict(saved, 2)  # besides, each is in its item, and in the cache
+            state.land(flight)
             state.torn = torn
-        if leaving and "logging" in sys.modules:  # else nobody listens
-            log("debug", "spilled %d of %s, %s first; wrote %d, %d bytes", len(leaving), state.storage.path,
-                Key(leaving[0]), len(written), sum([one.nbytes for _, one in written]))
+        if saved and "logging" in sys.modules:  # else nobody listens
+            log("debug", "spilled %d of %s, %s first; wrote %d, %d bytes", len(saved), state.storage.path,
+                Key(next(iter(saved))), len(written), sum([one.nbytes for _, one in written]))
         del gone
         if orphans:
             state.storage.remove(orphans)
-
-    def evict(self, keys: Sequence[K], saved: Mapping[K, Saved], holders: int) -> list[Any]:
-        """Let saved values leave memory; those to which anybody but so many ``holders`` refers are found again.
-
-        Returns them, so that finalisers of the user's run when the caller is through.
-        """
-        cache, values = self.state.cache, []
-        for key in keys:
-            values.append(cache.values[key])
-        self.state.counts.spills += len(keys)
-        parts = [[]] * len(keys) if CONTAINERS.isdisjoint(map(type, values)) else held_parts(values)
-        for key, held, some in zip(keys, referenced(values, holders), parts):
-            cache.evict(key, saved[key], held, some)
-        return values
 
     # What a commit shares.
 
@@ -316,7 +299,7 @@ class Spiller(Generic[K]):
         orphans: list[Ref] = []
         for item, one in written:
             key = item[0]
-            ours = state.flights.get(key) is flight
+            ours = key in state.flights and state.flights[key] is flight
             if one.ref is None:
                 if ours and not isinstance(one.error, OSError) and key in cache.values:
                     cache.policy.leave(key)  # it cannot be dumped, and is not to stand in the others' way

@@ -16,7 +16,8 @@ import gc
 import os
 import sys
 import threading
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Generic, TypeVar, cast
@@ -42,13 +43,14 @@ def nothing(key: Any) -> None:
 
 
 class Flight:
-    """A load, or a batch of writes, under way.  ``given`` are its keys whose values somebody was given meanwhile."""
+    """A load, or a batch of writes, of ``keys`` under way.  ``given`` are those whose values somebody got meanwhile."""
 
-    __slots__ = ("given", "loads", "thread")
+    __slots__ = ("given", "keys", "loads", "thread")
 
-    def __init__(self, loads: bool) -> None:
+    def __init__(self, loads: bool, keys: Sequence[Any] = ()) -> None:
         self.thread = _thread.get_ident()
         self.loads = loads
+        self.keys = keys
         self.given: set[Any] = set()
 
     def writes_elsewhere(self) -> bool:
@@ -105,7 +107,7 @@ class State(Generic[K]):
         # The index's, for a load: in a store no name comes again, so that there it needs no round trip.
         self.newest_check: Callable[[], Callable[[], bool]] = (
             index.newest_check if not storage.remote else lambda: lambda: True)
-        self.changes: dict[int, int] = {}  # by thread, how often it added or removed a key: for its iterators
+        self.changes: defaultdict[int, int] = defaultdict(int)  # by thread, how often it added or removed a key
         self.new_lock()
 
     def new_lock(self) -> None:
@@ -208,8 +210,7 @@ class State(Generic[K]):
 
     def count_change(self) -> None:
         """A key came or went through this thread: its iterators have to notice."""
-        ident = _thread.get_ident()
-        self.changes[ident] = self.changes.get(ident, 0) + 1
+        self.changes[_thread.get_ident()] += 1
 
     def unchanged(self) -> Callable[[], bool]:
         """A question for later: has this thread added or removed no key since?"""
@@ -226,15 +227,17 @@ class State(Generic[K]):
                 self.cache.give(key)
             return self.cache.values
 
-    def take_off(self, flight: Flight, keys: Iterable[K]) -> None:
+    def take_off(self, flight: Flight, keys: Sequence[K]) -> None:
         """``flight`` is that of ``keys``; one that another thread has under way for them is void from now on."""
-        self.flights.update(dict.fromkeys(keys, flight))
+        flight.keys = keys
+        for key in keys:
+            self.flights[key] = flight
 
-    def land(self, flight: Flight, keys: Iterable[K]) -> None:
+    def land(self, flight: Flight) -> None:
         """The end of a flight, whatever became of it."""
         flights = self.flights
-        for key in keys:
-            if flights.get(key) is flight:
+        for key in flight.keys:
+            if key in flights and flights[key] is flight:
                 del flights[key]
         if self._waiters:
             self.landed.notify_all()
@@ -243,15 +246,14 @@ class State(Generic[K]):
     def protected(self) -> Iterator[None]:
         """In this block bytes are written that no key names yet: a commit knows by a flight."""
         flight = Flight(False)
-        itself = cast(K, flight)  # it stands for no key
         try:
             with self.lock:
-                self.take_off(flight, (itself,))
+                self.take_off(flight, (cast(K, flight),))  # it stands for no key
             try:
                 yield
             finally:
                 with self.lock:
-                    self.land(flight, (itself,))
+                    self.land(flight)
         except BaseException:
             self.check_landed(flight)
             raise
@@ -267,8 +269,7 @@ class State(Generic[K]):
         try:
             while not done():
                 if not self.landed.wait(LOOK_AGAIN) and not flight.under_way():
-                    for key in [key for key, other in self.flights.copy().items() if other is flight]:
-                        del self.flights[key]
+                    self.land(flight)
                     return
         finally:
             self._waiters -= 1

@@ -8,15 +8,14 @@ whatever Ctrl-C or a failing callback left half done.
 from __future__ import annotations
 
 import os
-import sys
 import weakref
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from contextlib import suppress
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from chest.memory.access import Access
-from chest.memory.changes import COUNTED, held_parts, referenced
+from chest.memory.changes import CONTAINERS, COUNTED, held_parts, referenced, viewed
 from chest.memory.hit_density import HitDensity
 from chest.memory.sizeof import nbytes
 from chest.serialize.compare import can_change
@@ -137,11 +136,19 @@ class Cache(Generic[K]):
         self._for_parts = 0
         self._besides: dict[K, int] = {}  # bytes of each kept value that the program has only a part of
 
-    def put(self, key: K, value: Any, size: int, saved: Saved | None) -> None:
-        """The value of ``key`` is ``value``, of ``size`` bytes; ``saved`` if it is on disk, else it is dirty."""
+    def put(self, key: K, value: Any, size: int, saved: Saved | None) -> Any:
+        """The value of ``key`` is ``value``, of ``size`` bytes; ``saved`` if it is on disk, else it is dirty.
+
+        Returns the value before, so that a finaliser of the user's, which may use the chest, runs when the caller is
+        through.
+        """
+        before = None
         if self.stuck:
             self.stuck.discard(key)
-        self.usage += size - self.sizes.get(key, 0)
+        if key in self.values:
+            before = self.values[key]
+            self.usage -= self.sizes[key]
+        self.usage += size
         self.sizes[key] = size
         if saved is None:
             self.given[key] = self.values[key] = value
@@ -156,14 +163,15 @@ class Cache(Generic[K]):
         if self.left and key in self.left:
             self.let_go(key)
         self.policy.put(key, size, saved is None)
+        return before
 
     def give(self, key: K) -> Any:
         """The value in memory of ``key``, noted as handed out; `ABSENT` if there is none."""
-        value = self.values.get(key, ABSENT)
-        if value is not ABSENT:
-            self.given[key] = value  # first, as a finaliser of the user's may run below, and let the value leave
-            if key not in self.watch:
-                self.look_at(key)
+        if key not in self.values:
+            return ABSENT
+        value = self.given[key] = self.values[key]  # first: a finaliser of the user's may run below, and let it leave
+        if key not in self.watch:
+            self.look_at(key)
         return value
 
     def look_at(self, key: K) -> None:
@@ -203,20 +211,30 @@ class Cache(Generic[K]):
         self.policy.leave(key)
         return gone
 
-    def evict(self, key: K, saved: Saved, held: bool, parts: list[Any]) -> None:
-        """The value of ``key``, which is saved, leaves memory; ``held`` if the program may still refer to it, or to
-        ``parts``."""
-        value = self.values[key]
-        if held:  # first, lest Ctrl-C comes in between, and a change of what the program holds is not seen
-            self.leave(key, value, saved)
-        elif parts and self._is_worth_keeping(key, value, parts):
-            self.keep(key, value, saved)
-        del self.values[key]
-        if key in self.saved:
-            del self.saved[key]
-            self.watch.pop(key, None)
-        self.usage -= self.sizes.pop(key)
-        self.policy.leave(key)
+    def evict(self, saved: Mapping[K, Saved], holders: int) -> list[Any]:
+        """The values of the keys of ``saved`` leave memory; those to which, or to a part of which, anybody but so many
+        ``holders`` refers are found again.
+
+        Returns them, so that finalisers of the user's run when the caller is through.
+        """
+        values, watch, sizes = list(map(self.values.__getitem__, saved)), self.watch, self.sizes
+        parts: list[list[Any]] = []  # looked at if need be
+        for place, (key, value, held) in enumerate(zip(saved, values, referenced(values, holders))):
+            if held:  # first, lest Ctrl-C comes in between, and a change of what the program holds is not seen
+                self.leave(key, value, saved[key])
+            elif type(value) in CONTAINERS:
+                parts = parts or held_parts(values)
+                if parts[place] and self._is_worth_keeping(key, value, parts[place]):
+                    self.keep(key, value, saved[key])
+            del self.values[key]
+            if key in self.saved:
+                del self.saved[key]
+                if key in watch:
+                    del watch[key]
+            self.usage -= sizes[key]
+            del sizes[key]
+            self.policy.leave(key)
+        return values
 
     # Values that left, and that the program still refers to.
 
@@ -228,9 +246,9 @@ class Cache(Generic[K]):
             if COUNTED and can_change(value):
                 self.keep(key, value, saved)
             return
-        array = getattr(sys.modules.get("numpy"), "ndarray", None)
-        if type(value) is array and type(value.base) is array and value.base.flags.forc and not value.dtype.hasobject:
-            base, reference = value.base, _Reference(value.base, self._died)
+        base = viewed(value)
+        if base is not None and base.flags.forc and not value.dtype.hasobject:
+            reference = _Reference(base, self._died)
             begin = value.__array_interface__["data"][0] - base.__array_interface__["data"][0]
             reference.layout = value.shape, value.dtype, begin, value.strides, value.flags.writeable
             reference.view = weakref.ref(value)
@@ -259,12 +277,13 @@ class Cache(Generic[K]):
 
     def find(self, key: K) -> tuple[Any, Saved]:
         """The value of ``key`` that left memory and that the program still refers to; `ABSENT` if there is none."""
-        value, saved = self.left.get(key, (ABSENT, UNKNOWN))
-        if type(value) is _Reference:
-            value = value.value()
-            if value is None:
-                return ABSENT, UNKNOWN
-        return value, saved
+        if key in self.left:
+            value, saved = self.left.get(key, (ABSENT, UNKNOWN))  # it may have died just now
+            if type(value) is _Reference:
+                value = value.value()
+            if value is not None:
+                return value, saved
+        return ABSENT, UNKNOWN
 
     def departed(self) -> list[tuple[K, Any, Saved]]:
         """All values that left and that may have been changed since.  Cost: O(their number)."""
@@ -274,12 +293,13 @@ class Cache(Generic[K]):
     def unreferenced(self, most: int, holders: int = 1) -> list[tuple[K, Any, Saved]]:
         """Of up to ``most`` values that are kept by a plain reference, those to which nobody but so many ``holders``
         refers, nor to a part of them: one is ``left``."""
-        keys = list(islice(self.kept, most))
+        kept, left = self.kept, self.left
+        keys = list(islice(kept, most))
         for key in keys:
-            self.kept.pop(key, None)
-        plain = {key: found for key in keys
-                 if (found := self.left.get(key)) is not None and type(found[0]) is not _Reference}
-        self.kept.update(dict.fromkeys(plain))  # as those looked at last
+            del kept[key]
+            if key in left:
+                kept[key] = None  # as the one looked at last
+        plain = {key: left[key] for key in keys if key in left}
         held = referenced([found[0] for found in plain.values()], holders)
         free = [(key, *found) for (key, found), one in zip(plain.items(), held) if not one]
         return [found for found, parts in zip(free, held_parts([found[1] for found in free]))

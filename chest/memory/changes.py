@@ -1,10 +1,10 @@
 """Who can have changed a value in place: nobody, if nobody but the chest refers to it.
 
 A value that was found to be as its bytes on disk are, and that the chest alone refers to, stays so until it is handed
-out again.  That is told by CPython's reference counts.  What they are for an object with one owner depends on the
-interpreter, so they are calibrated at import, by the very functions that ask later.  Where the calibration does not
-give what that interpreter is known to give (a tracer or debugger that holds frames, another implementation, a build
-without the global lock), nothing counts as owned: then every value that was handed out is compared at each commit.
+out again.  That is told by CPython's reference counts.  At import the very functions that ask later are tried on an
+object with one owner.  Where they do not give what they should (a tracer or debugger that holds frames, another
+implementation, a build without the global lock), nothing counts as owned: then every value that was handed out is
+compared at each commit.
 """
 from __future__ import annotations
 
@@ -17,34 +17,40 @@ from typing import Any
 
 from chest.serialize.compare import can_change
 
-__all__ = ["CONTAINERS", "COUNTED", "held_parts", "owned", "referenced"]
+__all__ = ["CONTAINERS", "COUNTED", "held_parts", "owned", "referenced", "viewed"]
 
 _DEEPEST = 3  # levels of containers that are looked through
 _LONGEST = 2000  # items, keys and values of one that are looked at
+_IN_A_LIST = _OF_AN_ATTRIBUTE = 2  # the counts of an object with one owner: that one, and who asks
 _FIXED = frozenset((type(None), bool, int, float, complex, str, bytes))
 CONTAINERS: frozenset[type] = frozenset((list, dict, tuple, set, frozenset, deque, OrderedDict, defaultdict))
 
 
 def _counts(items: Collection[object]) -> list[int]:
-    return [sys.getrefcount(item) for item in items]
+    return list(map(sys.getrefcount, items))  # by C alone, which refers to each once, whatever the interpreter
 
 
 def _count_of_attribute(holder: Any, name: str) -> int:
     return sys.getrefcount(getattr(holder, name))
 
 
-def _calibrated() -> tuple[int, int] | None:
-    """The counts of an object in a list, and of an attribute; None where they tell nothing."""
+def _counted() -> bool:
+    """Do the counts tell who refers to an object?"""
     if sys.implementation.name != "cpython" or not getattr(sys, "_is_gil_enabled", lambda: True)():
-        return None
+        return False
     holder = type("Holder", (), {})()
     holder.base = object()
-    found = _counts([object()])[0], _count_of_attribute(holder, "base")
-    return found if found == ((3, 2) if sys.version_info < (3, 14) else (2, 2)) else None
+    return _counts([object()]) == [_IN_A_LIST] and _count_of_attribute(holder, "base") == _OF_AN_ATTRIBUTE
 
 
-COUNTED = (_found := _calibrated()) is not None
-_IN_A_LIST, _OF_AN_ATTRIBUTE = _found or (-1, -1)
+COUNTED = _counted()
+
+
+def viewed(value: Any) -> Any:
+    """The array that ``value`` is a view of; `None` if it is none."""
+    kind = type(value)
+    is_array = kind.__name__ == "ndarray" and kind.__module__ == "numpy"
+    return value.base if is_array and type(value.base) is kind else None
 
 
 def referenced(items: Collection[Any], more: int = 0) -> list[bool]:
@@ -55,10 +61,9 @@ def referenced(items: Collection[Any], more: int = 0) -> list[bool]:
     """
     if not COUNTED:
         return [True] * len(items)
-    most, array = _IN_A_LIST + more, getattr(sys.modules.get("numpy"), "ndarray", None)
-    return [count > most or (
-        type(item) is array and type(item.base) is array and _count_of_attribute(item, "base") > _OF_AN_ATTRIBUTE)
-        for item, count in zip(items, _counts(items))]
+    most = _IN_A_LIST + more
+    return [count > most or (viewed(item) is not None and _count_of_attribute(item, "base") > _OF_AN_ATTRIBUTE)
+            for item, count in zip(items, _counts(items))]
 
 
 def held_parts(values: Collection[Any]) -> list[list[Any]]:

@@ -11,8 +11,6 @@ import os
 import pickle
 import struct
 import sys
-from collections.abc import Sequence
-from itertools import starmap
 from typing import Any, Callable, Optional, Union
 from zlib import crc32
 
@@ -34,6 +32,7 @@ READONLY, CHECKED = 1, 2  # flags of an array
 
 _ARRAY = struct.Struct("<QQHHI")
 _END = struct.Struct("<8sQIIII")  # magic, where the pickle ends, number of arrays, CRC-32 of opcodes, key, note
+_OPEN = struct.Struct("<8sQIII")  # the same without the last
 SHORT = _END.size  # bytes of the note of a value without arrays
 
 Buffer = Union[bytes, memoryview]
@@ -58,9 +57,9 @@ def make_gap(at: int, size: int, readonly: bool) -> bytes:
     return (b"C" + bytes((fill - 3,)) + bytes(fill - 3) + b"0" if fill else b"") + header
 
 
-def make_note(arrays: Sequence[Array], stop: int, crc: int, owner: int) -> bytes:
+def make_note(stop: int, crc: int, owner: int, arrays: bytes = b"", count: int = 0) -> bytes:
     """What stands behind STOP; ``owner`` is the checksum of the key, 0 if it is not known."""
-    note = b"".join(starmap(_ARRAY.pack, arrays)) + _END.pack(_MAGIC, stop, len(arrays), crc, owner, 0)[:-4]
+    note = arrays + _OPEN.pack(_MAGIC, stop, count, crc, owner)
     return note + crc32(note).to_bytes(4, "little")
 
 
@@ -71,13 +70,13 @@ class Encoded:
     is the size of all, without the note.  With ``checked`` arrays have checksums; what is not ``noted`` has no note.
     """
 
-    __slots__ = ("_announced", "_arrays", "_checked", "_crc", "_gathered", "_noted", "_overflow", "_payload", "nbytes",
-                 "pieces")
+    __slots__ = ("_announced", "_arrays", "_checked", "_count", "_crc", "_gathered", "_noted", "_overflow", "_payload",
+                 "nbytes", "pieces")
 
     def __init__(self, overflow: Overflow = None, checked: bool = False, noted: bool = True) -> None:
         self.pieces: list[Buffer] = []
-        self.nbytes = self._crc = self._gathered = 0
-        self._arrays: list[Array] = []
+        self.nbytes = self._crc = self._gathered = self._count = 0
+        self._arrays = b""  # as the note has them
         self._overflow, self._checked, self._noted = overflow, checked, noted
         self._announced: memoryview | None = None  # an array whose header comes next
         self._payload: tuple[memoryview, int, bool] | None = None  # one whose bytes come next, with its gap and flag
@@ -96,7 +95,7 @@ class Encoded:
 
     def note(self, owner: int = 0) -> bytes:
         """What a file has behind the pieces, and a record has not; ``owner`` is the checksum of its key."""
-        return make_note(self._arrays, self.nbytes, self._crc, owner) if self._noted else b""
+        return make_note(self.nbytes, self._crc, owner, self._arrays, self._count) if self._noted else b""
 
     def dump(self, value: object, pickler: type[pickle.Pickler] = pickle.Pickler) -> None:
         """Pickle a value into this, once."""
@@ -121,7 +120,7 @@ class Encoded:
             payload, self._payload = self._payload, None
             return self.put_array(*payload)
         piece: Buffer
-        if isinstance(data, bytes):
+        if type(data) is bytes:
             piece = data if self.nbytes else MARK + data[2:]
             view, self._announced = self._announced, None
             if view is not None and piece.endswith(header := _header(view.nbytes, view.readonly)):
@@ -164,7 +163,8 @@ class Encoded:
                     self._pass_on()
         else:
             self.pieces.append(view)
-        self._arrays.append((begin, view.nbytes, gap, flags, crc))
+        self._arrays += _ARRAY.pack(begin, view.nbytes, gap, flags, crc)
+        self._count += 1
 
     def _pass_on(self) -> None:
         if self._overflow is not None:
@@ -228,10 +228,8 @@ class Layout:
 
 
 def _read(source: int | bytes, begin: int, end: int) -> bytes:
-    data = pread(source, end - begin, begin) if type(source) is int else source[begin:end]  # type: ignore[index]
-    if len(data) != end - begin:
-        raise DamagedError("the file is cut off")
-    return data
+    """The bytes that are there; whoever reads them compares a checksum, and so learns of those that are not."""
+    return pread(source, end - begin, begin) if type(source) is int else source[begin:end]  # type: ignore[index]
 
 
 def read_layout(source: int | bytes, size: int, owner: int = 0) -> Layout | None:

@@ -130,7 +130,7 @@ class Codec:
             return self.decode(data), hash(data) if len(data) < LEAST else None
         stop = max(len(data) - aligned.SHORT, 0)
         content = data[:stop]
-        if not data.endswith(aligned.make_note((), stop, crc32(content), owner)):  # else it is good, and without arrays
+        if not data.endswith(aligned.make_note(stop, crc32(content), owner)):  # else it is good, and without arrays
             layout = aligned.read_layout(data, len(data), owner)
             if layout is not None:
                 layout.verify()

@@ -71,7 +71,7 @@ class Directory(Generic[K]):
         call is left.  Cost beside the codec's: a record 8 calls of C; a loose file 7 system calls.
         """
         codec, native = self.codec, self.codec.native
-        small = min(small, LONGEST)
+        small = LONGEST if small > LONGEST else small
         new = NewFile(self._loose)
         overflow = new.write if native and small <= LEAST else None  # of what is larger than that
         done = [_WAITS] * len(items)

@@ -160,8 +160,9 @@ class NewFile(Generic[K]):
         """Write pieces of a value, which are good during this call only."""
         if not self.opened:
             loose, key = self._loose, self.key
-            name = loose.names.reserved.get(key) or loose.plain(key)
-            if "/" not in name and (name not in loose.names.taken or key in loose.names.reserved):
+            reserved = loose.names.reserved
+            name = reserved[key] if key in reserved else loose.plain(key)
+            if "/" not in name and (name not in loose.names.taken or key in reserved):
                 self._name = name
                 try:
                     self.opened.append(os.open(loose.tree.prefix + name, system.CREATE, 0o666))
@@ -211,7 +212,10 @@ class NewFile(Generic[K]):
         loose, fd = self._loose, self.opened[0]
         # Marked with a time of its own, so that no two files that had one inode and size look the same; an odd one, so
         # that a file system that keeps tenths of microseconds, or less, cannot give it back unchanged.
-        loose.last = when = max(time.time_ns(), loose.last + 1) | 1
+        when = time.time_ns() | 1
+        if when <= loose.last:
+            when = loose.last + 2
+        loose.last = when
         try:
             os.utime(fd if system.UTIME_BY_DESCRIPTOR else loose.tree.path(self._name), ns=(when, when))
             exact = loose.exact
@@ -224,7 +228,8 @@ class NewFile(Generic[K]):
             when = status.st_mtime_ns
         if loose.durable:
             system.sync_file(fd)
-        os.close(self.opened.pop())
+        del self.opened[0]
+        os.close(fd)
         version = hash((0 if loose.renumbers else self.inode, size, when))  # as `version_of`
         return _new(Written, (self._name, size, version, stamp, None))
 

@@ -123,7 +123,7 @@ class Packs:
                 status = journal.status() if journal is not None else None
                 if journal is None or status is None or not status.st_nlink:
                     journal = self._make(JOURNAL)
-                os.write(journal.fd, f"{inode} {name}\0".encode("utf-8", "surrogateescape"))
+                os.write(journal.fd, bytes(f"{inode} {name}\0", "utf-8", "surrogateescape"))
             except OSError as error:
                 system.raise_of_a_signal(error)
                 log("debug", "no journal of %s: %s", self._tree.root, error)

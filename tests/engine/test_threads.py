@@ -639,6 +639,31 @@ def seen_after_a_crash(chest):
     return dict(Chest(path=chest.path, dump=pickle.dump, load=pickle.load))
 
 
+class Announced:
+    """Says when it is pickled."""
+
+    told = staticmethod(lambda: None)
+
+    def __reduce__(self):
+        Announced.told()
+        return Announced, ()
+
+
+def test_what_is_set_while_the_value_before_it_is_compared_is_not_taken_for_saved(path, monkeypatch):
+    c = Chest({"x": Announced(), "last": 1}, path=path)
+    c.sync()
+    assert c["x"] and c["last"]
+    arrived, go_on = threading.Event(), threading.Event()
+    monkeypatch.setattr(Announced, "told", lambda: (arrived.set(), go_on.wait(WAIT)))
+    with thread(c.move_to_disk, "x"):
+        assert arrived.wait(WAIT)
+        c["x"] = ["new"]
+        go_on.set()
+    c._engine._check()
+    c.flush()
+    assert dict(Chest(path=path)) == {"x": ["new"], "last": 1}
+
+
 @pytest.mark.parametrize("commit", ["sync", "flush"])
 @pytest.mark.parametrize("first", ["commit", "spill"])
 def test_a_commit_has_saved_its_values_even_if_another_thread_is_writing_them_too(chest, gates, commit, first):
