@@ -67,11 +67,13 @@ def key_checksum(key: Any) -> int:
     kind, text = type(key), ""
     if kind in (str, bytes, type(None)):
         text = ascii(key)
-    elif kind in (bool, int, float) and key - key == 0:
+    elif kind is int:
+        text = "%x/1" % key
+    elif kind in (bool, float) and key - key == 0:
         text = "%x/%x" % key.as_integer_ratio()
     elif kind is tuple and 0 not in (parts := [key_checksum(part) for part in key]):
         text = str(parts)
-    return crc32(text.encode()) or 1 if text else 0
+    return crc32(bytes(text, "ascii")) or 1 if text else 0
 
 
 def usable_part(part: str) -> bool:

@@ -78,7 +78,7 @@ class Index(Generic[K]):
     def set(self, key: K, ref: Ref | None = None, version: int = 0) -> Ref | None:
         """``key`` has a new value: at ``ref``, or in memory only.  Returns a ref that nothing names any more.  O(1)."""
         refs, pending = self.refs, self.pending
-        before = refs.get(key)
+        before = refs[key] if key in refs else None
         if key not in pending:
             pending[key] = before
         elif before is None and key not in refs:  # deleted before: it moves to the end, in the next record too

@@ -67,9 +67,8 @@ class Access(Generic[K]):
         """The keys of the hits since the last call, in order; the log is empty then."""
         if self._single and _thread._count():
             self._tell_threads_apart()
-        log, keys = self.log, []
-        for _ in range(len(log)):
-            keys.append(log.popleft())
+        log = self.log
+        keys = [log.popleft() for _ in range(len(log))]
         if self._single and keys:
             self._last[ONLY] = keys[-1]
         return keys

@@ -234,7 +234,8 @@ class HitDensity(Generic[K]):
         if self._now >= fresh_until or not self._least:
             self._rank_all(stay)
         elif self._fresh:
-            for worth, tick, key in self._rank({key: self._marks.get(key, 0) for key in self._fresh}, stay):
+            marks = self._marks
+            for worth, tick, key in self._rank({key: marks[key] for key in self._fresh if key in marks}, stay):
                 if (worth, tick) < self._limit:
                     if self._later is None:
                         self._later = heapdict()
@@ -263,7 +264,8 @@ class HitDensity(Generic[K]):
             marks.pop(key, 0)
             self._away[key] = mark
             chosen.append(key)
-            wanted -= self._sizes.get(key, 0)
+            if key in self._sizes:
+                wanted -= self._sizes[key]
         if wanted < 0 and chosen[1:]:  # with a large value at the end, those before it may not be needed
             for key in chosen[-2::-1]:
                 if self._sizes.get(key, 0) <= -wanted:
@@ -277,7 +279,8 @@ class HitDensity(Generic[K]):
         """Worth, last tick and key of each key with its mark, the least first; those that ``stay`` are ranked later."""
         self._fresh = []
         for key in stay:
-            if marks.pop(key, 0):
+            if key in marks:
+                del marks[key]
                 self._fresh.append(key)
         now, rates = self._now, self._rates
         ranked = [(rates[(mark & STATE) >> DIRTY][bisect_right(EDGES, now - (mark >> TICK))] * PRICES[mark & SIZES],
@@ -295,9 +298,9 @@ class HitDensity(Generic[K]):
         if away > REMEMBERED and away > 4 * len(self._marks):
             for key in list(islice(self._away, away // 8)):
                 self._away.pop(key, None)
-        ranked = self._rank(self._marks.copy(), stay)
-        many, room = len(ranked), sum(self._sizes.copy().values())
-        most = 1 + (many // 2 if room < LARGE * many else min(many // 2, many * many >> 17))
+        ranked = self._rank(dict(self._marks), stay)
+        many, room = len(ranked), sum(dict(self._sizes).values())
+        most = 1 + (many // 2 if room < LARGE * many or many > 1 << 16 else many * many >> 17)
         self._least = ranked[:most][::-1]
         self._limit = self._least[0][:2] if ranked else (0.0, 0)
         self._later = None

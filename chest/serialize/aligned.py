@@ -39,6 +39,9 @@ Buffer = Union[bytes, memoryview]
 Overflow = Optional[Callable[[list[Buffer]], None]]
 Array = tuple[int, int, int, int, int]
 """An array in a file: offset and size of its bytes, size of the padding and header before it, flags, CRC-32."""
+Template = tuple[bytes, int, int, bytes, int, int]
+"""What stands around an array: the opcodes before its bytes, their size, that of the padding and header at their end,
+the opcodes behind, where these end, the CRC-32 of all opcodes."""
 
 
 def _header(size: int, readonly: bool) -> bytes:
@@ -140,13 +143,13 @@ class Encoded:
         if self._gathered > _GATHERED or type(piece) is memoryview:
             self._pass_on()
 
-    def put_plain(self, view: memoryview, readonly: bool, head: bytes, gap: int, tail: bytes, crc: int) -> None:
-        """Dump a value that is one array and has these opcodes in front of its bytes and behind them."""
-        self.pieces, self.nbytes = [head], len(head)
+    def put_plain(self, view: memoryview, readonly: bool, template: Template) -> None:
+        """Dump a value that is one array, with the opcodes of the template."""
+        head, self.nbytes, gap, tail, stop, self._crc = template
+        self.pieces = [head]
         self.put_array(view, gap, readonly)
         self.pieces.append(tail)
-        self.nbytes += len(tail)
-        self._crc = crc
+        self.nbytes = stop
 
     def put_array(self, view: memoryview, gap: int, readonly: bool) -> None:
         """Add an array behind its header."""

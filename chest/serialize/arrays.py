@@ -22,7 +22,7 @@ from zlib import crc32
 from chest.errors import DamagedError
 
 from . import aligned, pagemap
-from .aligned import CHECKED, LEAST, MARK, READONLY, Array, Encoded
+from .aligned import CHECKED, LEAST, MARK, READONLY, Array, Encoded, Template
 from .pagemap import Map
 
 _HEAD = MARK + b"cnumpy\nndarray\n(("  # GLOBAL, MARK for the arguments, MARK for the shape
@@ -46,8 +46,8 @@ _maps: set[weakref.ref[Map]] = set()
 
 def dump_plain(value: Any, encoded: Encoded) -> bool:
     """Dump a plain array of 64 KiB or more; false for any other value, which is not dumped."""
-    numpy: Any = sys.modules.get("numpy")
-    if numpy is None or type(value) is not numpy.ndarray or value.nbytes < LEAST:
+    kind = type(value)
+    if kind.__name__ != "ndarray" or kind.__module__ != "numpy" or value.nbytes < LEAST:
         return False
     dtype, flags = value.dtype, value.flags
     order = "C" if flags.c_contiguous else "F" if flags.f_contiguous else ""
@@ -56,20 +56,19 @@ def dump_plain(value: Any, encoded: Encoded) -> bool:
     readonly = not flags.writeable and not pagemap.in_read_only_map(value)
     memory = value.view("i8") if dtype.kind in "Mm" else value  # numpy shows the bytes of dates to nobody
     encoded.put_plain(pickle.PickleBuffer(memory).raw(), readonly,
-                      *_template(dtype.str, value.shape, order, value.nbytes, readonly))
+                      _template(dtype.str, value.shape, order, value.nbytes, readonly))
     return True
 
 
 @lru_cache(256)
-def _template(dtype: str, shape: tuple[int, ...], order: str, size: int, readonly: bool) -> tuple[
-        bytes, int, bytes, int]:
-    """The opcodes before the bytes of a plain array, the size of its padding and header at their end, those behind it,
-    and the CRC-32 of all."""
+def _template(dtype: str, shape: tuple[int, ...], order: str, size: int, readonly: bool) -> Template:
+    """What stands around the ``size`` bytes of a plain array."""
     axes = b"".join([b"\x8a\x08" + axis.to_bytes(8, "little") for axis in shape])  # LONG1
     text = dtype.encode()
     head = _HEAD + axes + _DTYPE + bytes((len(text),)) + text + _MADE
     gap, tail = aligned.make_gap(len(head), size, readonly), _TAIL.replace(b"%c", order.encode())
-    return head + gap, len(gap), tail, crc32(head + gap + tail)
+    begin = len(head) + len(gap)
+    return head + gap, begin, len(gap), tail, begin + size + len(tail), crc32(head + gap + tail)
 
 
 @lru_cache(256)

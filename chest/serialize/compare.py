@@ -41,18 +41,18 @@ def can_change(value: Any, deepest: int = 4) -> bool:
         return False
     if kind is tuple or kind is frozenset:
         return not deepest or len(value) > _MOST_ITEMS or any(can_change(item, deepest - 1) for item in value)
-    numpy: Any = sys.modules.get("numpy")
-    if numpy is None or kind.__module__ != "numpy":
+    if kind.__module__ != "numpy":
         return True
-    if kind is numpy.ndarray:
-        return not (isinstance(value.base, Map) and not value.base.writable and map_unchanged(value, value.base))
+    if kind.__name__ == "ndarray":
+        return not (type(value.base) is Map and not value.base.writable and map_unchanged(value, value.base))
+    numpy: Any = sys.modules["numpy"]
     return not issubclass(kind, (numpy.number, numpy.bool_, numpy.datetime64, numpy.character))
 
 
 def map_unchanged(value: Any, under: Map) -> bool | None:
     """Is an array that was loaded as the whole map ``under`` as it was loaded?  `None` if nobody can tell."""
     look = under.look
-    if look is None or getattr(value, "base", None) is not under or type(value) is not sys.modules["numpy"].ndarray:
+    if look is None or type(value) is not sys.modules["numpy"].ndarray or value.base is not under:
         return None
     if value.dtype is not look[0] or (value.shape, value.strides, value.flags.writeable) != look[1:]:
         return False

@@ -63,7 +63,7 @@ def written(begin: int, size: int) -> list[tuple[int, int]] | None:
         descriptor = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         try:
             for page in range(first, last, _AT_ONCE):
-                count = min(_AT_ONCE, last - page)
+                count = _AT_ONCE if page + _AT_ONCE < last else last - page
                 entries = os.pread(descriptor, count * _ENTRY, page * _ENTRY)
                 if len(entries) != count * _ENTRY:
                     return None

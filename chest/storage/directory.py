@@ -181,7 +181,7 @@ class Directory(Generic[K]):
 
     def _open(self, name: str, opened: list[int]) -> os.stat_result:
         """Open a file for reading, into ``opened``.  `OSError` for what is no regular file, or is behind a link."""
-        if not (name.isidentifier() or name.isalnum()):  # most names are, and need no closer look
+        if not (name.isalnum() or name.isidentifier()):  # most names are, and need no closer look
             check_inside(name, self.path)
         return self._tree.open(name, system.READ, opened)
 

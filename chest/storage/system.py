@@ -233,8 +233,8 @@ def open_regular(path: str, flags: int, opened: list[int], folder: int | None = 
 
 def write_all(fd: int, pieces: Sequence[Buffer]) -> None:
     """Write all of ``pieces``: one ``writev`` for up to 1,024; what that leaves one by one, until an error says why."""
-    for first in range(0, len(pieces), _PIECES):
-        group = pieces[first : first + _PIECES]
+    while pieces:
+        group, pieces = pieces[:_PIECES], pieces[_PIECES:]
         done = os.writev(fd, group) if _WRITEV else 0
         if done == sum(map(len, group)):
             continue
