@@ -4,7 +4,7 @@ from __future__ import annotations
 import errno
 import os
 import warnings
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
 from chest.engine import lifecycle
@@ -17,7 +17,7 @@ from chest.errors import ChestError, explain_os
 from chest.log import log
 from chest.memory.cache import ABSENT
 from chest.memory.sizeof import nbytes
-from chest.storage.base import Ref, Written
+from chest.storage.base import Written
 
 __all__ = ["Engine"]
 
@@ -116,7 +116,7 @@ class Engine(Generic[K]):
             state.count_change()
             state.torn = torn
         del gone
-        state.discard(orphan)
+        state.storage.remove([] if orphan is None else [orphan])
         return True
 
     def take(self, key: K) -> Any:
@@ -162,56 +162,47 @@ class Engine(Generic[K]):
             ref = state.index.refs.get(key)
             return state.storage.file(state.storage.reserve(key) if ref is None else ref)
 
-    def adopt(self, key: K, ref: Ref, version: int) -> None:
-        """The value of ``key`` is what the new bytes at ``ref`` hold."""
-        state = self.state
+    def adopt(self, made: Iterable[tuple[K, Written, Any]]) -> None:
+        """The values of keys are what new bytes hold; with each the object that was written, or `ABSENT`."""
+        state, cache, orphans, gone = self.state, self.state.cache, [], []
         with state.lock:
             state.mend()
             torn, state.torn = state.torn, True
-            if key not in state.index.refs:
+            refs, added = state.index.refs, False
+            for key, one, value in made:
+                is_new = key not in refs
+                orphans.append(state.index.set(key, one.ref, one.version))
+                if is_new:
+                    added = True
+                else:
+                    gone.append(state.drop(key))
+                if value is not ABSENT:
+                    cache.leave(key, value, (one.stamp, one.version))
+                    state.counts.bytes_written += one.nbytes
+            if added:
                 state.count_change()
-            orphan = state.index.set(key, ref, version)
-            gone = state.drop(key)
             state.torn = torn
         del gone
-        state.discard(orphan)
+        state.storage.remove([ref for ref in orphans if ref is not None])
 
     def set_many(self, pairs: Mapping[K, Any]) -> None:
         """As `set` for each.  Small values that do not fit into memory go straight to a pack, in one batch."""
         self.writable()
         state, small = self.state, self.spiller.threshold()
         some = [nbytes(value) for _, value in zip(range(4), pairs.values())]
-        if not small or max(some, default=small) >= small or (
+        if len(pairs) < 2 or not small or max(some) >= small or (
                 state.cache.usage + len(pairs) * max(some) <= state.available):
             for key, value in pairs.items():
                 self.set(key, value)
             return
         items = list(pairs.items())
         with state.protected():
-            others = self._take_in(items, state.storage.write(items, small))
-        for key, value in others:  # the errors are those of a spill
-            self.set(key, value)
+            done = state.storage.write(items, small)
+            self.adopt((key, one, value) for (key, value), one in zip(items, done) if one.ref is not None)
+        for (key, value), one in zip(items, done):
+            if one.ref is None:
+                self.set(key, value)  # the errors are those of a spill
         self.spiller.sweep(SWEPT)
-
-    def _take_in(self, items: list[tuple[K, Any]], done: list[Written]) -> list[tuple[K, Any]]:
-        """Note where new values lie.  Returns those that could not be written."""
-        state = self.state
-        written = [(item[0], item[1], one) for item, one in zip(items, done) if one.ref is not None]
-        with state.lock:
-            state.mend()
-            torn, state.torn = state.torn, True
-            cache, refs = state.cache, state.index.refs
-            gone = [state.drop(key) for key, _, _ in written if key in refs]
-            orphans = [orphan for key, _, one in written
-                       if (orphan := state.index.set(key, one.ref, one.version)) is not None]
-            for key, value, one in written:
-                cache.leave(key, value, (one.stamp, one.version))
-                state.counts.bytes_written += one.nbytes
-            state.count_change()
-            state.torn = torn
-        del gone
-        state.storage.remove(orphans)
-        return [item for item, one in zip(items, done) if one.ref is None]
 
     # Saving and ending.
 
@@ -244,14 +235,13 @@ class Engine(Generic[K]):
         if self.temporary:
             if not self.closed:
                 self.closed = True
-                self._forget()
+                state.forget()
                 if self.owner == os.getpid():
                     state.storage.clear_away()
         elif self.settings.flag == "r":
-            self._forget()
+            state.forget()
         elif not self._is_gone():
-            if not self._forget_values():
-                self.committer.save(bool(self.unsaved()), True, progress)
+            self.committer.save(bool(self.unsaved()), True, progress)
             if state.index.appended:
                 self.committer.commit(True)  # what others read is one plain list again
         state.index.keys.close()
@@ -269,51 +259,20 @@ class Engine(Generic[K]):
         if lost:
             warnings.warn(f"the directory of <chest at {self.path}> is gone, and with it {lost} unsaved "
                           f"value{'s' * (lost > 1)}", RuntimeWarning, stacklevel=4)
-        self._forget()
+        self.state.forget()
         return True
-
-    def _forget_values(self) -> bool:
-        """Empty memory if all in it is saved, and none of it may have been changed.  Returns whether it was."""
-        state = self.state
-        with state.lock:
-            state.mend()
-            if self.unsaved() or state.cache.watch or state.cache.left or state.index.inherited:
-                return False
-            torn, state.torn = state.torn, True
-            gone = state.cache.clear()
-            state.torn = torn
-        del gone
-        return True
-
-    def _forget(self) -> list[Ref]:
-        """Forget values and index; returns the refs that there were."""
-        state = self.state
-        with state.lock:
-            state.torn = True
-            state.flights.clear()
-            gone = state.cache.clear()
-            refs = state.index.forget()
-            state.torn = False
-        del gone
-        return refs
 
     def drop(self) -> None:
         """Remove the chest's files, and its directory if nothing of anyone else's is in it: all of it or nothing."""
-        self.writable() if not self.temporary else None
-        state = self.state
         if self.temporary:
-            self.close()
-            return
+            return self.close()
+        state = self.writable().state
         with state.lock:
             state.mend()
             if self.owner == os.getpid() and state.storage.exists():
-                with state.undisturbed, state.index.keys.lock:
-                    state.refresh()
-                    state.storage.committing(state.index.committed_refs())
-                    state.index.keys.erase()  # from now on the chest is empty, whatever becomes of its files
-                    state.storage.drop(self._forget())
+                state.erase()
             else:
-                self._forget()
+                state.forget()
         self.dropped = True
         state.index.keys.close()
         state.storage.close()
@@ -324,19 +283,3 @@ class Engine(Generic[K]):
         if self.owner == os.getpid():
             self.committer.in_transaction = False
             self.close()
-
-    def after_fork(self) -> None:
-        self.state.after_fork()
-
-    def _check(self) -> None:
-        """Verify every invariant, and print the state where one does not hold; for tests, with no thread at work."""
-        with self.state.lock:
-            self.state.mend()
-            self.state.cache.take_hits()
-            self.state.cache._check()
-            refs = self.state.index.refs
-            assert not self.state.flights, f"in flight: {self.state.flights}"
-            assert self.state.cache.values.keys() <= refs.keys(), "a value in memory without a key"
-            for key, ref in refs.items():
-                assert ref is not None or key in self.state.cache.values, f"{key!r} has no value anywhere"
-                assert key not in self.state.cache.values or (ref is None) == (key not in self.state.cache.saved), key

@@ -23,30 +23,22 @@ import warnings
 import weakref
 from collections import deque
 from contextlib import ExitStack
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from chest.storage import locks
+
+if TYPE_CHECKING:
+    from chest.engine.engine import Engine
+
+    Handle = Engine[Any]
 
 __all__ = ["begin", "drain", "let_go", "waiting"]
 
 AT_FORK = 2.0  # seconds for which a fork waits for another thread that is half-way through something
 
 
-class Handle(Protocol):
-    """What ends: an `Engine`."""
-
-    path: str
-    remote: bool
-
-    @property
-    def lock(self) -> Any: ...
-    def end(self) -> None: ...
-    def unsaved(self) -> int: ...
-    def after_fork(self) -> None: ...
-
-
-waiting: deque[Any] = deque()  # handles that nobody refers to any more
-_open: dict[int, weakref.ref[Any]] = {}
+waiting: deque[Handle] = deque()  # those that nobody refers to any more
+_open: dict[int, weakref.ref[Handle]] = {}
 _watched_process = 0  # where `multiprocessing` is asked to end the handles of its children
 _package = __name__.partition(".")[0] + "."
 
@@ -99,7 +91,7 @@ def _end(handle: Handle) -> None:
             warnings.warn(text, RuntimeWarning, stacklevel=3)
 
 
-def _handles() -> list[Any]:
+def _handles() -> list[Handle]:
     return [handle for reference in list(_open.values()) if (handle := reference()) is not None]
 
 
@@ -151,7 +143,7 @@ def _after_fork_in_child() -> None:
     waiting.clear()  # they are the parent's to end
     locks.after_fork()
     for handle in _handles():
-        handle.after_fork()
+        handle.state.after_fork()
 
 
 atexit.register(_end_all)

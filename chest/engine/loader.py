@@ -11,8 +11,8 @@ The last question is asked when the bytes were read, as a name may be freed and 
 """
 from __future__ import annotations
 
-import _thread
 from collections.abc import Callable, Hashable, Iterable, Iterator
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from chest.engine.spiller import SWEPT, Spiller
@@ -25,11 +25,11 @@ from chest.memory.sizeof import nbytes
 from chest.serialize.compare import can_change
 from chest.storage.base import Loaded, Ref
 
-__all__ = ["Loader", "batches"]
+__all__ = ["TOGETHER", "Loader", "batches"]
 
 K = TypeVar("K", bound=Hashable)
 
-TOGETHER = 1000  # keys of an iteration or a prefetch that are looked at together
+TOGETHER = 1000  # keys, or pairs, of an iteration, a prefetch or an update that are looked at together
 Progress = Callable[..., Iterable[Any]]
 
 
@@ -60,9 +60,7 @@ class Loader(Generic[K]):
                     ref = state.index.refs[key] if state.known(key) else None
                     if ref is None:
                         return ABSENT
-                    other = state.flights[key] if key in state.flights else None
-                    if other is not None and other.loads and other.thread != _thread.get_ident():
-                        state.wait_for(lambda: state.flights.get(key) is not other, other)  # noqa: B023 - called at once
+                    if key in state.flights and state.waited(key, True):
                         continue
                     if announced:
                         flight = state.flights[key] = Flight(True, (key,))
@@ -173,46 +171,39 @@ class Loader(Generic[K]):
 
     def _bring(self, keys: list[K], failed: list[K]) -> bool:
         """Load values as long as there is room.  Returns whether there was room for all but those that ``failed``."""
-        state, flight = self.state, Flight(True)
-        try:
-            with state.lock:
-                state.refresh()
-                refs = {key: ref for key in keys if self._is_away(key) and key not in state.flights
-                        and (ref := state.index.refs.get(key)) is not None}
-                state.take_off(flight, list(refs))
-            try:
-                return self._bring_all(refs, flight, failed)
-            finally:
-                with state.lock:
-                    state.land(flight)
-        except BaseException:
-            state.check_landed(flight)
-            raise
+        state, cache, flight = self.state, self.state.cache, Flight(True)
+        refs: dict[K, Ref] = {}
 
-    def _bring_all(self, refs: dict[K, Ref], flight: Flight, failed: list[K]) -> bool:
-        state, cache, newest = self.state, self.state.cache, self.state.newest_check()
-        for key, loaded in zip(refs, state.storage.load_many(list(refs.values()), list(refs))):
-            if isinstance(loaded, Exception):
-                if isinstance(loaded, MemoryError) or raised_by_signal(loaded):
-                    raise loaded
-                failed.append(key)
-                continue
-            size = memory_of(loaded.value, loaded.nbytes)
-            with state.lock:
-                if cache.usage + size > state.available:
-                    return False
-                if not newest():  # it is still the key's value, unless its name is another file's by now
-                    state.refresh()
-                    newest = state.newest_check()
-                    if state.storage.version(refs[key]) != loaded.version:
-                        continue
-                if state.flights.get(key) is flight and self._is_as_inherited(key, loaded.version):
-                    torn, state.torn = state.torn, True
-                    self._arrive(key, loaded, size)
-                    cache.given.pop(key)  # nobody was given it yet
-                    cache.watch.pop(key, None)
-                    state.torn = torn
-        return True
+        def choose() -> list[K]:
+            state.refresh()
+            refs.update((key, ref) for key in keys if self._is_away(key) and key not in state.flights
+                        and (ref := state.index.refs.get(key)) is not None)
+            return list(refs)
+
+        with state.in_flight(flight, choose):
+            newest = state.newest_check()
+            for key, loaded in zip(refs, state.storage.load_many(list(refs.values()), list(refs))):
+                if isinstance(loaded, Exception):
+                    if isinstance(loaded, MemoryError) or raised_by_signal(loaded):
+                        raise loaded
+                    failed.append(key)
+                    continue
+                size = memory_of(loaded.value, loaded.nbytes)
+                with state.lock:
+                    if cache.usage + size > state.available:
+                        return False
+                    if not newest():  # it is still the key's value, unless its name is another file's by now
+                        state.refresh()
+                        newest = state.newest_check()
+                        if state.storage.version(refs[key]) != loaded.version:
+                            continue
+                    if state.flights.get(key) is flight and self._is_as_inherited(key, loaded.version):
+                        torn, state.torn = state.torn, True
+                        self._arrive(key, loaded, size)
+                        cache.given.pop(key)  # nobody was given it yet
+                        cache.watch.pop(key, None)
+                        state.torn = torn
+            return True
 
     def stream(self, keys: list[K]) -> Iterator[tuple[K, Any]]:
         """The pairs of ``keys``, those that are gone by their turn left out.
@@ -265,11 +256,5 @@ class Loader(Generic[K]):
 
 def batches(items: Iterable[Any], most: int) -> Iterator[list[Any]]:
     """``items`` in lists of up to so many."""
-    some = []
-    for item in items:
-        some.append(item)
-        if len(some) == most:
-            yield some
-            some = []
-    if some:
-        yield some
+    rest = iter(items)
+    return iter(lambda: list(islice(rest, most)), [])

@@ -117,10 +117,7 @@ def open_parts(asked: str | os.PathLike[str] | None, settings: Settings, availab
     index: Index[Any] = Index(keys, names)
     state: State[Any] = State(Cache(HitDensity(), settings.writeback), index, storage, available)
     if settings.flag == "n" and is_there:
-        with state.lock, keys.lock:
-            state.refresh()
-            keys.erase()
-            storage.drop(index.forget())
-            storage.make()
+        state.erase()
+        storage.make()
     state.refresh()
     return state

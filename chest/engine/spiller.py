@@ -51,28 +51,16 @@ class Spiller(Generic[K]):
 
     def make_room(self) -> None:
         """Spill until memory is within the budget, or nothing more can leave; `OSError` if the disk refuses."""
-        state = self.state
+        state, cache = self.state, self.state.cache
         for _ in range(ROUNDS):
-            if state.cache.usage <= state.available:
+            if cache.usage <= state.available:
                 return
             flight = Flight(False)
-            try:
-                with state.lock:
-                    if state.torn:
-                        state.mend()
-                    torn, state.torn = state.torn, True
-                    keys = self._choose()
-                    items = self.withdraw(keys, flight)
-                    state.torn = torn
-                if items:
-                    self.spill(items, flight)
-                if state.cache.kept:
-                    self.sweep(2 * len(keys))
-                if not keys:
-                    return
-            except BaseException:
-                state.check_landed(flight)
-                raise
+            self.spill(flight, self._choose)
+            if cache.kept:
+                self.sweep(2 * len(flight.keys))
+            if not flight.keys:
+                return
 
     def sweep(self, most: int) -> None:
         """Of up to ``most`` values that left memory let those go that the program does not refer to any more; one that
@@ -104,28 +92,23 @@ class Spiller(Generic[K]):
             state.mend()
             if not state.known(key):
                 return False
-            while (other := state.flights.get(key)) is not None and other.writes_elsewhere():
-                state.wait_for(lambda: state.flights.get(key) is not other, other)
+            while state.waited(key, False):
+                pass
         for _, error in self.leave([key]):
             raise explain_dump(error, key, state.storage.path)
         return True
 
     def leave(self, keys: Sequence[K], announced: bool = False) -> list[tuple[K, Exception]]:
         """Let the values of these keys leave memory, as far as nobody else is given them; see `spill`."""
-        state, flight = self.state, Flight(False)
-        try:
-            with state.lock:
-                state.mend()
-                torn, state.torn = state.torn, True
-                state.cache.take_hits()
-                state.cache.access.release()
-                stay = state.cache.access.pinned()
-                items = self.withdraw([key for key in keys if key not in stay], flight)
-                state.torn = torn
-            return self.spill(items, flight, announced)
-        except BaseException:
-            state.check_landed(flight)
-            raise
+        access = self.state.cache.access
+
+        def released() -> list[K]:
+            self.state.cache.take_hits()
+            access.release()
+            stay = access.pinned()
+            return [key for key in keys if key not in stay]
+
+        return self.spill(Flight(False), released, announced)
 
     def _choose(self) -> list[K]:
         """The keys whose values leave, so that the rest fits into the budget; what threads were given last stays.
@@ -170,27 +153,40 @@ class Spiller(Generic[K]):
         return [(key, values[key], refs.get(key), saved[key]) if key in saved else (key, values[key], None, None)
                 for key in keys if key in values]
 
-    def spill(self, items: list[Item], flight: Flight, announced: bool = False) -> list[tuple[K, Exception]]:
-        """Let values leave memory, written first where need be.  Returns what went wrong; such values stay.
+    def spill(self, flight: Flight, choose: Callable[[], Sequence[K]], announced: bool = False,
+              ) -> list[tuple[K, Exception]]:
+        """Let the values leave memory that ``choose`` names, written first where need be.
 
-        `OSError` if the system refused one of them.
+        Returns what went wrong; such values stay.  `OSError` if the system refused one of them.
         """
+        state = self.state
         written: list[tuple[Item, Written]] = []
         saved: dict[K, Saved] = {}
         try:
-            if self.on_overflow is not nothing and not announced:
-                self._announce(items, flight)
-            new = self.divide(items, saved)
-            if new:
-                written = self.write(new)
-        finally:
-            self._settle(items, written, saved, flight)
+            with state.lock:
+                if state.torn:
+                    state.mend()
+                torn, state.torn = state.torn, True
+                items = self.withdraw(choose(), flight)
+                state.torn = torn
+            try:
+                if self.on_overflow is not nothing and not announced:
+                    self._announce(items, flight)
+                new = self.divide(items, saved)
+                if new:
+                    written = self.write(new)
+            finally:
+                if flight.keys:
+                    self._settle(items, written, saved, flight)
+        except BaseException:
+            state.check_landed(flight)
+            raise
         errors = []
         for item, one in written:
             if one.error is not None:
                 errors.append((item[0], one.error))
                 if isinstance(one.error, OSError):
-                    raise explain_dump(one.error, item[0], self.state.storage.path)
+                    raise explain_dump(one.error, item[0], state.storage.path)
         return errors
 
     def _announce(self, items: list[Item], flight: Flight) -> None:

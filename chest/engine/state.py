@@ -18,7 +18,7 @@ import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any, Generic, TypeVar, cast
 
@@ -52,10 +52,6 @@ class Flight:
         self.loads = loads
         self.keys = keys
         self.given: set[Any] = set()
-
-    def writes_elsewhere(self) -> bool:
-        """Is it another thread that writes?"""
-        return not self.loads and self.thread != _thread.get_ident()
 
     def under_way(self) -> bool:
         """Is the thread still at it?  Not if Ctrl-C ended it before it could say so."""
@@ -144,15 +140,12 @@ class State(Generic[K]):
         asking = True
         while frame is not None:
             within = frame.f_code.co_filename.startswith(_HERE)
-            if within and not asking and self._is_ours(frame):
+            holder = frame.f_locals.get("self") if within and not asking else None
+            if holder is self or getattr(holder, "state", None) is self:
                 return True
             asking = asking and within
             frame = frame.f_back
         return False
-
-    def _is_ours(self, frame: FrameType) -> bool:
-        holder = frame.f_locals.get("self")
-        return holder is self or getattr(holder, "state", None) is self
 
     def known(self, key: K) -> bool:
         """Is there such a key?  Only one that is not known here costs a look at what others committed."""
@@ -208,6 +201,25 @@ class State(Generic[K]):
         self.flights.pop(key, None)
         return self.cache.remove(key)
 
+    def forget(self) -> list[Ref]:
+        """Forget values and index; returns the refs that there were."""
+        with self.lock:
+            self.torn = True
+            self.flights.clear()
+            gone = self.cache.clear()
+            refs = self.index.forget()
+            self.torn = False
+        del gone
+        return refs
+
+    def erase(self) -> None:
+        """Remove the index, and then the files of all values."""
+        with self.lock, self.undisturbed, self.index.keys.lock:
+            self.refresh()
+            self.storage.committing(list(self.index.committed_refs()))
+            self.index.keys.erase()  # from now on the chest is empty, whatever becomes of its files
+            self.storage.drop(self.forget())
+
     def count_change(self) -> None:
         """A key came or went through this thread: its iterators have to notice."""
         self.changes[_thread.get_ident()] += 1
@@ -242,13 +254,17 @@ class State(Generic[K]):
         if self._waiters:
             self.landed.notify_all()
 
-    @contextmanager
-    def protected(self) -> Iterator[None]:
-        """In this block bytes are written that no key names yet: a commit knows by a flight."""
+    def protected(self) -> AbstractContextManager[None]:
+        """In this block bytes are written that no key names yet: a commit knows by a flight, which has no key."""
         flight = Flight(False)
+        return self.in_flight(flight, lambda: [cast(K, flight)])
+
+    @contextmanager
+    def in_flight(self, flight: Flight, choose: Callable[[], Sequence[K]]) -> Iterator[None]:
+        """In this block ``flight`` is that of the keys that ``choose`` names, which is called with the lock."""
         try:
             with self.lock:
-                self.take_off(flight, (cast(K, flight),))  # it stands for no key
+                self.take_off(flight, choose())
             try:
                 yield
             finally:
@@ -263,6 +279,14 @@ class State(Generic[K]):
         if any(other is flight for other in list(self.flights.values())):
             self.torn = True
 
+    def waited(self, key: K, loads: bool) -> bool:
+        """If another thread loads (or writes) the value of ``key``, wait until it is through.  Was there one?"""
+        other = self.flights.get(key)
+        if other is None or other.loads != loads or other.thread == _thread.get_ident():
+            return False
+        self.wait_for(lambda: self.flights.get(key) is not other, other)
+        return True
+
     def wait_for(self, done: Callable[[], bool], flight: Flight) -> None:
         """Wait until another thread is through.  This lets go of the lock, even where the caller has it too."""
         self._waiters += 1
@@ -275,11 +299,6 @@ class State(Generic[K]):
             self._waiters -= 1
 
     # Without the lock.
-
-    def discard(self, orphan: Ref | None) -> None:
-        """Remove bytes that nothing names any more, if there are any.  Not within the lock: it takes a while."""
-        if orphan is not None:
-            self.storage.remove([orphan])
 
     def after_fork(self) -> None:
         """In a fork's child: new locks; nobody else loads or writes; what is pending is the parent's to save."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from chest.engine.committer import Progress
 from chest.engine.engine import Engine
-from chest.engine.loader import batches
+from chest.engine.loader import TOGETHER, batches
 from chest.engine.state import State
 from chest.errors import ChestError, raised_by_signal
 from chest.index import key_checksum
@@ -15,19 +15,13 @@ from chest.storage.base import Ref
 
 __all__ = ["receive", "receive_chest"]
 
-TOGETHER = 1000  # pairs that are taken in at once; of values that are not in memory anyway, one
-
 
 def receive(engine: Engine[Any], other: Any, overwrite: bool, progress: Progress) -> None:
     """Take every key of ``other``, a mapping or pairs, into ``engine``."""
     for part in _parts(other, progress):
         if not overwrite:
             part = {key: value for key, value in part.items() if not engine.state.known(key)}
-        if len(part) > 1:
-            engine.set_many(part)
-        else:
-            for key, value in part.items():
-                engine.set(key, value)
+        engine.set_many(part)
 
 
 def _parts(other: Any, progress: Progress) -> Iterator[dict[Any, Any]]:
@@ -106,7 +100,7 @@ def _link(engine: Engine[Any], other: Engine[Any], key: Any, saved: bool) -> boo
                 if made.ref is None:
                     return False
                 if newest():
-                    engine.adopt(key, made.ref, made.version)
+                    engine.adopt([(key, made, ABSENT)])
                     return True
                 mine.storage.remove([made.ref])  # the name may have been another file's by then
         except FileNotFoundError:

@@ -335,7 +335,8 @@ class Cache(Generic[K]):
         self.watch = dict.fromkeys(self.saved)
         self.left = {key: found for key, found in self.left.copy().items() if refs.get(key) is not None
                      and key not in self.values}
-        self._besides = {key: size for key, size in self._besides.items() if key in self.left}
+        self.kept = {key: None for key, (value, _) in self.left.copy().items() if type(value) is not _Reference}
+        self._besides = {key: size for key, size in self._besides.items() if key in self.kept}
         self._for_parts = sum(self._besides.values())
         self.sizes = {key: nbytes(value) for key, value in self.values.items()}
         self.usage = sum(self.sizes.values())
@@ -344,14 +345,3 @@ class Cache(Generic[K]):
         for key, size in self.sizes.items():
             if key not in self.stuck:
                 self.policy.put(key, size, key not in self.saved)
-
-    def _check(self) -> None:
-        """Verify every invariant; for tests."""
-        values, saved = self.values, self.saved
-        assert all(self.given[key] is values.get(key, ABSENT) for key in self.given), "another value is given"
-        assert self.sizes.keys() == values.keys(), "values and sizes differ"
-        assert self.usage == sum(self.sizes.values()), "the sum of the sizes is wrong"
-        assert saved.keys() <= values.keys(), "saved, and not in memory"
-        assert self.watch.keys() <= saved.keys(), "watched, and dirty or not in memory"
-        assert not self.left.keys() & values.keys(), "left memory, and is in it"
-        assert all((key in self.policy) != (key in self.stuck) for key in values), "stuck and in the order, or neither"

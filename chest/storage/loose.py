@@ -228,8 +228,7 @@ class NewFile(Generic[K]):
             when = status.st_mtime_ns
         if loose.durable:
             system.sync_file(fd)
-        del self.opened[0]
-        os.close(fd)
+        os.close(self.opened.pop())
         version = hash((0 if loose.renumbers else self.inode, size, when))  # as `version_of`
         return _new(Written, (self._name, size, version, stamp, None))
 

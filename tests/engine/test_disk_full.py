@@ -7,6 +7,7 @@ import pickle
 import subprocess
 
 import pytest
+from invariants import check
 
 from chest import Chest
 
@@ -116,7 +117,7 @@ def test_a_spill_to_a_full_disk_keeps_the_value_and_says_so(disk, settings):
     filler.free()
     c.flush()
     assert dict(c) == snapshot(path, settings) == {key: value(key) for key in "abc"}
-    c._engine._check()
+    check(c)
 
 
 def test_reading_never_fails_for_want_of_space(disk):

@@ -13,6 +13,7 @@ import warnings
 
 import pytest
 from children import Interruption
+from invariants import check
 
 from chest import Chest
 from chest.errors import ChestError, DamagedError, DumpError, LoadError
@@ -352,7 +353,7 @@ def test_ctrl_c_while_a_value_is_written_leaves_no_half_file_and_no_loss(path, m
         c._engine.state.available = 0  # not the property: that shrinks at once
     with pytest.raises(KeyboardInterrupt):
         getattr(c, method)(*(["x"] if method == "move_to_disk" else []))
-    c._engine._check()
+    check(c)
     assert dict(c) == {"saved": 1, "x": "mine", "y": "yours"}
     assert seen(path, dump=pickle.dump, load=pickle.load)["saved"] == 1
     c.flush()
@@ -376,7 +377,7 @@ def test_ctrl_c_while_a_value_is_loaded_leaves_the_key_free_for_the_next(path, c
         armed.append(1)
         with pytest.raises(KeyboardInterrupt):
             use()
-        c._engine._check()
+        check(c)
     assert dict(c) == {"x": 1, "y": 2}
 
 
@@ -399,7 +400,7 @@ def test_ctrl_c_at_any_line_of_a_commit_leaves_the_old_or_the_new_and_a_chest_th
         assert found in (before, after), n
         outcomes.append(found == after)
         assert dict(c) == after, n
-        c._engine._check()
+        check(c)
         c["later"] = 1
         c.flush()
         assert seen(path, **settings) == {**after, "later": 1}, n

@@ -15,6 +15,7 @@ import warnings
 import faults as injection
 import pytest
 from children import open_files
+from invariants import check
 
 from chest import Chest
 from chest.cli.inspect import Inspection
@@ -112,7 +113,7 @@ OPERATIONS = {
 }
 
 
-def check(c, path, before, after, error, what):
+def everything_holds(c, path, before, after, error, what):
     """Everything that must hold behind a fault."""
     got = {key: plain(c[key]) for key in list(c)}
     allowed = [before, after]
@@ -124,7 +125,7 @@ def check(c, path, before, after, error, what):
     else:
         assert got in allowed, (what, got, before)
     c.flush()
-    c._engine._check()
+    check(c)
     again = Chest(path=path)
     assert {key: plain(again[key]) for key in again} == got
     again.close()
@@ -170,7 +171,7 @@ def test_a_system_call_that_fails_loses_nothing(operation, variant, tmp_path, mo
             if faults.what:
                 injected += 1
             try:
-                check(c, path, before, after, raised, operation)
+                everything_holds(c, path, before, after, raised, operation)
             except BaseException:
                 print(f"call {n}, {faults.what}, {error}: {raised!r}", file=sys.stderr)
                 raise

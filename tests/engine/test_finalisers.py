@@ -6,6 +6,7 @@ import random
 import sys
 
 import pytest
+from invariants import check
 
 from chest import Chest
 
@@ -61,7 +62,7 @@ def test_finalisers_that_use_the_chest_disturb_nobody(path, often, settings, wha
     gc.collect()
     assert not errors
     c.sync()
-    c._engine._check()
+    check(c)
     assert dict(Chest(path=path, **settings)) == expected
 
 
@@ -104,7 +105,7 @@ def test_the_finaliser_of_a_value_that_goes_may_use_the_chest(path, how):
         assert c["gone", "x"] is True
     finally:
         Value.chest = None
-    c._engine._check()
+    check(c)
     c.sync()
     with Chest(path=path) as again:
         assert ("gone", "x") in again

@@ -8,6 +8,7 @@ import sys
 import threading
 
 import pytest
+from invariants import check
 
 from chest import Chest
 from chest.errors import ChestError, DumpError
@@ -273,7 +274,7 @@ def test_a_key_that_cannot_be_compared_is_its_owners_error(path):
     key.failing = False
     assert c[key] == 1
     assert c["x"] == 2
-    c._engine._check()
+    check(c)
     del c[key]
 
 
@@ -408,7 +409,7 @@ def test_a_value_that_changes_the_chest_while_it_is_pickled(path):
     c.flush()
     c.flush()
     assert dict(c) == seen(path) == {"m": "meddler", "z": "new z", "meddled": True}
-    c._engine._check()
+    check(c)
 
 
 def test_a_value_whose_finaliser_uses_the_chest(path):

@@ -13,6 +13,7 @@ import threading
 
 import pytest
 from children import Interruption
+from invariants import check
 
 from chest import Chest
 
@@ -52,7 +53,7 @@ def gets(c):
 
 
 def updates(c):
-    c.update({key: ["new"] for key in range(N - 3, N + 3)})
+    c.update({key: ["new"] for key in [3, "pending", *range(N - 3, N + 3)]})
 
 
 def deletes(c):
@@ -167,14 +168,14 @@ def once(path, action, settings, n):
         for each in (before, after):
             each[4].append("later")
     c.available_memory = BUDGET
-    c._engine._check()
+    check(c)
     found = {key: changed(c, key, before, after, n) for key in {**before, **after}}
     c[0] = found[0] = ["set anew"]
     c.shrink()
     assert c.memory_usage <= BUDGET, n
     c.flush()
     assert not c.inmem, n
-    c._engine._check()
+    check(c)
     found = {key: value for key, value in found.items() if value is not GONE}
     with Chest(path=path) as again:
         assert dict(again) == found, n
@@ -210,7 +211,7 @@ def test_ctrl_c_while_others_changes_are_taken_over_loses_none_of_them(tmp_path,
         expected = {0: [0], 1: "new", 3: "theirs", **{key: [key] for key in range(5, 10)}, "theirs": "theirs",
                     "mine": "new"}
         assert dict(c) == expected, n
-        c._engine._check()
+        check(c)
         c.sync()
         with Chest(path=path) as again:
             assert dict(again) == expected, n

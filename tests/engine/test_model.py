@@ -21,6 +21,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from invariants import check
 
 from chest import Chest
 from chest.errors import ChestError, DumpError
@@ -655,7 +656,7 @@ class Machine(RuleBasedStateMachine):
             return
         assert list(self.chest) == list(self.model) if self.ordered else set(self.chest) == set(self.model)
         assert all((key in self.chest) == (key in self.model) for key in self.keys)
-        self.chest._engine._check()
+        check(self.chest)
         assert (self.chest.memory_usage == 0) == (not self.in_memory())
 
     @rule()

@@ -16,6 +16,7 @@ import shutil
 
 import pytest
 from interleavings import World, explore
+from invariants import check
 
 from chest import Chest
 from chest.engine import opening
@@ -122,7 +123,7 @@ class Play:
         now = self.versions[-1]
         self.reads(self.fresh(), now)
         for handle in alive:
-            handle.chest._engine._check()
+            check(handle.chest)
             handle.look()
             self.reads(handle.chest, {**now, **handle.pending})
         for handle in alive:

@@ -13,6 +13,7 @@ import sys
 import threading
 
 import pytest
+from invariants import check
 
 from chest import Chest
 from chest.core import nbytes
@@ -60,7 +61,7 @@ def gates():
 def chest(path, gates):
     c = Chest(path=path, dump=gates.dump, load=gates.load)
     yield c
-    c._engine._check()
+    check(c)
     assert c.memory_usage == sum(map(nbytes, c.inmem.values()))
 
 
@@ -395,7 +396,7 @@ def test_on_overflow_may_use_the_chest(path, act):
     assert dict(c) == expected
     c.flush()
     assert dict(Chest(path=path)) == expected
-    c._engine._check()
+    check(c)
 
 
 def test_dump_and_load_may_use_the_chest(path):
@@ -462,7 +463,7 @@ def test_an_error_in_a_callback_is_the_callers_and_leaves_the_chest_whole(path):
     failing.clear()
     assert dict(c) == dict(other) == {"x": VALUE, "y": VALUE}
     for each in (c, other):
-        each._engine._check()
+        check(each)
 
 
 # Like a dict: one step each.
@@ -566,7 +567,7 @@ def test_eight_threads_that_do_everything_at_once_agree_with_what_each_did(path,
     shared = c.pop("shared")
     assert shared in range(8)
     assert dict(c) == expected
-    c._engine._check()
+    check(c)
     sizes = list(map(nbytes, c.inmem.values()))
     assert c.memory_usage == sum(sizes) <= max([c.available_memory, *sizes])  # one that was given last may be larger
     c.close()
@@ -634,6 +635,16 @@ def test_a_key_that_comes_or_goes_while_one_iterates_is_an_error_as_with_a_dict(
                 change(c)
 
 
+def test_an_update_of_keys_that_are_there_is_no_change_of_size():
+    c = Chest({n: [n] for n in range(10)}, min_file_size=1000, available_memory=0)
+    for _ in c:
+        c.update({1: ["new"], 2: ["new"]})
+    with pytest.raises(RuntimeError, match="changed size"):
+        for _ in c:
+            c.update({1: ["newer"], 10: ["new"]})
+    assert dict(c) == {**{n: [n] for n in range(11)}, 1: ["newer"], 2: ["new"], 10: ["new"]}
+
+
 def seen_after_a_crash(chest):
     """What another handle finds now, as it would after a kill at this moment."""
     return dict(Chest(path=chest.path, dump=pickle.dump, load=pickle.load))
@@ -659,7 +670,7 @@ def test_what_is_set_while_the_value_before_it_is_compared_is_not_taken_for_save
         assert arrived.wait(WAIT)
         c["x"] = ["new"]
         go_on.set()
-    c._engine._check()
+    check(c)
     c.flush()
     assert dict(Chest(path=path)) == {"x": ["new"], "last": 1}
 

@@ -1,0 +1,27 @@
+"""What holds of every chest while no thread is at work with it, whatever happened before."""
+from __future__ import annotations
+
+from chest.memory.cache import ABSENT
+
+
+def check(chest):
+    """Fail where an invariant of ``chest`` does not hold."""
+    state = chest._engine.state
+    with state.lock:
+        state.mend()
+        cache, refs = state.cache, state.index.refs
+        cache.take_hits()
+        values, saved = cache.values, cache.saved
+        assert not state.flights, f"in flight: {state.flights}"
+        assert all(cache.given[key] is values.get(key, ABSENT) for key in cache.given), "another value is given"
+        assert cache.sizes.keys() == values.keys(), "values and sizes differ"
+        assert cache.usage == sum(cache.sizes.values()), "the sum of the sizes is wrong"
+        assert saved.keys() <= values.keys(), "saved, and not in memory"
+        assert cache.watch.keys() <= saved.keys(), "watched, and dirty or not in memory"
+        assert not cache.left.keys() & values.keys(), "left memory, and is in it"
+        assert cache.kept.keys() <= cache.left.keys(), "kept, and did not leave"
+        assert all((key in cache.policy) != (key in cache.stuck) for key in values), "stuck and in the order, or neither"
+        assert values.keys() <= refs.keys(), "a value in memory without a key"
+        for key, ref in refs.items():
+            assert ref is not None or key in values, f"{key!r} has no value anywhere"
+            assert key not in values or (ref is None) == (key not in saved), key
