@@ -238,14 +238,23 @@ class Engine(Generic[K]):
                 state.forget()
                 if self.owner == os.getpid():
                     state.storage.clear_away()
-        elif self.settings.flag == "r":
-            state.forget()
-        elif not self._is_gone():
+        elif not self._forgets_all() and not self._is_gone():
             self.committer.save(bool(self.unsaved()), True, progress)
             if state.index.appended:
                 self.committer.commit(True)  # what others read is one plain list again
         state.index.keys.close()
         state.storage.close()
+
+    def _forgets_all(self) -> bool:
+        """Empty memory if there is nothing to save, and nothing that may have been changed.  Was it so?"""
+        state, cache, index = self.state, self.state.cache, self.state.index
+        with state.lock:
+            state.mend()
+            if self.settings.flag != "r" and (
+                    self.unsaved() or cache.watch or cache.left or index.inherited or index.appended):
+                return False
+            state.forget()
+            return True
 
     def _is_gone(self) -> bool:
         """Has the directory vanished?  Then nothing can be saved there, which is a warning if there is anything."""
@@ -282,4 +291,8 @@ class Engine(Generic[K]):
         """Nobody will ask this handle again, or the process ends."""
         if self.owner == os.getpid():
             self.committer.in_transaction = False
-            self.close()
+            try:
+                self.close()
+            finally:  # what could not be saved is lost, and nothing stays open for it
+                self.state.index.keys.close()
+                self.state.storage.close()

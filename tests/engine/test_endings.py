@@ -509,3 +509,14 @@ def test_an_ended_chest_leaves_no_file_open(path, leaks_nothing):
         c["y"] = 2
         c.close()
         del c
+
+
+@collected
+@pytest.mark.parametrize("small", [0, 1000])
+def test_a_chest_that_cannot_be_saved_as_it_ends_leaves_no_file_open(path, small, leaks_nothing):
+    c = Chest({"x": 1}, path=path, min_file_size=small)
+    c.sync()
+    c["x"], c["y"] = 2, threading.Lock()
+    with pytest.warns(RuntimeWarning, match="could not be saved"):
+        del c
+    assert Chest(path=path, flag="r")["x"] == 2
