@@ -6,7 +6,7 @@ import errno
 import os
 import pickle
 import sys
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
@@ -23,16 +23,17 @@ from chest.memory.cache import ABSENT, budget
 from chest.memory.sizeof import nbytes
 from chest.serialize.codec import dumping
 from chest.stats import Stats
-from chest.views import ItemsView, KeysView, RefsView, ValuesView
+from chest.storage.base import offset_of, pack_of
+from chest.views import DictMethods
 
 __all__ = ["Chest", "key_to_filename", "nbytes"]
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
-D = TypeVar("D")
+T = TypeVar("T")
 
 
-class Chest(MutableMapping[K, V]):
+class Chest(DictMethods[K, V]):
     """A dictionary that spills to disk.  Any thread may call any method; a hit takes no lock.
 
     Args:
@@ -147,7 +148,7 @@ class Chest(MutableMapping[K, V]):
         engine = self._engine.alive()
         return self._each(engine.loader.stream(engine.state.keys()))
 
-    def _each(self, steps: Iterator[D]) -> Iterator[D]:
+    def _each(self, steps: Iterator[T]) -> Iterator[T]:
         """The steps, as long as this thread adds and removes no keys."""
         unchanged = self._engine.state.unchanged()
         for step in steps:
@@ -155,26 +156,10 @@ class Chest(MutableMapping[K, V]):
             if not unchanged():
                 raise RuntimeError("chest changed size during iteration")
 
-    def keys(self) -> KeysView[K]:
-        """The keys, in the order of insertion."""
-        return KeysView(self)
-
-    def values(self) -> ValuesView[V]:
-        """The values, loaded one after another as one iterates, so that memory stays within the budget."""
-        return ValuesView(self)
-
-    def items(self) -> ItemsView[K, V]:
-        """The pairs of key and value, loaded one after another as one iterates."""
-        return ItemsView(self)
-
     if not TYPE_CHECKING:  # a type checker knows these as `MutableMapping` has them, with their overloads
 
         def get(self, key: K, default: Any = None) -> Any:
-            """The value of ``key``, or ``default`` if there is none or its file is gone.  Cost: as ``c[key]``.
-
-            >>> Chest({'x': 1}).get('y', 0)
-            0
-            """
+            """The value of ``key``, or ``default`` if there is none or its file is gone.  Cost: as ``c[key]``."""
             access = self._access
             access.used(key)
             value = access.given.get(key, ABSENT)
@@ -214,12 +199,6 @@ class Chest(MutableMapping[K, V]):
     def clear(self) -> None:
         """Remove all keys.  What is saved stays on disk until the next commit."""
         self._engine.clear()
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Mapping):
-            return NotImplemented
-        theirs = ItemsView(other)
-        return len(self) == len(other) and all(pair in theirs for pair in self.items())
 
     def update(self, other: Any = (), /, overwrite: bool = True, *, progress: Progress | None = None,
                **more: Any) -> None:
@@ -266,30 +245,13 @@ class Chest(MutableMapping[K, V]):
             chest.sync()
         return cast("Chest[K, V]", chest)
 
-    def _another(self, path: str | os.PathLike[str] | None) -> Any:
-        """A chest with the same settings, that has what is at ``path``."""
+    def _another(self, path: str | os.PathLike[str] | None = None) -> Any:
         return _reopen(type(self), path, self.available_memory, self._engine.settings._replace(flag="c"))
 
     __copy__ = copy
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Chest[K, V]:
         return self.copy()
-
-    def __or__(self, other: Any) -> Any:
-        return self._united(self, other) if isinstance(other, Mapping) else NotImplemented
-
-    def __ror__(self, other: Any) -> Any:
-        return self._united(other, self) if isinstance(other, Mapping) else NotImplemented
-
-    def _united(self, *parts: Any) -> Any:
-        both = self._another(None)
-        for part in parts:
-            both.update(part)
-        return both
-
-    def __ior__(self, other: Any) -> Any:
-        self.update(other)
-        return self
 
     # Saving.
 
@@ -398,13 +360,7 @@ class Chest(MutableMapping[K, V]):
         engine.loader.prefetch(list(keys), _wrapper(progress))
 
     def move_to_disk(self, key: K) -> None:
-        """Let the value of ``key`` leave memory, written first if no file holds it.  `KeyError` if there is none.
-
-        >>> c = Chest({'x': 1})
-        >>> c.move_to_disk('x')
-        >>> c.inmem
-        {}
-        """
+        """Let the value of ``key`` leave memory, written first if no file holds it.  `KeyError` if there is none."""
         if not self._engine.writable().spiller.move_out(key):
             raise KeyError(key) from None
 
@@ -413,43 +369,26 @@ class Chest(MutableMapping[K, V]):
         return self[key]
 
     def shrink(self) -> None:
-        """Spill until memory is within the budget, as a chest does after each value that is set or loaded.
-
-        Call it when values grew in place.  `OSError` if the disk refuses.
-        """
+        """Spill until memory is within the budget, for when values grew in place.  `OSError` if the disk refuses."""
         self._engine.alive().shrink()
 
     def key_to_filename(self, key: K) -> str:
-        """The full path of the file where the value of ``key`` is, or would be, kept; of a small value, of its pack.
-
-        >>> os.path.basename(Chest().key_to_filename('x'))
-        'x'
-        """
+        """The full path of the file where the value of ``key`` is, or would be, kept; of a small value, of its pack."""
         return self._engine.name(key)
 
     def disk_usage(self) -> tuple[int, int]:
-        """Bytes and files that the values take on disk.  Cost: one ``stat`` for each file.
-
-        >>> c = Chest({'x': 1})
-        >>> c.flush()
-        >>> c.disk_usage()
-        (45, 1)
-        """
+        """Bytes and files that the values take on disk.  Cost: one ``stat`` for each file."""
         state = self._engine.alive().state
         with state.lock:
             state.refresh()
             refs = [ref for ref in list(state.index.refs.values()) if ref is not None]
-        files = {ref if isinstance(ref, str) else ref >> 104 for ref in refs}
-        return sum(map(state.storage.size, refs)), len(files)
+        return sum(map(state.storage.size, refs)), len(set(map(state.storage.file, refs)))
 
     @property
     def inmem(self) -> dict[K, V]:
         """The values that are in memory, by key, to be looked at only.
 
         Cost: O(values in memory), at all of which each `sync` looks from now on, as you may change them.
-
-        >>> Chest({'x': 1}).inmem
-        {'x': 1}
         """
         return self._engine.state.exposed()
 
@@ -475,18 +414,15 @@ class Chest(MutableMapping[K, V]):
 
     @property
     def stats(self) -> Stats:
-        """Hits, misses, spills, bytes read and written since this handle was made.
-
-        >>> Chest().stats
-        Stats(hits=0, misses=0, spills=0, bytes_read=0, bytes_written=0)
-        """
+        """Hits, misses, spills, bytes read and written since this handle was made."""
         with self._engine.lock:
             return self._engine.state.counts.snapshot()
 
     @property
-    def _keys(self) -> Mapping[K, str | None]:
-        """Each key's place on disk; `None` while its value is in memory only."""
-        return RefsView(self._engine.state.index.refs)
+    def _keys(self) -> dict[K, str | None]:
+        """Each key's place on disk, in a pack ``.packs/number:offset``; `None` while its value is in memory only."""
+        refs = self._engine.state.index.refs.copy()
+        return {key: f"{pack_of(ref)}:{offset_of(ref)}" if isinstance(ref, int) else ref for key, ref in refs.items()}
 
     # Showing and travelling.
 

@@ -1,17 +1,19 @@
-"""The views of a chest, which answer what those of a dict do; values are loaded one after another, when asked for."""
+"""What a dict has beside the methods of a `MutableMapping`; its views load values one after another, when asked for."""
 from __future__ import annotations
 
 import collections.abc
-from collections.abc import Iterator, Mapping
+from abc import abstractmethod
+from collections.abc import Hashable, Iterator, Mapping, MutableMapping
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 from chest.memory.cache import ABSENT
 
-__all__ = ["ItemsView", "KeysView", "RefsView", "ValuesView"]
+__all__ = ["DictMethods", "ItemsView", "KeysView", "ValuesView"]
 
 K = TypeVar("K")
 V = TypeVar("V")
+H = TypeVar("H", bound=Hashable)
 
 
 class _View:
@@ -57,25 +59,49 @@ class ItemsView(_View, collections.abc.ItemsView[K, V]):
         return value is item[1] or (value is not ABSENT and bool(value == item[1]))
 
 
-class RefsView(collections.abc.Mapping[K, "str | None"]):
-    """Where the value of each key lies, as people see it; `None` while it is in memory only.
+class DictMethods(MutableMapping[H, V]):
+    """The methods of a dict that need nothing but its other methods."""
 
-    >>> RefsView({'x': 'x~1', 7: 0xabc << 104 | 4096 << 64})
-    {'x': 'x~1', 7: '.packs/0000000abc:4096'}
-    """
+    @abstractmethod
+    def _pairs(self) -> Iterator[tuple[H, V]]:
+        """The pairs, loaded one after another."""
 
-    def __init__(self, refs: Mapping[K, Any]):
-        self._refs = refs
+    @abstractmethod
+    def _another(self) -> Any:
+        """A temporary one with the same settings and nothing in it."""
 
-    def __getitem__(self, key: K) -> str | None:
-        ref = self._refs[key]
-        return f".packs/{ref >> 104:010x}:{ref >> 64 & 0xFFFFFFFFFF}" if isinstance(ref, int) else ref
+    def keys(self) -> KeysView[H]:
+        """The keys, in the order of insertion."""
+        return KeysView(self)
 
-    def __iter__(self) -> Iterator[K]:
-        return iter(self._refs)
+    def values(self) -> ValuesView[V]:
+        """The values, loaded one after another as one iterates, so that memory stays within the budget."""
+        return ValuesView(self)
 
-    def __len__(self) -> int:
-        return len(self._refs)
+    def items(self) -> ItemsView[H, V]:
+        """The pairs of key and value, loaded one after another as one iterates."""
+        return ItemsView(self)
 
-    def __repr__(self) -> str:
-        return repr(dict(self))
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        theirs = ItemsView(other)
+        return len(self) == len(other) and all(pair in theirs for pair in self.items())
+
+    def __or__(self, other: Any) -> Any:
+        return self._union(self, other)
+
+    def __ror__(self, other: Any) -> Any:
+        return self._union(other, self)
+
+    def _union(self, first: Any, second: Any) -> Any:
+        if not (isinstance(first, Mapping) and isinstance(second, Mapping)):
+            return NotImplemented
+        both = self._another()
+        both.update(first)
+        both.update(second)
+        return both
+
+    def __ior__(self, other: Any) -> Any:
+        self.update(other)
+        return self

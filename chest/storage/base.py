@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, Union
 if TYPE_CHECKING:
     from chest.serialize.codec import Codec, Stamp
 
-__all__ = ["CRC", "LENGTH", "OFFSET", "PACK", "Loaded", "Ref", "Storage", "Written"]
+__all__ = ["CRC", "LENGTH", "OFFSET", "PACK", "Loaded", "Ref", "Storage", "Written", "offset_of", "pack_of"]
 
 K = TypeVar("K", bound=Hashable)
 
@@ -21,6 +21,16 @@ stands in the ref, nobody's bytes can pass for another's.  A record that moved k
 """
 PACK, OFFSET, LENGTH = 104, 64, 32
 CRC = 0xFFFF_FFFF  # mask of the checksum, and of the length
+
+
+def pack_of(record: int) -> str:
+    """The name of the pack that a record is in, below the path of the chest."""
+    return f".packs/{record >> PACK:010x}"
+
+
+def offset_of(record: int) -> int:
+    """The byte of its pack at which a record begins."""
+    return record >> OFFSET & (1 << PACK - OFFSET) - 1
 
 
 class Written(NamedTuple):
