@@ -2,10 +2,7 @@
 from __future__ import annotations
 
 import builtins
-import errno
 import os
-import pickle
-import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
@@ -17,20 +14,18 @@ from chest.engine.lifecycle import let_go
 from chest.engine.opening import Settings
 from chest.engine.state import nothing
 from chest.engine.transfer import receive, receive_chest
-from chest.errors import DumpError
 from chest.index import key_to_filename
 from chest.memory.cache import ABSENT, budget
 from chest.memory.sizeof import nbytes
-from chest.serialize.codec import dumping
+from chest.pickled import opened_like, reduced
 from chest.stats import Stats
 from chest.storage.base import offset_of, pack_of
-from chest.views import DictMethods
+from chest.views import DictMethods, unchanging
 
 __all__ = ["Chest", "key_to_filename", "nbytes"]
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
-T = TypeVar("T")
 
 
 class Chest(DictMethods[K, V]):
@@ -43,15 +38,13 @@ class Chest(DictMethods[K, V]):
         available_memory: The budget for values in memory: bytes, ``"2 GB"``, ``"500 MiB"``, ``"50%"`` of the machine's.
         dump, load: ``dump(value, file)`` and ``load(file)``; by default pickle, laid out so that arrays can be mapped.
         key_to_filename: ``key -> str``, the plain name of a key's file; where it will not do, it is an md5.
-        on_miss, on_overflow: Called with the key before a value is loaded, and before one leaves memory; they may use
-            the chest.
+        on_miss, on_overflow: Called with the key before a value is loaded, or leaves memory; may use the chest.
         open: ``open(path, mode=...)`` for all files, for example `gzip.open`; not for a URL.
         open_many: ``open_many(paths, mode=...)``, a context manager of open files, used by `prefetch`.
         mode: ``'b'`` for binary or ``'t'`` for text files.
         writeback: Notice values that were changed in place, and write them again; `False`: never look.
-        mmap_mode: ``'auto'``: arrays of 64 KiB in files of 256 KiB and more come back as copy-on-write maps where the
-            system can tell which pages were written and the disk is local, as copies elsewhere.  ``'c'``, ``'r'``: as
-            copy-on-write or read-only maps.  `None`: as copies.
+        mmap_mode: Large arrays come back as copy-on-write (``'c'``) or read-only (``'r'``) maps, or as copies (`None`);
+            ``'auto'``: as ``'c'`` where the system tells which pages were written and the disk is local, else copies.
         min_file_size: Values that serialise to fewer bytes, or ``"4 kB"``, share files, the packs; 0: none do.  `None`:
             4096 in a chest of more than 1,000 keys with the built-in ``open``, else 0.
         durable: A commit also survives a loss of power, and arrays carry a checksum.
@@ -59,14 +52,11 @@ class Chest(DictMethods[K, V]):
         flag: As in `dbm`: ``'r'`` read only, must exist; ``'w'`` must exist; ``'c'`` made if needed; ``'n'`` emptied.
         storage_options: For a URL: handed to fsspec.
 
-    >>> c = Chest(available_memory="1 GB")
-    >>> c['x'] = [1, 2, 3]
+    >>> c = Chest({'x': [1, 2, 3]}, available_memory="1 GB")
     >>> c.flush()
     >>> sorted(os.listdir(c.path)), c['x']
     (['.keys', 'x'], [1, 2, 3])
     """
-
-    _engine: Engine[K]
 
     def __init__(
         self,
@@ -97,14 +87,11 @@ class Chest(DictMethods[K, V]):
         small = None if min_file_size is None else int(min(budget(min_file_size, "min_file_size"), 1 << 40))
         settings = Settings(dump, load, key_to_filename, on_miss, on_overflow, open, open_many, mode, writeback,
                             mmap_mode, small, durable, trusted, flag, storage_options)
-        engine: Engine[K] = Engine(path, settings, budget(1e9 if available_memory is None else available_memory))
-        self.path: str = engine.path
-        self._access = engine.state.cache.access
-        self._engine = engine
+        self._engine: Engine[K] = Engine(path, settings, budget(1e9 if available_memory is None else available_memory))
+        self.path: str = self._engine.path
+        self._access = self._engine.state.cache.access
         if data is not None:
             self.update(data)
-
-    # A dict.
 
     def __getitem__(self, key: K) -> V:
         access = self._access
@@ -117,11 +104,11 @@ class Chest(DictMethods[K, V]):
             for _ in access.hits:  # one step of a C counter, without a call
                 return value
         value = self._engine.alive().get(key)
-        if value is ABSENT:
-            if not hasattr(type(self), "__missing__"):
-                raise KeyError(key) from None
-            value = cast(Any, self).__missing__(key)
-        return value
+        if value is not ABSENT:
+            return value
+        if hasattr(type(self), "__missing__"):
+            return cast(V, cast(Any, self).__missing__(key))
+        raise KeyError(key) from None
 
     def __setitem__(self, key: K, value: V) -> None:
         self._engine.set(key, value)
@@ -139,22 +126,10 @@ class Chest(DictMethods[K, V]):
         return len(state.index.refs)
 
     def __iter__(self) -> Iterator[K]:
-        return self._each(iter(self._engine.alive().state.keys()))
+        return unchanging(self, self._engine.alive().state.keys())
 
     def __reversed__(self) -> Iterator[K]:
-        return self._each(reversed(self._engine.alive().state.keys()))
-
-    def _pairs(self) -> Iterator[tuple[K, V]]:
-        engine = self._engine.alive()
-        return self._each(engine.loader.stream(engine.state.keys()))
-
-    def _each(self, steps: Iterator[T]) -> Iterator[T]:
-        """The steps, as long as this thread adds and removes no keys."""
-        unchanged = self._engine.state.unchanged()
-        for step in steps:
-            yield step
-            if not unchanged():
-                raise RuntimeError("chest changed size during iteration")
+        return unchanging(self, reversed(self._engine.alive().state.keys()))
 
     if not TYPE_CHECKING:  # a type checker knows these as `MutableMapping` has them, with their overloads
 
@@ -218,40 +193,8 @@ class Chest(DictMethods[K, V]):
             receive(engine, other, overwrite, _wrapper(progress))
         receive(engine, more, overwrite, silent)
 
-    @classmethod
-    def fromkeys(cls, keys: Iterable[K], value: Any = None) -> Any:
-        """A temporary chest with ``value`` for each of ``keys``."""
-        chest = cls()
-        for key in keys:
-            chest[key] = value
-        return chest
-
-    def copy(self, path: str | os.PathLike[str] = "") -> Chest[K, V]:
-        """Another chest with the same settings and values, at ``path`` or temporary, that shares no objects with this.
-
-        Files are shared by hard links until they change.  Cost: a commit, and one hard link for each key.
-
-        >>> c = Chest({'x': [1]})
-        >>> c.copy() == c
-        True
-        """
-        if path is None:
-            raise TypeError("copy() makes a temporary chest, and copy(path) one that stays")
-        chest = self._another(path or None)
-        if len(chest):
-            raise FileExistsError(errno.EEXIST, "there is a chest already: open it, and update() it", chest.path)
-        chest.update(self)
-        if path:
-            chest.sync()
-        return cast("Chest[K, V]", chest)
-
-    def _another(self, path: str | os.PathLike[str] | None = None) -> Any:
-        return _reopen(type(self), path, self.available_memory, self._engine.settings._replace(flag="c"))
-
-    __copy__ = copy
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Chest[K, V]:
-        return self.copy()
+    def _another(self, path: str | os.PathLike[str] | None) -> Any:
+        return opened_like(type(self), path, self.available_memory, self._engine.settings._replace(flag="c"))
 
     # Saving.
 
@@ -335,9 +278,8 @@ class Chest(DictMethods[K, V]):
         self.close()
 
     def __del__(self) -> None:
-        engine = getattr(self, "_engine", None)
-        if engine is not None and callable(let_go):
-            let_go(engine)
+        if hasattr(self, "_engine") and callable(let_go):  # it is `None` where modules are taken apart already
+            let_go(self._engine)
 
     # Memory and disk.
 
@@ -354,10 +296,9 @@ class Chest(DictMethods[K, V]):
         {'x': 1, 'y': 2}
         """
         engine = self._engine.alive()
-        if isinstance(keys, (str, bytes)) or not isinstance(keys, Iterable) or (
-                isinstance(keys, tuple) and engine.state.known(cast(K, keys))):
-            keys = [keys]
-        engine.loader.prefetch(list(keys), _wrapper(progress))
+        is_one = (isinstance(keys, (str, bytes)) or not isinstance(keys, Iterable)
+                  or (isinstance(keys, tuple) and engine.state.known(cast(K, keys))))
+        engine.loader.prefetch([keys] if is_one else list(keys), _wrapper(progress))
 
     def move_to_disk(self, key: K) -> None:
         """Let the value of ``key`` leave memory, written first if no file holds it.  `KeyError` if there is none."""
@@ -386,10 +327,7 @@ class Chest(DictMethods[K, V]):
 
     @property
     def inmem(self) -> dict[K, V]:
-        """The values that are in memory, by key, to be looked at only.
-
-        Cost: O(values in memory), at all of which each `sync` looks from now on, as you may change them.
-        """
+        """The values in memory, by key, to be looked at only.  Cost: O(their number), now and in each later `sync`."""
         return self._engine.state.exposed()
 
     @property
@@ -443,31 +381,10 @@ class Chest(DictMethods[K, V]):
 
         return notebook.table(self)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Another handle on the same path.  One that is a part of a value that is saved is not saved itself."""
-        engine = self._engine
-        if engine.temporary and dumping():
-            raise DumpError(f"{self} is temporary, and gone with its handle: give a path= to a chest that is part of a "
-                            f"value")
-        if not dumping() and engine.settings.flag != "r":
-            self.sync()
-        for name, value in engine.settings._asdict().items():
-            try:
-                pickle.dumps(value)
-            except Exception as error:
-                if "cloudpickle" not in sys.modules:  # which can pickle what pickle cannot
-                    raise TypeError(f"{self} cannot be pickled, as its {name}={value!r} cannot ({error}); use a "
-                                    f"function that stands in a module") from error
-        flag = "w" if engine.temporary else "c" if engine.settings.flag == "n" else engine.settings.flag
-        return _reopen, (type(self), engine.address, self.available_memory, engine.settings._replace(flag=flag))
+    __reduce__ = reduced
 
 
 def _wrapper(progress: Any) -> Progress:
     if progress is not None and not callable(progress):
         raise TypeError(f"progress is a wrapper of an iterable, such as tqdm, not {progress!r}")
     return progress or silent
-
-
-def _reopen(cls: Any, path: str | os.PathLike[str] | None, available: float, settings: Settings) -> Any:
-    """What a pickled handle becomes: another one on the same path, which owns nothing."""
-    return cls(path=path, available_memory=available, **settings._asdict())

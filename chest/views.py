@@ -2,18 +2,22 @@
 from __future__ import annotations
 
 import collections.abc
+import errno
+import os
 from abc import abstractmethod
-from collections.abc import Hashable, Iterator, Mapping, MutableMapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, MutableMapping
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from chest.memory.cache import ABSENT
 
-__all__ = ["DictMethods", "ItemsView", "KeysView", "ValuesView"]
+__all__ = ["DictMethods", "ItemsView", "KeysView", "ValuesView", "unchanging"]
 
 K = TypeVar("K")
 V = TypeVar("V")
+T = TypeVar("T")
 H = TypeVar("H", bound=Hashable)
+C = TypeVar("C", bound="DictMethods[Any, Any]")
 
 
 class _View:
@@ -37,7 +41,7 @@ class ValuesView(_View, collections.abc.ValuesView[V]):
     """The values, loaded as they are asked for, so that memory stays within the budget."""
 
     def __iter__(self) -> Iterator[V]:
-        return (value for _, value in self._mapping._pairs())
+        return (value for _, value in ItemsView(self._mapping))
 
     def __reversed__(self) -> Iterator[V]:
         return (self._mapping[key] for key in reversed(self._mapping))
@@ -47,7 +51,8 @@ class ItemsView(_View, collections.abc.ItemsView[K, V]):
     """The pairs of key and value, loaded as the values are."""
 
     def __iter__(self) -> Iterator[tuple[K, V]]:
-        return iter(self._mapping._pairs())
+        engine = self._mapping._engine.alive()
+        return unchanging(self._mapping, engine.loader.stream(engine.state.keys()))
 
     def __reversed__(self) -> Iterator[tuple[K, V]]:
         return ((key, self._mapping[key]) for key in reversed(self._mapping))
@@ -59,16 +64,54 @@ class ItemsView(_View, collections.abc.ItemsView[K, V]):
         return value is item[1] or (value is not ABSENT and bool(value == item[1]))
 
 
+def unchanging(chest: Any, steps: Iterable[T]) -> Iterator[T]:
+    """The ``steps`` of an iteration over ``chest``, as long as this thread adds and removes no keys."""
+    unchanged = chest._engine.state.unchanged()
+    for step in steps:
+        yield step
+        if not unchanged():
+            raise RuntimeError("chest changed size during iteration")
+
+
 class DictMethods(MutableMapping[H, V]):
     """The methods of a dict that need nothing but its other methods."""
 
     @abstractmethod
-    def _pairs(self) -> Iterator[tuple[H, V]]:
-        """The pairs, loaded one after another."""
+    def _another(self, path: str | os.PathLike[str] | None) -> Any:
+        """A chest with the same settings, at ``path`` or temporary."""
 
-    @abstractmethod
-    def _another(self) -> Any:
-        """A temporary one with the same settings and nothing in it."""
+    def copy(self: C, path: str | os.PathLike[str] = "") -> C:
+        """Another chest with the same settings and values, at ``path`` or temporary, that shares no objects with this.
+
+        Cost: a commit, and a hard link for each key, as files are shared until they change.
+
+        >>> from chest import Chest
+        >>> c = Chest({'x': [1]})
+        >>> c.copy() == c
+        True
+        """
+        if path is None:
+            raise TypeError("copy() makes a temporary chest, and copy(path) one that stays")
+        chest = self._another(path or None)
+        if len(chest):
+            raise FileExistsError(errno.EEXIST, "there is a chest already: open it, and update() it", chest.path)
+        chest.update(self)
+        if path:
+            chest.sync()
+        return cast(C, chest)
+
+    __copy__ = copy
+
+    def __deepcopy__(self: C, memo: dict[int, Any]) -> C:
+        return self.copy()
+
+    @classmethod
+    def fromkeys(cls, keys: Iterable[H], value: Any = None) -> Any:
+        """A temporary chest with ``value`` for each of ``keys``."""
+        chest = cls()
+        for key in keys:
+            chest[key] = value
+        return chest
 
     def keys(self) -> KeysView[H]:
         """The keys, in the order of insertion."""
@@ -97,7 +140,7 @@ class DictMethods(MutableMapping[H, V]):
     def _union(self, first: Any, second: Any) -> Any:
         if not (isinstance(first, Mapping) and isinstance(second, Mapping)):
             return NotImplemented
-        both = self._another()
+        both = self._another(None)
         both.update(first)
         both.update(second)
         return both
