@@ -4,7 +4,7 @@ from __future__ import annotations
 import errno
 
 __all__ = ["ChestError", "DamagedError", "DumpError", "LoadError", "explain_dump", "explain_load", "explain_os",
-           "raised_by_signal"]
+           "printable", "raised_by_signal", "shown"]
 
 
 class ChestError(Exception):
@@ -73,15 +73,24 @@ def explain_load(error: Exception, key: object, path: str) -> Exception:
     return explained
 
 
-def shown(key: object) -> str:
-    """The text of ``key`` for a message, whatever it is: short, printable, and never an error.
+def printable(text: str, keep: str = "", most: int = 0) -> str:
+    r"""``text`` with what is no visible character escaped, but for those in ``keep``; cut after ``most`` characters.
 
-    >>> shown('x'), shown(10 ** 5000)
-    ("'x'", '<int>')
+    A stranger can put escape sequences, and marks that turn the direction of writing, into a key or a file's name.
+    """
+    if most and len(text) > most:
+        text = text[:most] + "..."
+    return text if text.isprintable() else "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
+
+
+def shown(key: object, most: int = 200) -> str:
+    """The text of ``key`` for people, whatever its ``repr`` does: printable, and cut after ``most`` characters.
+
+    >>> shown('x'), shown([1, 2, 3], most=5)
+    ("'x'", '[1, 2...')
     """
     try:
         text = repr(key)
-    except Exception:  # a `repr` of the user's, or an integer of more digits than Python shows
-        return f"<{type(key).__name__}>"
-    text = text if text.isprintable() else ascii(text)
-    return text if len(text) <= 200 else text[:200] + "..."
+    except Exception:  # code of the key's class, or an integer of more digits than Python turns into decimal ones
+        text = hex(key) if isinstance(key, int) else f"<{type(key).__name__}>"
+    return printable(text, most=most)

@@ -19,7 +19,7 @@ from functools import partial
 from itertools import islice
 from typing import IO, Any
 
-from chest.cli.text import printable
+from chest.errors import printable
 
 __all__ = ["HEAD", "UNKNOWN", "kind", "unpacked"]
 

@@ -23,8 +23,8 @@ from chest.index.keysfile import KEYS
 from chest.serialize.aligned import read_layout
 from chest.serialize.bounds import Refused
 from chest.storage import system
-from chest.storage.base import CRC, OFFSET, PACK, Ref
-from chest.storage.packs import FOLDER, idle
+from chest.storage.base import CRC, PACKS, Ref, offset_of, pack_of
+from chest.storage.packs import idle
 from chest.storage.store import Store
 from chest.storage.tree import Tree
 
@@ -89,9 +89,7 @@ class Inspection:
         """A local file; `OSError` if it is gone, a link, or not regular."""
         with system.Opened() as opened:
             self._tree.open(name, system.READ, opened)
-            file = io.FileIO(opened[0])
-            opened.clear()
-            return io.BufferedReader(file)
+            return open(os.dup(opened[0]), "rb")
 
     def _read(self, name: str, start: int = 0, size: int = -1) -> bytes:
         """The bytes there, fewer at the end of the file, all of them for a ``size`` of -1."""
@@ -105,11 +103,11 @@ class Inspection:
         """The bytes of a record, or those of a file up to ``most``."""
         if isinstance(ref, str):
             return self._read(ref, size=most)
-        return self._read(self.file(ref), ref >> OFFSET & (1 << PACK - OFFSET) - 1, self.size(ref))
+        return self._read(self.file(ref), offset_of(ref), self.size(ref))
 
     def file(self, ref: Ref) -> str:
         """Where a value lies, below the path of the chest."""
-        return ref if isinstance(ref, str) else f"{FOLDER}/{ref >> PACK:010x}"
+        return ref if isinstance(ref, str) else pack_of(ref)
 
     def kind(self, ref: Ref) -> str:
         """The kind of a value as far as it can be told unloaded.  Cost: a ``stat``, and up to 64 kB read."""
@@ -140,10 +138,10 @@ class Inspection:
         """
         named = {KEYS, KEYS + "~", *map(self.file, self.refs.values())}
         for folder, folders, names in os.walk("" if self.url else self._tree.root):
-            folders[:] = [one for one in sorted(folders) if one[0] != "." or (one, folder) == (FOLDER, self._tree.root)]
+            folders[:] = [one for one in sorted(folders) if one[0] != "." or (one, folder) == (PACKS, self._tree.root)]
             for name in sorted(names):
                 name = os.path.relpath(os.path.join(folder, name), self._tree.root).replace(os.sep, "/")
-                if name not in named and (not name.startswith(FOLDER + "/") or idle(self._tree, name)):
+                if name not in named and (not name.startswith(PACKS + "/") or idle(self._tree, name)):
                     yield name, self._tree.size(name)
 
     def faults(self) -> Iterator[tuple[Hashable, str, str, str]]:

@@ -23,8 +23,8 @@ from typing import Any
 
 from chest._version import __version__
 from chest.cli.inspect import LOST, UNREADABLE, UNTRUSTED, Inspection, refused
-from chest.cli.text import amount, key_text, plural, printable
-from chest.errors import ChestError, LoadError
+from chest.cli.text import amount, plural
+from chest.errors import ChestError, LoadError, printable, shown
 
 __all__ = ["main"]
 
@@ -127,7 +127,7 @@ def _run(arguments: Any) -> Any:
 
 def _ls(chest: Inspection, arguments: Any) -> None:
     listed: Iterable[dict[str, Any]] = (
-        {"key": key_text(key), "kind": chest.kind(ref), "bytes": chest.size(ref), "file": chest.file(ref)}
+        {"key": shown(key, most=0), "kind": chest.kind(ref), "bytes": chest.size(ref), "file": chest.file(ref)}
         for key, ref in chest.refs.items())
     if arguments.sort:
         listed = sorted(listed, key=lambda one: -one["bytes"] if arguments.sort == "size" else one[arguments.sort])
@@ -182,7 +182,7 @@ def _key(text: str, chest: Inspection) -> Hashable:
         if literal in chest.refs:
             return literal
     for key in [text] if text in chest.refs else chest.refs:
-        if key == text or key_text(key) == text:
+        if key == text or shown(key, most=0) == text:
             return key
     raise KeyError(f"there is no key {text} in {chest.handle.path}")
 
@@ -194,7 +194,7 @@ def _check(chest: Inspection, arguments: Any) -> int:
     for key, file, verdict, why in chest.faults():
         found[verdict] += 1
         lost += [key] if verdict == LOST else []
-        print(f"{key_text(key, most=200)}: {printable(file)}: {printable(why, most=400)}")
+        print(f"{shown(key)}: {printable(file)}: {printable(why, most=400)}")
     left = list(chest.leftovers())
     for name, nbytes in left:
         print(f"{printable(name)}: {amount(nbytes)}, no key's")
@@ -202,7 +202,7 @@ def _check(chest: Inspection, arguments: Any) -> int:
     print(f"{plural(len(chest.refs), 'key')}, {len(lost)} {LOST}{others}; {plural(len(left), 'leftover')}")
     bad = len(lost) + found[UNREADABLE]
     if arguments.repair and lost and not arguments.yes:
-        names = ", ".join(key_text(key, most=60) for key in lost)
+        names = ", ".join(shown(key, most=60) for key in lost)
         try:
             agreed = input(f"Drop {plural(len(lost), 'key')} ({names}) [y/N] ").strip().lower() in ("y", "yes")
         except EOFError:

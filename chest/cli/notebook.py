@@ -8,7 +8,8 @@ import heapq
 import html
 from typing import TYPE_CHECKING, Any
 
-from chest.cli.text import amount, key_text, plural, printable
+from chest.cli.text import amount, plural
+from chest.errors import printable, shown
 
 if TYPE_CHECKING:
     from chest.core import Chest
@@ -61,7 +62,7 @@ def table(chest: Chest[Any, Any]) -> str:
     sizes, largest = {**stored, **resident}, ""
     for key in heapq.nlargest(LARGEST, sizes, key=sizes.__getitem__):
         cells = (f'<td class="number">{amount(at[key]) if key in at else "–"}</td>' for at in (resident, stored))
-        largest += f"<tr><td>{html.escape(key_text(key, most=60))}</td>{''.join(cells)}</tr>"
+        largest += f"<tr><td>{html.escape(shown(key, most=60))}</td>{''.join(cells)}</tr>"
     head = '<tr><th>largest keys</th><th class="number">in memory</th><th class="number">on disk</th></tr>'
     keys = f'<table class="keys">{head}{largest}</table>' if largest else ""
     return f'{_STYLE}\n<div class="chest-view"><table>{rows}</table>{keys}</div>'

@@ -16,7 +16,7 @@ __all__ = ["Names", "Ref", "digest", "inside", "key_checksum", "key_to_filename"
 
 K = TypeVar("K", bound=Hashable)
 
-Ref = Union[str, int]  # where a value lies: the name of a loose file, or a record of a pack
+Ref = Union[str, int]  # where a value lies: a loose file's relative name, with "/" between its parts; or a record
 
 LONGEST = 240  # bytes of one part: file systems allow 255, and a `~n` may follow
 DEEPEST = 1000  # characters of a whole name: systems allow paths of about 4,000 bytes

@@ -2,30 +2,28 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, Union
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+
+from chest.index.filenames import Ref
 
 if TYPE_CHECKING:
     from chest.serialize.codec import Codec, Stamp
 
-__all__ = ["CRC", "LENGTH", "OFFSET", "PACK", "Loaded", "Ref", "Storage", "Written", "offset_of", "pack_of"]
+__all__ = ["CRC", "LENGTH", "OFFSET", "PACK", "PACKS", "Loaded", "Ref", "Storage", "Written", "offset_of", "pack_of"]
 
 K = TypeVar("K", bound=Hashable)
 
-Ref = Union[str, int]
-"""Where a value lies.  A str is the name of a loose file, relative, with "/" between its parts.  An int is a record::
-
-    pack << PACK | offset << OFFSET | length << LENGTH | crc
-
-pack: 40 random bits; offset: 40 bits; length: 32 bits; crc: ``zlib.crc32`` of the record's bytes.  As the checksum
-stands in the ref, nobody's bytes can pass for another's.  A record that moved keeps its low 64 bits.
-"""
+# A ref that is an int is a record: pack << PACK | offset << OFFSET | length << LENGTH | crc, with 40 random bits
+# for the pack, 40 for the offset, 32 for the length, and `zlib.crc32` of the record's bytes.  As the checksum stands in
+# the ref, nobody's bytes can pass for another's.  A record that moved keeps its low 64 bits.
 PACK, OFFSET, LENGTH = 104, 64, 32
+PACKS = ".packs"  # the folder of the packs
 CRC = 0xFFFF_FFFF  # mask of the checksum, and of the length
 
 
 def pack_of(record: int) -> str:
     """The name of the pack that a record is in, below the path of the chest."""
-    return f".packs/{record >> PACK:010x}"
+    return f"{PACKS}/{record >> PACK:010x}"
 
 
 def offset_of(record: int) -> int:

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any, Callable, Generic, TypeVar, Union
 from zlib import crc32
 
 from chest.errors import ChestError, DamagedError, raised_by_signal
+from chest.index import KEYS
 from chest.index.filenames import Names, digest, inside
 from chest.serialize.aligned import LEAST, Encoded
 from chest.serialize.compare import can_change
-from chest.storage.base import CRC, LENGTH, OFFSET, PACK, Loaded, Ref, Storage, Written
+from chest.storage.base import CRC, LENGTH, OFFSET, PACK, PACKS, Loaded, Ref, Storage, Written, offset_of, pack_of
 from chest.storage.remote_keys import RemoteKeys
-from chest.storage.store import KEYS, PACKS, Range, Store
+from chest.storage.store import Range, Store
 
 if TYPE_CHECKING:
     from chest.serialize.aligned import Buffer
@@ -77,7 +78,7 @@ class Remote(Generic[K]):
 
     def file(self, ref: Ref) -> str:
         """The URL of the object that holds the value."""
-        return self._store.shown(ref if isinstance(ref, str) else _pack_name(ref >> PACK))
+        return self._store.shown(ref if isinstance(ref, str) else pack_of(ref))
 
     # Out.
 
@@ -129,7 +130,7 @@ class Remote(Generic[K]):
                 self._digests[ref] = _digest([memoryview(data)[:size]])
             done.append(Written(ref, len(data), 0, stamp, None))
         if records:
-            objects[_pack_name(pack)] = b"".join(records.values())
+            objects[pack_of(pack << PACK)] = b"".join(records.values())
             self._new[pack], self._sizes[pack] = set(records), end
         try:
             if objects:
@@ -213,8 +214,8 @@ class Remote(Generic[K]):
         first, last = group[0], group[-1]
         if isinstance(first, str):
             return first, None, None
-        start = _place(first) & (1 << PACK - OFFSET) - 1
-        return _pack_name(first >> PACK), start, start + _place(last) - _place(first) + self.size(last)
+        start = offset_of(first)
+        return pack_of(first), start, start + _place(last) - _place(first) + self.size(last)
 
     def _loaded(self, ref: Ref, data: bytes | Exception) -> Loaded:
         if isinstance(data, Exception):
@@ -262,7 +263,7 @@ class Remote(Generic[K]):
             elif (left := self._new.get(ref >> PACK)) is not None:
                 left.discard(ref)
                 if not left and self._new.pop(ref >> PACK, None) is not None:
-                    names.append(_pack_name(ref >> PACK))
+                    names.append(pack_of(ref))
         if names:
             self._store.remove(names)
 
@@ -304,7 +305,7 @@ class Remote(Generic[K]):
                 self._new.pop(pack, None)
         dead = self.named - now - self._new.keys()
         self.named |= now
-        if dead and self._store.remove(list(map(_pack_name, dead))):
+        if dead and self._store.remove([pack_of(pack << PACK) for pack in dead]):
             self.named -= dead
 
     # The place as a whole.
@@ -336,10 +337,6 @@ class Remote(Generic[K]):
     def after_fork(self) -> None:
         self._new.clear()  # the parent's
         self._store.after_fork()
-
-
-def _pack_name(pack: int) -> str:
-    return f"{PACKS}/{pack:010x}"
 
 
 def _place(ref: Ref) -> int:

@@ -7,9 +7,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from chest.errors import ChestError
+from chest.index import KEYS
 from chest.index.format import Pairs, Parser, Refs, whole_list
 from chest.storage.base import PACK
-from chest.storage.store import KEYS, Store
+from chest.storage.store import Store
 
 if TYPE_CHECKING:
     from chest.serialize.codec import Codec

@@ -19,12 +19,11 @@ from urllib.parse import unquote
 
 from chest.errors import raised_by_signal
 
-__all__ = ["KEYS", "PACKS", "Range", "Store", "redacted"]
+__all__ = ["Range", "Store", "redacted"]
 
 T = TypeVar("T")
 Range = tuple[str, Optional[int], Optional[int]]  # the name of an object, and from where to where; `None`: all of it
 
-KEYS, PACKS = ".keys", ".packs"
 _TIDY = {"file", "local", "sftp", "ssh"}  # where removing a folder never removes what is in it
 # Answers of a store that is well.  ENOSYS: it, or the package that talks to it, does not know what was asked.
 _NUMBERS = {"FileNotFoundError": errno.ENOENT, "FileExistsError": errno.EEXIST, "PermissionError": errno.EACCES,
