@@ -13,6 +13,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -44,52 +45,47 @@ def run(size: str, available_memory: str) -> None:
                              f"TMPDIR to another directory, or give a smaller --size")
         path = os.path.join(scratch, "tables")
         print(f"Which modules are alike?  A chest with a budget of {amount(available)} in {path}\n", flush=True)
-        for step in (_write, _read):
+        for work in (_write, _read):
             with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # a new process, which is no copy of this one
-                pool.submit(step, path, total, available).result()
+                pool.submit(_step, work, path, total, available).result()
     print("Everything is removed again.")
 
 
-def _write(path: str, total: int, available: int) -> None:
+def _step(work: Callable[..., None], path: str, total: int, available: int) -> None:
+    """What one of the two processes does, and what that takes."""
     import numpy as np
 
     idle, start = _peak(), time.perf_counter()
-    print("Writing: of each module a table, how often each byte follows each other", flush=True)
+    chest: Chest[str, Any] = Chest(path=path, available_memory=available)
+    work(np, chest, total)
+    chest.close()
+    print(f"  {time.perf_counter() - start:.1f} s, {amount(_peak())} of memory at the peak, of which Python and numpy "
+          f"alone take {amount(idle)}\n", flush=True)
+
+
+def _write(np: Any, chest: Chest[str, Any], total: int) -> None:
+    print("Writing: of each module a table, how often each byte follows each other byte", flush=True)
     root = Path(sysconfig.get_path("stdlib"))
     files = [file for file in sorted(root.rglob("*.py")) if file.stat().st_size >= LEAST
              and not {"site-packages", "dist-packages", "encodings"}.intersection(file.relative_to(root).parts)]
     distances = max(1, round(total / (len(files) * TABLE)))
-    chest: Chest[str, Any] = Chest(path=path, available_memory=available)
     for file in files[: max(8, round(total / (distances * TABLE)))]:
         text = np.frombuffer(file.read_bytes(), "u1").astype("intp")
         counts = [np.bincount(text[:-d] * 256 + text[d:], minlength=65536) for d in range(1, distances + 1)]
         chest[file.relative_to(root).as_posix()] = np.stack(counts).reshape(-1, 256, 256).astype("f8")
     print(f"  {plural(len(chest), 'array')}, {amount(len(chest) * distances * TABLE)} in all; "
           f"{amount(chest.stats.bytes_written)} were spilled on the way, the rest saved at the end")
-    chest.close()
-    _tell(start, idle)
 
 
-def _read(path: str, total: int, available: int) -> None:
-    import numpy as np
-
-    idle, start = _peak(), time.perf_counter()
+def _read(np: Any, chest: Chest[str, Any], total: int) -> None:
     print("Reading: a new process opens the chest by its path, and compares one table with each other", flush=True)
-    chest: Chest[str, Any] = Chest(path=path, available_memory=available)
     chosen = list(chest)[len(chest) // 2]
     one = chest[chosen][0] / np.linalg.norm(chest[chosen][0])
     likeness = {key: (one * table[0]).sum() / np.linalg.norm(table[0]) for key, table in chest.items() if key != chosen}
     print(f"  {amount(chest.stats.bytes_read)} from disk")
-    _tell(start, idle)
     print(f"Most like {chosen}:")
     for key in heapq.nlargest(5, likeness, likeness.__getitem__):
         print(f"  {likeness[key]:8.3%}  {key}")
-    print(flush=True)
-
-
-def _tell(start: float, idle: int) -> None:
-    print(f"  {time.perf_counter() - start:.1f} s, {amount(_peak())} of memory at the peak, of which Python and numpy "
-          f"alone take {amount(idle)}\n", flush=True)
 
 
 def _peak() -> int:

@@ -47,12 +47,8 @@ if sys.platform == "win32":
         return os.open(os.path.join(directory, ".lock"), os.O_RDWR | os.O_CREAT | getattr(os, "O_TEMPORARY", 0))
 
     def _locking(fd: int, how: int) -> None:
-        place = os.lseek(fd, 0, os.SEEK_CUR)
-        os.lseek(fd, _FAR, os.SEEK_SET)
-        try:
-            msvcrt.locking(fd, how, 1)
-        finally:
-            os.lseek(fd, place, os.SEEK_SET)
+        os.lseek(fd, _FAR, os.SEEK_SET)  # what is locked is only appended to, and read by `pread`
+        msvcrt.locking(fd, how, 1)
 
     def try_lock(fd: int) -> bool:
         try:
@@ -135,7 +131,7 @@ else:
 
 
 if sys.platform == "emscripten":  # a browser: this process is alone there, and ``flock`` locks nobody out
-    _held: dict[tuple[int, int], int] = {}  # files and the descriptors that have their locks, until they are closed
+    _held: dict[tuple[int, int] | None, int] = {}  # files, and the descriptors that have their locks until they close
 
     def _file(fd: int) -> tuple[int, int] | None:
         try:
@@ -146,15 +142,14 @@ if sys.platform == "emscripten":  # a browser: this process is alone there, and 
 
     def try_lock(fd: int) -> bool:
         file = _file(fd)
-        holder = _held.get(file, fd) if file is not None else fd
+        holder = _held.get(file, fd)
         if holder != fd and _file(holder) == file:
             return False
-        if file is not None:
-            _held[file] = fd
+        _held[file] = fd
         return True
 
     def unlock(fd: int) -> None:
-        _held.pop(_file(fd) or (-1, -1), None)
+        _held.pop(_file(fd), None)
 
 
 def raise_of_a_signal(error: OSError) -> None:

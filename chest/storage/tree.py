@@ -108,8 +108,6 @@ class Tree:
 
     def status(self, name: str) -> os.stat_result:
         """What the system says of a file, or of the link that stands there."""
-        if "/" not in name and os.sep == "/":
-            return os.lstat(self.prefix + name)
         with self.entry(name) as (path, folder):
             return os.stat(path, dir_fd=folder, follow_symlinks=False)
 
