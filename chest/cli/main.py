@@ -17,7 +17,6 @@ import shutil
 import signal
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
@@ -190,17 +189,17 @@ def _key(text: str, chest: Inspection) -> Hashable:
 def _check(chest: Inspection, arguments: Any) -> int:
     if arguments.leftovers and not arguments.repair:
         raise ValueError("--leftovers works with --repair only: give both")
-    lost, found = [], Counter[str]()
+    found: dict[str, list[Hashable]] = {LOST: [], UNREADABLE: [], UNTRUSTED: []}
     for key, file, verdict, why in chest.faults():
-        found[verdict] += 1
-        lost += [key] if verdict == LOST else []
+        found[verdict].append(key)
         print(f"{shown(key)}: {printable(file)}: {printable(why, most=400)}")
     left = list(chest.leftovers())
     for name, nbytes in left:
         print(f"{printable(name)}: {amount(nbytes)}, no key's")
-    others = "".join(f", {found[verdict]} {verdict}" for verdict in (UNREADABLE, UNTRUSTED) if found[verdict])
+    lost = found.pop(LOST)
+    others = "".join(f", {len(keys)} {verdict}" for verdict, keys in found.items() if keys)
     print(f"{plural(len(chest.refs), 'key')}, {len(lost)} {LOST}{others}; {plural(len(left), 'leftover')}")
-    bad = len(lost) + found[UNREADABLE]
+    bad = len(lost) + len(found[UNREADABLE])
     if arguments.repair and lost and not arguments.yes:
         names = ", ".join(shown(key, most=60) for key in lost)
         try:
