@@ -15,12 +15,12 @@ from chest.engine.opening import Settings
 from chest.engine.state import nothing
 from chest.engine.transfer import receive, receive_chest
 from chest.index import key_to_filename
+from chest.mapping import DictMethods, unchanging
 from chest.memory.cache import ABSENT, budget
 from chest.memory.sizeof import nbytes
 from chest.pickled import opened_like, reduced
 from chest.stats import Stats
 from chest.storage.base import offset_of, pack_of
-from chest.views import DictMethods, unchanging
 
 __all__ = ["Chest", "key_to_filename", "nbytes"]
 

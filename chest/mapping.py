@@ -1,4 +1,4 @@
-"""What a dict has beside the methods of a `MutableMapping`; its views load values one after another, when asked for."""
+"""A dict's methods that a `MutableMapping` lacks; its views load values one after another, when asked for."""
 from __future__ import annotations
 
 import collections.abc
