@@ -301,7 +301,13 @@ class Chest(DictMethods[K, V]):
         engine.loader.prefetch([keys] if is_one else list(keys), _wrapper(progress))
 
     def move_to_disk(self, key: K) -> None:
-        """Let the value of ``key`` leave memory, written first if no file holds it.  `KeyError` if there is none."""
+        """Let the value of ``key`` leave memory, written first if no file holds it.  `KeyError` if there is none.
+
+        >>> c = Chest({'x': 1})
+        >>> c.move_to_disk('x')
+        >>> c.inmem
+        {}
+        """
         if not self._engine.writable().spiller.move_out(key):
             raise KeyError(key) from None
 
