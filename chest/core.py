@@ -364,7 +364,7 @@ class Chest(DictMethods[K, V]):
 
     @property
     def _keys(self) -> dict[K, str | None]:
-        """Each key's place on disk, in a pack ``.packs/number:offset``; `None` while its value is in memory only."""
+        """Each key's place on disk, in a pack ``.packs/number:offset``; `None`: in memory only.  Cost: O(keys)."""
         refs = self._engine.state.index.refs.copy()
         return {key: f"{pack_of(ref)}:{offset_of(ref)}" if isinstance(ref, int) else ref for key, ref in refs.items()}
 
