@@ -60,6 +60,18 @@ def test_the_old_attributes_can_be_read(path):
     assert not Chest()._explicitly_given_path
 
 
+def test_keys_tells_the_place_of_a_small_value_in_its_pack(path):
+    c = Chest({"x": 1}, path=path, min_file_size=4096)
+    c.flush()
+    end = os.path.getsize(c.key_to_filename("x"))
+    c["y"] = 2
+    c.flush()
+    c["z"] = 3
+
+    pack = ".packs/" + os.path.basename(c.key_to_filename("x"))
+    assert c._keys == {"x": f"{pack}:0", "y": f"{pack}:{end}", "z": None}
+
+
 def test_after_a_flush_there_are_the_index_and_the_values_and_nothing_else(path):
     c = Chest({"x": [1, 2, 3], "y": 2}, path=path)
     c.flush()
