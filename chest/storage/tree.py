@@ -51,7 +51,7 @@ class Tree:
         """A path of a name and a ``dir_fd`` for it that are safe to use; ``make`` its folders where they are not there.
 
         `OSError` for a name that leads out of the root.  Errors within get the full path.  Cost: two system calls a
-        folder, none for a name without a "/".
+        folder, three where it may have to be made; none for a name without a "/".
         """
         *folders, last = name.split("/")
         if not {"", ".", ".."}.isdisjoint((*folders, last)) or (os.sep != "/" and ("\\" in name or ":" in name)):
@@ -62,14 +62,10 @@ class Tree:
                 if folders and system.WALKS:
                     opened.append(os.open(path, system.ROOT))
                     for folder in folders:
-                        try:
-                            opened.append(os.open(folder, system.FOLDER, dir_fd=opened[0]))
-                        except FileNotFoundError:
-                            if not make:
-                                raise
-                            with suppress(FileExistsError):  # somebody was quicker; or it is a link to nowhere
+                        if make:
+                            with suppress(FileExistsError):  # or it is a link, which is not opened
                                 os.mkdir(folder, dir_fd=opened[0])
-                            opened.append(os.open(folder, system.FOLDER, dir_fd=opened[0]))
+                        opened.append(os.open(folder, system.FOLDER, dir_fd=opened[0]))
                         os.close(opened.pop(0))
                     yield last, opened[0]
                 else:
