@@ -215,9 +215,9 @@ class Committer(Generic[K]):
             cache.take_hits()
             stay = flight.given | cache.access.pinned()
             # Who is given a value behind the commit is in `given`; what was set then, and written by another, is saved
-            # otherwise than this commit says.
+            # otherwise than this commit says.  What was given then, and is in another's flight now, that one looks at.
             leaving = {key: saved[key] for key in list(cache.values) if key in saved and key not in stay
-                       and key not in cache.given and cache.saved.get(key) == saved[key]}
+                       and key not in cache.given and key not in state.flights and cache.saved.get(key) == saved[key]}
             gone = cache.evict(leaving, 2)
             state.counts.spills += len(leaving)
             state.torn = torn

@@ -9,7 +9,6 @@ import contextlib
 import itertools
 import pickle
 import random
-import sys
 import threading
 
 import pytest
@@ -820,7 +819,6 @@ def test_what_threads_have_in_hand_whose_first_use_of_a_chest_is_a_hit_may_be_ch
     assert [Chest(path=path)[key]["part"] for key in "xy"] == [[0, 1], [0, 1]]
 
 
-@pytest.mark.xfail(sys.implementation.name == "pypy", reason="a change is lost there now and then: docs/platforms.rst", strict=False)
 @pytest.mark.parametrize("seed", range(3))
 def test_what_threads_change_in_hand_survives_the_spills_and_commits_of_others(path, seed):
     chest = Chest(path=path, min_file_size=1000, available_memory=3000)
