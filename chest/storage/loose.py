@@ -160,9 +160,9 @@ class NewFile(Generic[K]):
         """Write pieces of a value, which are good during this call only."""
         if not self.opened:
             loose, key = self._loose, self.key
-            reserved = loose.names.reserved
-            name = reserved[key] if key in reserved else loose.plain(key)
-            if "/" not in name and (name not in loose.names.taken or key in reserved):
+            reserved = loose.names.reserved.get(key)  # another thread may release it
+            name = reserved or loose.plain(key)
+            if "/" not in name and (reserved or name not in loose.names.taken):
                 self._name = name
                 try:
                     self.opened.append(os.open(loose.tree.prefix + name, system.CREATE, 0o666))
