@@ -277,7 +277,7 @@ class Directory(Generic[K]):
 
     def committing(self, superseded: Iterable[Ref]) -> None:
         for ref in superseded:
-            if isinstance(ref, str):
+            if isinstance(ref, str) and inside(ref):
                 with system.tolerated():
                     self._packs.note(self._tree.status(ref).st_ino, ref)
 
