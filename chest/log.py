@@ -28,4 +28,5 @@ def log(level: str, message: str, *details: object) -> None:
         logger = logging.getLogger("chest")
         if not logger.handlers:
             logger.addHandler(logging.NullHandler())  # without one, warnings go to the user's terminal
-        getattr(logger, level)(message, *details)
+        # An error as its text: a handler that keeps it would keep the values and files of all frames on its way.
+        getattr(logger, level)(message, *[str(one) if isinstance(one, Exception) else one for one in details])
