@@ -84,21 +84,20 @@ class Committer(Generic[K]):
         state, flight = self.state, Flight(False)
         saved: dict[K, Saved] = {}
         try:
-            with state.lock, state.undisturbed:
+            with state.lock:
                 state.mend()
-                torn, state.torn = state.torn, True
-                self._unstick()
-                items = self._unsaved()
-                clean: dict[K, Saved] = self._leave_together(items) if empty else {}
-                keys = [*[item[0] for item in items], *clean]
-                for key in keys:
-                    state.cache.given.pop(key, None)
-                # Now, and not behind the comparison: thread B may have a value, change it then, and let go of it.
-                alone = set() if empty or state.is_exposed else {item[0] for item in items if owned((item[1],), 2)}
-                state.take_off(flight, keys)
-                # 1. thread B has a value in hand; 2. it is written; 3. B changes it, and asks for another.
-                flight.given |= state.cache.access.pinned()
-                state.torn = torn
+                with state.section:
+                    self._unstick()
+                    items = self._unsaved()
+                    clean: dict[K, Saved] = self._leave_together(items) if empty else {}
+                    keys = [*[item[0] for item in items], *clean]
+                    for key in keys:
+                        state.cache.given.pop(key, None)
+                    # Now, and not behind the comparison: thread B may have a value, change it then, and let go of it.
+                    alone = set() if empty or state.is_exposed else {item[0] for item in items if owned((item[1],), 2)}
+                    state.take_off(flight, keys)
+                    # 1. thread B has a value in hand; 2. it is written; 3. B changes it, and asks for another.
+                    flight.given |= state.cache.access.pinned()
             try:
                 errors = self._write(items, saved, flight, progress)
                 if not (strict and errors):
@@ -148,13 +147,11 @@ class Committer(Generic[K]):
                 if not new:
                     continue
                 written = self.spiller.write(new)
-                with state.lock, state.undisturbed:
-                    torn, state.torn = state.torn, True
+                with state.lock, state.section:
                     orphans += self.spiller.record(written, saved, flight)
                     for item, one in written:
                         if item[0] in saved:
                             state.cache.wrote(item[0], saved[item[0]], one.nbytes, item[2] is not None)
-                    state.torn = torn
                 for item, one in written:
                     if isinstance(one.error, OSError):
                         raise explain_dump(one.error, item[0], state.storage.path)
@@ -186,8 +183,7 @@ class Committer(Generic[K]):
     def _land(self, items: list[Item], saved: dict[K, Saved], alone: set[K], flight: Flight) -> None:
         """Note which values are known to be as their bytes are: those saved that nobody but the chest can reach."""
         state, cache = self.state, self.state.cache
-        with state.lock, state.undisturbed:
-            torn, state.torn = state.torn, True
+        with state.lock, state.section:
             cache.take_hits()
             for key, *_ in items:
                 if key in cache.values:
@@ -199,7 +195,6 @@ class Committer(Generic[K]):
                 if key in saved:
                     cache.let_go(key)
             state.land(flight)
-            state.torn = torn
 
     def _empty(self, saved: dict[K, Saved], flight: Flight) -> None:
         """Let values leave memory that were just saved, but for those that somebody was given since."""
@@ -210,8 +205,7 @@ class Committer(Generic[K]):
                     self.spiller.on_overflow(key)
             self.spiller.leave([key for key in saved if state.index.refs.get(key) is not None], announced=True)
             return
-        with state.lock, state.undisturbed:
-            torn, state.torn = state.torn, True
+        with state.lock, state.section:
             cache.take_hits()
             stay = flight.given | cache.access.pinned()
             # Who is given a value behind the commit is in `given`; what was set then, and written by another, is saved
@@ -220,7 +214,6 @@ class Committer(Generic[K]):
                        and key not in cache.given and key not in state.flights and cache.saved.get(key) == saved[key]}
             gone = cache.evict(leaving, 2)
             state.counts.spills += len(leaving)
-            state.torn = torn
         del gone
 
     # The index.
@@ -233,13 +226,7 @@ class Committer(Generic[K]):
             with state.lock:
                 refs = dict(state.index.refs)
             moved = state.storage.compact(refs)
-        try:
-            orphans, refused = self._commit(plain, moved, mine)
-        except (OSError, ChestError):
-            raise
-        except BaseException:
-            state.torn = True  # lest the directory's lock is held on, if Ctrl-C came as it was released
-            raise
+        orphans, refused = self._commit(plain, moved, mine)
         state.storage.remove(orphans)
         with state.lock:
             if not self._is_pending(mine):
@@ -249,7 +236,7 @@ class Committer(Generic[K]):
 
     def _commit(self, plain: bool, moved: dict[int, int], mine: Flight | None) -> tuple[list[Ref], Errors]:
         state = self.state
-        with state.lock, state.undisturbed, state.index.keys.lock:
+        with state.lock, state.section, state.index.keys.lock:
             while state.refresh():
                 pass  # a value that is dropped may run code of the user's, and that may commit by another handle
             try:
@@ -275,14 +262,12 @@ class Committer(Generic[K]):
         with state.lock:
             state.mend()
             state.refresh()
-            torn, state.torn = state.torn, True
-            state.flights.clear()
-            gone = state.cache.clear()  # first: what the index has of a value that is nowhere is not taken for one
-            with state.undisturbed:
+            with state.section:
+                state.flights.clear()
+                gone = state.cache.clear()  # first: what the index has of a value that is nowhere is not taken for one
                 unnamed = state.index.rollback()
-            state.count_change()
-            state.landed.notify_all()
-            state.torn = torn
+                state.count_change()
+                state.landed.notify_all()
         del gone
         state.storage.remove(unnamed)
 

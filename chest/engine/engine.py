@@ -81,6 +81,7 @@ class Engine(Generic[K]):
             if new and state.known(key):
                 return
             refs = state.index.refs
+            gone = cache.values[key] if key in cache.values else None  # its finaliser, if any, comes behind all this
             torn, state.torn = state.torn, True
             if state.flights:
                 state.flights.pop(key, None)
@@ -89,7 +90,7 @@ class Engine(Generic[K]):
             cache.access.asked(key)
             if size > state.available:
                 state.large.add(key)
-            gone = cache.put(key, value, size, None)
+            cache.put(key, value, size, None)
             if key not in refs or refs[key] is not None or state.index.inherited:
                 if key not in refs:
                     state.count_change()
@@ -109,12 +110,11 @@ class Engine(Generic[K]):
             state.mend()
             if not state.known(key):
                 return False
-            torn, state.torn = state.torn, True
-            orphan = state.index.delete(key)
-            gone = state.drop(key)
-            state.cache.policy.forget(key)
-            state.count_change()
-            state.torn = torn
+            with state.section:
+                orphan = state.index.delete(key)
+                gone = state.drop(key)
+                state.cache.policy.forget(key)
+                state.count_change()
         del gone
         state.storage.remove([] if orphan is None else [orphan])
         return True
@@ -167,21 +167,20 @@ class Engine(Generic[K]):
         state, cache, orphans, gone = self.state, self.state.cache, [], []
         with state.lock:
             state.mend()
-            torn, state.torn = state.torn, True
-            refs, added = state.index.refs, False
-            for key, one, value in made:
-                is_new = key not in refs
-                orphans.append(state.index.set(key, one.ref, one.version))
-                if is_new:
-                    added = True
-                else:
-                    gone.append(state.drop(key))
-                if value is not ABSENT:
-                    cache.leave(key, value, (one.stamp, one.version))
-                    state.counts.bytes_written += one.nbytes
-            if added:
-                state.count_change()
-            state.torn = torn
+            with state.section:
+                refs, added = state.index.refs, False
+                for key, one, value in made:
+                    is_new = key not in refs
+                    orphans.append(state.index.set(key, one.ref, one.version))
+                    if is_new:
+                        added = True
+                    else:
+                        gone.append(state.drop(key))
+                    if value is not ABSENT:
+                        cache.leave(key, value, (one.stamp, one.version))
+                        state.counts.bytes_written += one.nbytes
+                if added:
+                    state.count_change()
         del gone
         state.storage.remove([ref for ref in orphans if ref is not None])
 

@@ -198,11 +198,10 @@ class Loader(Generic[K]):
                         if state.storage.version(refs[key]) != loaded.version:
                             continue
                     if state.flights.get(key) is flight and self._is_as_inherited(key, loaded.version):
-                        torn, state.torn = state.torn, True
-                        self._arrive(key, loaded, size)
-                        cache.given.pop(key)  # nobody was given it yet
-                        cache.watch.pop(key, None)
-                        state.torn = torn
+                        with state.section:
+                            self._arrive(key, loaded, size)
+                            cache.given.pop(key)  # nobody was given it yet
+                            cache.watch.pop(key, None)
             return True
 
     def stream(self, keys: list[K]) -> Iterator[tuple[K, Any]]:

@@ -21,6 +21,7 @@ from chest.log import Key, log
 from chest.memory.cache import UNKNOWN, Saved
 from chest.memory.sizeof import nbytes
 from chest.storage.base import Ref, Written
+from chest.storage.system import raise_of_a_signal
 
 __all__ = ["Item", "Spiller"]
 
@@ -66,8 +67,7 @@ class Spiller(Generic[K]):
         """Of up to ``most`` values that left memory let those go that the program does not refer to any more; one that
         was changed in place is in memory again, to be saved as any other."""
         state, cache = self.state, self.state.cache
-        with state.lock:
-            torn, state.torn = state.torn, True
+        with state.lock, state.section:
             found = cache.unreferenced(most)
             for key, value, saved in found:
                 if self._is_same(value, saved):
@@ -75,7 +75,6 @@ class Spiller(Generic[K]):
                 else:
                     cache.put(key, value, nbytes(value), saved)
                     del cache.given[key]
-            state.torn = torn
         del found
 
     def make_room_quietly(self) -> None:
@@ -83,6 +82,7 @@ class Spiller(Generic[K]):
         try:
             self.make_room()
         except OSError as error:
+            raise_of_a_signal(error)
             log("warning", "over the budget: %s", error)
 
     def move_out(self, key: K) -> bool:
@@ -197,8 +197,7 @@ class Spiller(Generic[K]):
             last = cache.access.last()
         for item in items:
             self.on_overflow(item[0])
-        with state.lock:
-            torn, state.torn = state.torn, True
+        with state.lock, state.section:
             cache.take_hits()
             cache.access.release()
             for key in last:
@@ -208,7 +207,6 @@ class Spiller(Generic[K]):
                 if state.flights.get(key) is flight and key not in late:
                     cache.given.pop(key, None)
                     flight.given.discard(key)
-            state.torn = torn
 
     def _settle(self, items: list[Item], written: list[tuple[Item, Written]], saved: dict[K, Saved],
                 flight: Flight) -> None:
@@ -218,8 +216,7 @@ class Spiller(Generic[K]):
         """
         state, cache = self.state, self.state.cache
         orphans: list[Ref] = []
-        with state.lock, state.undisturbed:
-            torn, state.torn = state.torn, True
+        with state.lock, state.section:
             if cache.access.log:
                 cache.take_hits()
             if written:
@@ -240,7 +237,6 @@ class Spiller(Generic[K]):
                 cache.policy.restore(back)
             gone = cache.evict(saved, 2)  # besides, each is in its item, and in the cache
             state.land(flight)
-            state.torn = torn
         if saved and "logging" in sys.modules:  # else nobody listens
             log("debug", "spilled %d of %s, %s first; wrote %d, %d bytes", len(saved), state.storage.path,
                 Key(next(iter(saved))), len(written), sum([one.nbytes for _, one in written]))

@@ -5,9 +5,9 @@ Three rules keep threads out of each other's way.
 1.  Values are read and written without the lock.  A `Flight` stands in the table ``flights`` meanwhile, one for each
     key; what was read or written counts only if it still stands there.
 2.  The handle's lock comes before the directory's, never the other way round.
-3.  Before a section that changes several parts, ``torn`` is set, and behind it taken back.  So whoever finds it set
-    knows that Ctrl-C or an error came in between, and makes everything derived anew from the two dicts that are the
-    truth: ``cache.values`` and ``index.refs``.
+3.  A section that changes several parts sets ``torn``, and behind it takes it back.  So whoever finds it set knows that
+    Ctrl-C or an error came in between, and makes everything derived anew from the two dicts that are the truth:
+    ``cache.values`` and ``index.refs``.  ``state.section`` does that; where every call counts, the lines are spelt out.
 """
 from __future__ import annotations
 
@@ -63,24 +63,33 @@ class Flight:
         return False
 
 
-class _Undisturbed:
-    """In this block the garbage collector does not come: it may run a finaliser of the user's that uses the chest."""
+class _Section:
+    """A block, within the lock, that changes several parts: ``torn`` is set, and Ctrl-C and the like leave it so.
 
-    depth = 0
-    collects = False
+    What the system refuses is raised where nothing is half done.  The garbage collector does not come meanwhile: it may
+    run a finaliser of the user's that uses the chest.
+    """
+
+    def __init__(self, state: State[Any]) -> None:
+        self._state = state
+        self.depth = 0
+        self.before = self.collects = False
 
     def __enter__(self) -> None:
         if not self.depth:
-            self.collects = gc.isenabled()
+            self.before, self.collects = self._state.torn, gc.isenabled()
         self.depth += 1
+        self._state.torn = True
         gc.disable()
 
-    def __exit__(self, *error: object) -> None:
-        self.depth -= 1
-        if self.depth <= 0:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self.depth == 1:
             if self.collects:
                 gc.enable()
-            self.depth, self.collects = 0, False
+            # An OSError without a number is not the system's: a handler of a signal raised it.
+            if error is None or isinstance(error, ChestError) or getattr(error, "errno", None) is not None:
+                self._state.torn = self.before
+        self.depth -= 1
 
 
 class State(Generic[K]):
@@ -97,7 +106,7 @@ class State(Generic[K]):
         self.flights: dict[K, Flight] = {}
         self.torn = False
         index.version, index.committing = storage.version, storage.committing
-        self.undisturbed = _Undisturbed()
+        self.section = _Section(self)
         self.large: set[K] = set()  # keys in memory whose values are larger than the budget: these leave first
         self.is_exposed = False  # if so, no value is known to be in nobody's hands
         # The index's, for a load: in a store no name comes again, so that there it needs no round trip.
@@ -120,8 +129,9 @@ class State(Generic[K]):
         """
         if self.torn and not self._in_a_section():
             log("debug", "an operation was interrupted; what is derived is made anew")
-            self.undisturbed.depth = 0
-            self.undisturbed.__exit__()
+            if self.section.depth and self.section.collects:
+                gc.enable()
+            self.section = _Section(self)
             mend_lock: Any = getattr(self.index.keys.lock, "mend", None)
             if mend_lock is not None:
                 mend_lock()
@@ -167,21 +177,14 @@ class State(Generic[K]):
         with self.lock:
             if self.index.is_current():
                 return False
-            before, self.torn = self.torn, True
-            try:
-                with self.undisturbed:
-                    changes = self.index.refresh()
-            except (OSError, ChestError):  # nothing was taken over
-                self.torn = before
-                raise
-            if changes is None:
-                self.torn = before
-                return False
-            stale, replaced = changes
-            if replaced:  # a name may have been free, and taken again, in between
-                stale += self._of_other_files()
-            dropped = [self.drop(key) for key in stale]
-            self.torn = before
+            with self.section:
+                changes = self.index.refresh()
+                if changes is None:
+                    return False
+                stale, replaced = changes
+                if replaced:  # a name may have been free, and taken again, in between
+                    stale += self._of_other_files()
+                dropped = [self.drop(key) for key in stale]
         del dropped
         return True
 
@@ -203,18 +206,16 @@ class State(Generic[K]):
 
     def forget(self) -> list[Ref]:
         """Forget values and index; returns the refs that there were."""
-        with self.lock:
-            self.torn = True
+        with self.lock, self.section:
             self.flights.clear()
             gone = self.cache.clear()
             refs = self.index.forget()
-            self.torn = False
         del gone
         return refs
 
     def erase(self) -> None:
         """Remove the index, and then the files of all values."""
-        with self.lock, self.undisturbed, self.index.keys.lock:
+        with self.lock, self.section, self.index.keys.lock:
             self.refresh()
             self.storage.committing(list(self.index.committed_refs()))
             self.index.keys.erase()  # from now on the chest is empty, whatever becomes of its files

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from chest.engine.committer import Progress
@@ -49,12 +50,10 @@ def receive_chest(engine: Engine[Any], other: Engine[Any], overwrite: bool, prog
     if other is engine:
         return
     saved = False
-    try:
+    with suppress(ChestError, OSError):
         if other.settings.flag != "r":
             other.save(False, False)
             saved = True
-    except (ChestError, OSError):
-        pass
     linked = engine.state.codec.same_format(other.state.codec)
     keys = other.alive().state.keys()
     for key in progress(keys, total=len(keys)):

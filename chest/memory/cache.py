@@ -136,19 +136,11 @@ class Cache(Generic[K]):
         self._for_parts = 0
         self._besides: dict[K, int] = {}  # bytes of each kept value that the program has only a part of
 
-    def put(self, key: K, value: Any, size: int, saved: Saved | None) -> Any:
-        """The value of ``key`` is ``value``, of ``size`` bytes; ``saved`` if it is on disk, else it is dirty.
-
-        Returns the value before, so that a finaliser of the user's, which may use the chest, runs when the caller is
-        through.
-        """
-        before = None
+    def put(self, key: K, value: Any, size: int, saved: Saved | None) -> None:
+        """The value of ``key`` is ``value``, of ``size`` bytes; ``saved`` if it is on disk, else it is dirty."""
         if self.stuck:
             self.stuck.discard(key)
-        if key in self.values:
-            before = self.values[key]
-            self.usage -= self.sizes[key]
-        self.usage += size
+        self.usage += size - (self.sizes[key] if key in self.sizes else 0)
         self.sizes[key] = size
         if saved is None:
             self.given[key] = self.values[key] = value
@@ -163,7 +155,6 @@ class Cache(Generic[K]):
         if self.left and key in self.left:
             self.let_go(key)
         self.policy.put(key, size, saved is None)
-        return before
 
     def give(self, key: K) -> Any:
         """The value in memory of ``key``, noted as handed out; `ABSENT` if there is none."""

@@ -362,6 +362,32 @@ def test_ctrl_c_while_a_value_is_written_leaves_no_half_file_and_no_loss(path, m
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+def test_a_limit_of_time_that_comes_while_a_read_makes_room_comes_out(path, ctrl_c):
+    armed = []
+
+    def dump(value, file):
+        if armed:
+            armed.clear()
+            ctrl_c()
+        pickle.dump(value, file)
+
+    def limit(*_):
+        raise TimeoutError("the time is up")
+
+    c = Chest({"x": "x" * 1000}, path=path, dump=dump, load=pickle.load, available_memory=1500)
+    c.flush()
+    c["y"] = "y" * 1000
+    signal.signal(signal.SIGINT, limit)
+    armed.append(1)
+    with pytest.raises(TimeoutError, match="the time is up"):
+        c["x"]
+    check(c)
+    assert dict(c) == {"x": "x" * 1000, "y": "y" * 1000}
+    c.flush()
+    assert seen(path, dump=pickle.dump, load=pickle.load) == {"x": "x" * 1000, "y": "y" * 1000}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 def test_ctrl_c_while_a_value_is_loaded_leaves_the_key_free_for_the_next(path, ctrl_c):
     armed = []
 
