@@ -69,8 +69,6 @@ class Inspection:
             packed, head = unpacked(self._read(KEYS, size=HEAD))
         except FileNotFoundError:
             raise ChestError(f"{path} is not a chest: there is no index {KEYS} in it") from None
-        if packed and not head:
-            raise ChestError(f"the index of {path} cannot be read: it is {packed} that cannot be unpacked")
         self._settings: dict[str, Any] = {"path": path, "trusted": trusted}
         if head.lstrip().startswith(b"["):
             self._settings.update(dump=json.dump, load=json.load, mode="t")
