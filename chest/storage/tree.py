@@ -56,27 +56,24 @@ class Tree:
         *folders, last = name.split("/")
         if not {"", ".", ".."}.isdisjoint((*folders, last)) or (os.sep != "/" and ("\\" in name or ":" in name)):
             raise OSError(errno.EINVAL, "this is no name of a file of a chest", self.path(name))
-        path = self.root
+        path, fd = self.root, None
         with system.Opened() as opened:
             try:
                 if folders and system.WALKS:
                     opened.append(os.open(path, system.ROOT))
-                    for folder in folders:
-                        if make:
-                            with suppress(FileExistsError):  # or it is a link, which is not opened
-                                os.mkdir(folder, dir_fd=opened[0])
-                        opened.append(os.open(folder, system.FOLDER, dir_fd=opened[0]))
+                    fd = opened[0]
+                for folder in folders:
+                    path = os.path.join(path, folder) if fd is None else folder
+                    if make:
+                        with suppress(FileExistsError):  # or it is a link, which is not followed
+                            os.mkdir(path, dir_fd=fd)
+                    if fd is not None:
+                        opened.append(os.open(path, system.FOLDER, dir_fd=fd))
                         os.close(opened.pop(0))
-                    yield last, opened[0]
-                else:
-                    for folder in folders:
-                        path = os.path.join(path, folder)
-                        if make:
-                            with suppress(FileExistsError):
-                                os.mkdir(path)
-                        if not stat.S_ISDIR(os.lstat(path).st_mode):
-                            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
-                    yield os.path.join(path, last), None
+                        fd = opened[0]
+                    elif not stat.S_ISDIR(os.lstat(path).st_mode):
+                        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+                yield (os.path.join(path, last) if fd is None else last), fd
             except OSError as error:
                 if isinstance(error.filename, str):
                     error.filename = self.path(name)
