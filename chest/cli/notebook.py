@@ -57,7 +57,7 @@ def table(chest: Chest[Any, Any]) -> str:
         "keys": f"{plural(count, 'key')}, {len(resident):,} in memory, {len(saved):,} on disk",
         "memory": f"{amount(used)} of {amount(available)}{bar}",
         "disk": amount(sum(stored.values())) if len(saved) <= MOST else f"not counted: over {MOST:,} keys",
-        "reads": f"{stats.hits / reads:.0%} from memory ({stats.hits:,} of {reads:,})" if reads else "none yet"}
+        "reads": f"{stats.hit_rate:.0%} from memory ({stats.hits:,} of {reads:,})" if reads else "none yet"}
     rows = "".join(f"<tr><th>{name}</th><td>{text}</td></tr>" for name, text in about.items())
     sizes, largest = {**stored, **resident}, ""
     for key in heapq.nlargest(LARGEST, sizes, key=sizes.__getitem__):

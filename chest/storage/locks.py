@@ -167,10 +167,7 @@ def directory_lock(directory: str) -> DirectoryLock:
     """The one lock of ``directory`` in this process, however the path is spelled."""
     real = os.path.realpath(directory)
     with _mutex:
-        found = _locks.get(real)
-        if found is None:
-            found = _locks[real] = DirectoryLock(real)
-        return found
+        return _locks.setdefault(real, DirectoryLock(real))
 
 
 def after_fork() -> None:
