@@ -117,14 +117,18 @@ def _shape(shape: Any) -> tuple[int, ...]:
 
 def _over(load: Load, memory: Any, dtype: Any, shape: Any, order: str) -> Any:
     """An array over memory."""
+    if type(dtype) is Dtype and type(memory) in _MEMORY and type(shape) is tuple and order in ("C", "F"):
+        if dtype.real.kind in _PLAIN and memory:
+            made = numpy.ndarray(shape, dtype.real, memory, 0, None, order)
+            if made.nbytes == len(memory) and made.shape == shape:  # which numpy changes if it is -1
+                return made
     only(Dtype, dtype)
     real, shape = dtype.real, _shape(shape)
     if type(memory) not in _MEMORY or order not in ("C", "F") or real.hasobject:
         raise Refused("it has an array of pointers, or over what is no memory")
-    size = math.prod(shape) * real.itemsize
-    if size != memoryview(memory).nbytes:
+    if math.prod(shape) * real.itemsize != len(memory):
         raise Refused("it has an array that is not as long as its memory")
-    made = numpy.ndarray(shape, real, memory, 0, None, order) if size else numpy.empty(shape, real, order)
+    made = numpy.ndarray(shape, real, memory, 0, None, order) if memory else numpy.empty(shape, real, order)
     if real.kind in "bUV":
         load.spend(dtype.fields)
         load.texts.append(made)
@@ -149,17 +153,11 @@ def judge(values: Any) -> None:
 @allow("numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer")
 def _from_buffer(self: Named, buffer: Any, dtype: Any, shape: Any, order: str, axes: Any = None) -> Any:
     """An array over memory, which SETITEM cannot write to until all is loaded."""
-    only(Dtype, dtype)
     order = order if axes is None else "C"
-    if dtype.real.kind in _PLAIN and type(buffer) in _MEMORY and buffer and type(shape) is tuple:  # as numpy does it
-        made = numpy.frombuffer(buffer, dtype.real)
-        if made.shape != shape:
-            made = made.reshape(_shape(shape), order=order)
-    else:
-        made = _over(self.load, buffer, dtype, shape, order)
+    made = _over(self.load, buffer, dtype, shape, order)
     if axes is not None:
         made = made.transpose(_shape(axes))
-    if made.flags.writeable:
+    if type(buffer) is bytearray or made.flags.writeable:
         made.setflags(False)
         self.load.arrays.append(made)
     return made

@@ -104,6 +104,7 @@ def test_many_numbers_are_not_taken_for_numbers_made_to_collide():
 
 def test_many_tuples_are_loaded_and_deep_ones_only_if_nothing_can_break(monkeypatch):
     monkeypatch.setattr(bounds, "_MOST_TUPLES", 100)
+    monkeypatch.setattr(bounds, "_EACH", 1)
     value = {(i, (str(i), uuid.UUID(int=i))): [i] for i in range(100)}
     assert restricted.loads(pickle.dumps(value)) == value
     with pytest.raises(restricted.Refused, match="nested"):
