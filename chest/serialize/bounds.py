@@ -37,7 +37,7 @@ _SHORT = [re.escape(bytes((size,))) + b"." * size for size in range(33)]
 _ATOM = rb"[N)\x88\x89]|K.|[C\x8c](?:%s)|J....|M..|G........|\x8a(?:%s)" % (b"|".join(_SHORT), b"|".join(_SHORT[:9]))
 _SINGLE = rb"012RQabdelosu\]}\x81\x8f-\x94\x97\x98"
 _OTHER = rb"[hq\x80\x82].|j....|\x83..|\x84....|r..[\0-\x3f]\0|\x95........"
-_RUN = re.compile(rb"(?:[%s(t\x85-\x87]|%s|%s){0,64}" % (_SINGLE, _ATOM, _OTHER), re.DOTALL)  # what need not be looked at
+_RUN = re.compile(rb"(?:[%s(t\x85-\x87]|%s|%s){0,64}" % (_SINGLE, _ATOM, _OTHER), re.DOTALL)  # nothing to look at
 _ROWS = {ord("G"): 9, ord("J"): 5, ord("M"): 3, ord("K"): 2}  # numbers, of which there may be many in a row
 _NUMBERS = b"\x8a\x8bIL"  # opcodes of integers of any size
 _TEXT = re.compile(rb"[IL](\s*[+-]?\d\w{16,4000}?)\s*L?\s*\n")
@@ -69,7 +69,7 @@ class Source(io.BytesIO):
 def check(data: bytes) -> bool:
     """May the C unpickler load ``data``, or must `Careful`?  `Refused` where neither may.
 
-    Cost: 0.1 to 0.3 ns a byte, and up to 20 µs for the first opcodes; 50 ns an opcode where there may be too many tuples.
+    Cost: 0.1 ns a byte, and up to 20 µs for the first opcodes; 50 ns an opcode where there may be too many tuples.
     """
     if len(data) > _SEARCHED or (_fills_memo() and (_PUT.search(data) or _PUT_TEXT.search(data))):
         at, _ = walk(data, _STEPS)
@@ -86,18 +86,18 @@ def _suspicious(data: bytes, begin: int) -> bool:
     begins = range(begin, len(data) - _EACH, _EACH)
     chosen = memoryview(os.urandom(2 * len(begins))).cast("H")
     numpy: Any = sys.modules.get("numpy")
+    sample: bytes
     if numpy is not None:  # the same in a third of the time
         places: Any = numpy.arange(begins.start, begins.stop, _EACH) + numpy.frombuffer(chosen, "u2") % _EACH
         sample = numpy.frombuffer(data, "u1")[places].tobytes()
     else:
         places = list(map(add, begins, [value % _EACH for value in chosen]))
         sample = bytes(itemgetter(*places)(data))
-    count = sample.count
-    if sum(map(count, _NUMBERS)) * _EACH > _MOST_NUMBERS // 4:
-        alike, seen = 0, {0: 0}
-        for number in [_number(data, int(at)) for at, code in zip(places, sample) if code in _NUMBERS]:
-            alike += seen.setdefault(hash(number), number) != number
-        if alike * _EACH > _MOST_NUMBERS // 4:
+    count, few = sample.count, _MOST_NUMBERS // _EACH // 4
+    if sum(map(count, _NUMBERS)) > few:
+        found = [_number(data, int(at)) for at, code in zip(places, sample) if code in _NUMBERS]
+        first = dict(zip(map(hash, found), found))
+        if sum([first[hash(number)] != number for number in found]) > few:
             raise Refused("it has too many integers of the same hash")
     # One of more than three takes TUPLE as well as MARK, which also begins what goes into a list or a dict.
     tuples = count(b"\x85") + count(b"\x86") + count(b"\x87") + min(count(b"("), count(b"t"))
