@@ -105,7 +105,7 @@ def load(descriptor: int, status: os.stat_result, mode: str | None, trusted: boo
     under = _map_file(descriptor, status, mode) if mode is not None and arrays else None
     opcodes = layout.without_arrays()
     described = _describe(opcodes, arrays[0][1]) if len(arrays) == 1 and len(opcodes) < _LONGEST else None
-    if described is None or (described[0].kind in "bU" and not trusted):  # whose bytes are looked at
+    if described is None:
         return loads(opcodes, trusted, lambda: _buffers(descriptor, arrays, under)), under
     numpy: Any = sys.modules["numpy"]
     dtype, shape, order = described
@@ -114,6 +114,10 @@ def load(descriptor: int, status: os.stat_result, mode: str | None, trusted: boo
         _copy(descriptor, arrays[0], pickle.PickleBuffer(value.view("i8") if dtype.kind in "Mm" else value).raw())
     else:
         value = numpy.ndarray(shape, dtype, under, arrays[0][0], None, order)
+    if not trusted:
+        from .restricted_arrays import judge
+
+        judge(value)
     if arrays[0][3] & READONLY:
         value.flags.writeable = False
     if under is not None:

@@ -180,7 +180,7 @@ def finish(value: Any, done: dict[int, tuple[Any, Any]]) -> Any:
     if isinstance(value, Own):
         made = value.finish(done)
     elif kind is list or kind is deque:
-        for place, part in enumerate(value):
+        for place, part in () if _ATOMS.issuperset(map(type, value)) else enumerate(value):
             value[place] = finish(part, done)
     elif isinstance(value, dict):
         for key, part in list(value.items()):

@@ -26,7 +26,7 @@ _DEEPEST = 16  # dtypes within dtypes
 _FIELD = 16  # bytes that a field of a dtype counts
 _NATIVE = ("=", "|", "<" if sys.byteorder == "little" else ">")
 _MEMORY = frozenset({bytes, bytearray, memoryview})
-_PLAIN = frozenset("iufcmMS")  # kinds of which any bytes are a value
+_SWAPPED = numpy.dtype("u4").newbyteorder()
 
 
 class Dtype(Own):
@@ -117,18 +117,16 @@ def _shape(shape: Any) -> tuple[int, ...]:
 
 def _over(load: Load, memory: Any, dtype: Any, shape: Any, order: str) -> Any:
     """An array over memory."""
-    if type(dtype) is Dtype and type(memory) in _MEMORY and type(shape) is tuple and order in ("C", "F"):
-        if dtype.real.kind in _PLAIN and memory:
-            made = numpy.ndarray(shape, dtype.real, memory, 0, None, order)
-            if made.nbytes == len(memory) and made.shape == shape:  # which numpy changes if it is -1
-                return made
-    only(Dtype, dtype)
-    real, shape = dtype.real, _shape(shape)
-    if type(memory) not in _MEMORY or order not in ("C", "F") or real.hasobject:
-        raise Refused("it has an array of pointers, or over what is no memory")
-    if math.prod(shape) * real.itemsize != len(memory):
+    if type(dtype) is not Dtype or type(memory) not in _MEMORY or order not in ("C", "F") or dtype.real.hasobject:
+        raise Refused("it has an array without a dtype, of pointers, or over what is no memory")
+    real = dtype.real
+    if memory and real.itemsize and type(shape) is tuple:  # numpy looks at each axis, and changes one of -1
+        made = numpy.ndarray(shape, real, memory, 0, None, order)
+    else:
+        shape = _shape(shape)
+        made = numpy.empty(shape if 0 in shape or not real.itemsize else 0, real, order)
+    if made.nbytes != len(memory) or made.shape != shape:
         raise Refused("it has an array that is not as long as its memory")
-    made = numpy.ndarray(shape, real, memory, 0, None, order) if memory else numpy.empty(shape, real, order)
     if real.kind in "bUV":
         load.spend(dtype.fields)
         load.texts.append(made)
@@ -145,8 +143,8 @@ def judge(values: Any) -> None:
         for name in values.dtype.names:
             judge(values[name])
     elif kind in "bU" and values.nbytes:
-        codes = numpy.ascontiguousarray(values).reshape(-1).view("u1" if kind == "b" else values.dtype.str[0] + "u4")
-        if int(codes.max()) > (1 if kind == "b" else sys.maxunicode):
+        codes = values.ravel("K").view("u1" if kind == "b" else "u4" if values.dtype.isnative else _SWAPPED)
+        if codes.max() > (1 if kind == "b" else sys.maxunicode):
             raise Refused("it has an array with impossible " + ("truths" if kind == "b" else "characters"))
 
 
@@ -235,8 +233,8 @@ class Array(Own):
             raise Refused("it has an array of objects without objects")
         self.load.spend(len(content))
         made = numpy.empty(len(content), object)
-        for place, part in enumerate(content):
-            made[place] = finish(part, done)
+        for place, part in enumerate(finish(content, done)):
+            made[place] = part
         return numpy.asarray(made.reshape(shape), order=order)
 
 
