@@ -71,11 +71,17 @@ def check(data: bytes) -> bool:
 
     Cost: 0.1 ns a byte, and up to 20 µs for the first opcodes; 50 ns an opcode where there may be too many tuples.
     """
-    if len(data) > _SEARCHED or (_fills_memo() and (_PUT.search(data) or _PUT_TEXT.search(data))):
+    if len(data) > _SEARCHED or (_fills_memo() and _seems_to_fill_memo(data)):
         at, _ = walk(data, _STEPS)
         if len(data) - at > _MOST_TUPLES and _suspicious(data, at):
             return walk(data, len(data), _with_flat_tuples())[1] <= _MOST_TUPLES
     return True
+
+
+def _seems_to_fill_memo(data: bytes) -> bool:
+    """Is there what may be a huge index into the memo, behind the first run of opcodes?"""
+    return any(put.search(data) and put.search(data, _RUN.match(data).end())  # type: ignore[union-attr]
+               for put in (_PUT, _PUT_TEXT))
 
 
 def _suspicious(data: bytes, begin: int) -> bool:
