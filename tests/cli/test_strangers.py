@@ -1,11 +1,17 @@
 """A chest from a stranger: the command runs none of its code, does not hang, and prints nothing that a terminal obeys."""
+import datetime
+import decimal
 import gzip
 import json
 import os
+import pathlib
 import pickle
+import re
+import shutil
 import struct
 import subprocess
 import sys
+import uuid
 
 import pytest
 
@@ -47,7 +53,7 @@ def mark(tmp_path):
 def test_no_code_of_a_chest_is_run(capsys, path, mark, where, command):
     code = Code(mark)
     index = {"key": pickle.dumps([(code, "x")]), "compressed key": gzip.compress(pickle.dumps([(code, "x")])),
-             "value": [["x", "x"]], "ref": pickle.dumps([("x", code)])}[where]
+             "value": pickle.dumps([("x", "x")]), "ref": pickle.dumps([("x", code)])}[where]
     make(path, index, x=pickle.dumps(code if where == "value" else 1))
 
     status = main([command, path, *{"get": ["x"], "rm": ["x"], "copy": [path + "-copy"]}.get(command, [])])
@@ -219,3 +225,84 @@ def test_too_little_memory_is_no_damage(path):
                    env={**os.environ, "OPENBLAS_NUM_THREADS": "1"})
 
     assert sorted(Chest(path=path)) == ["big", "small"]
+
+
+def attacks(outside):
+    """Pickles that would run a program, or open a file outside of their chest."""
+    def call(module, name, *arguments):
+        texts = b"".join(b"X" + struct.pack("<I", len(one)) + one for one in (module.encode(), name.encode()))
+        return b"\x80\x04" + texts + b"\x93" + b"".join(pickle.dumps(one, 2)[2:-1] for one in (arguments,)) + b"R."
+
+    for module, name, argument in (
+            ("os", "system", f"touch {outside}"), ("posix", "system", f"touch {outside}"), ("os", "listdir", outside),
+            ("subprocess", "run", ["touch", outside]), ("builtins", "open", outside), ("io", "open", outside),
+            ("builtins", "exec", f"open({outside!r})"), ("pathlib", "Path.read_bytes", outside), ("os", "stat", outside),
+            ("numpy", "load", outside), ("numpy", "memmap", outside), ("chest", "load", outside), ("shutil", "rmtree", outside),
+            ("zoneinfo", "ZoneInfo._unpickle", "../../../../../../" + outside), ("zoneinfo", "ZoneInfo", outside),
+            ("importlib", "import_module", "antigravity"), ("socket", "create_connection", ("127.0.0.1", 9)),
+            ("linecache", "getlines", outside), ("chest.core", "Chest", outside), ("mmap", "mmap", -1)):
+        yield call(module, name, argument)
+    yield b"c" + outside.encode() + b"\nname\n."
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
+@pytest.mark.parametrize("where", ["values", "keys", "compressed values", "names", "links"])
+def test_nothing_is_run_or_opened_outside_of_the_chest_and_of_python(tmp_path, where):
+    """What a tracer sees of `ls`, `info` and `check`; Python's own is what they open for a chest of no harm, and modules."""
+    secret, harmless, hostile = tmp_path / "outside" / "secret", tmp_path / "harmless", tmp_path / "hostile"
+    secret.parent.mkdir()
+    secret.write_bytes(pickle.dumps("a secret"))
+    found = dict(enumerate(attacks(str(secret))))
+    if where == "keys":  # the index is one of them, or has all behind one that is good
+        indices = [*found.values(), pickle.dumps([("x", "x")]) + b"".join(found.values())]
+        chests = [(data, {"x": pickle.dumps(1)}) for data in indices[:6] + indices[-1:]]
+    elif where in ("values", "compressed values"):
+        pack = gzip.compress if "compressed" in where else bytes
+        chests = [(pack(pickle.dumps([(key, f"v{key}") for key in found])), {f"v{key}": pack(data) for key, data in found.items()})]
+    else:
+        names = ["../outside/secret", str(secret), "_a/secret", "_a/../../outside/secret", "link", "x"]
+        chests = [(pickle.dumps(list(enumerate(names))), {"x": pickle.dumps(1)}), ([*enumerate(names)], {"x": b"1"})]
+    with Chest(path=harmless) as chest:
+        chest.update({"x": numbers(), "y": [uuid.UUID(int=1), decimal.Decimal(1), datetime.date(1, 1, 1), pathlib.PurePath("x")]})
+    known = set().union(*[trace(tmp_path, command, harmless) for command in ("ls", "info", "check")])
+    own = tuple({os.path.realpath(folder) + os.sep for folder in (sys.prefix, sys.base_prefix, *filter(os.path.isdir, sys.path))
+                 if not str(tmp_path).startswith(os.path.realpath(folder))})
+
+    for number, (index, contents) in enumerate(chests):
+        path = f"{hostile}{number}"
+        make(path, index, **contents)
+        if where == "links":
+            os.symlink(secret.parent, os.path.join(path, "_a"))
+            os.symlink(secret, os.path.join(path, "link"))
+            os.symlink(secret.parent, os.path.join(path, ".packs"))
+        for command in "ls", "info", "check":
+            opened = trace(tmp_path, command, path)
+
+            assert [one for one in opened - known if not one.startswith((path + os.sep, *own)) and one != path] == []
+    assert os.listdir(secret.parent) == ["secret"] and secret.read_bytes() == pickle.dumps("a secret")
+
+
+def numbers():
+    """An array where there is numpy: to import it opens libraries of the system."""
+    try:
+        import numpy
+    except ImportError:
+        return [1, 2]
+    return numpy.arange(3)
+
+
+def trace(folder, command, path):
+    """What a command opens of a chest, as the system resolves it; it must run, remove, make and reach nothing."""
+    log = folder / "trace.log"
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(["strace", "-f", "-y", "-s", "4096", "-o", log, "-e", "trace=%file,%network,%process", sys.executable, "-m",
+                           "chest", command, path], capture_output=True, check=False, env=environment, timeout=300)
+    lines = log.read_text(errors="replace").splitlines()
+    if b"ptrace" in done.stderr or not any("exited with" in line for line in lines):
+        pytest.skip("strace cannot trace here")
+    assert done.returncode in (0, 1, 2) and b"Traceback" not in done.stderr
+    assert sum("execve(" in line for line in lines) == 1  # Python itself
+    changes = re.compile(r"^\d+ +(fork|unlink(at)?|rename(at2?)?|link(at)?|symlink(at)?|mkdir(at)?|rmdir|f?chmod(at2?)?|l?chown|truncate|"
+                         r"connect|bind|sendto)\(.* = [0-9]|O_(WRONLY|RDWR|CREAT).* = [0-9]")
+    assert [line for line in lines if changes.search(line) and "/dev/" not in line] == []
+    return {re.sub(r"^/proc/\d+/", "/proc/self/", found[1]) for found in (re.search(r"open(?:at2?)?\(.* = \d+<(.*)>$", line) for line in lines) if found}
