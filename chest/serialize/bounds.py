@@ -142,7 +142,8 @@ def walk(data: bytes, steps: int, run: re.Pattern[bytes] = _RUN) -> tuple[int, i
         step += 1
         width = _ROWS.get(data[at])
         if width is not None and data[at : at + 16 * width : width].count(data[at]) == 16:
-            at += width * _SAME.match(data[at : at + 1000 * width : width]).end()  # type: ignore[union-attr]
+            row = data[at : at + 1000 * width : width]
+            at += width * (1000 if row == row[:1] * 1000 else _SAME.match(row).end())  # type: ignore[union-attr]
             if data[at : at + 2] == b"e(":  # the next row of the same list
                 at += 2
                 continue

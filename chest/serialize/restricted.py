@@ -144,12 +144,14 @@ def loads(data: bytes | memoryview, buffers: Iterable[Any] | None = None, whole:
         raise Refused("something stands behind its end")
     if any(map(vars, made.dicts)):  # which numpy, for one, would take for a description of memory
         raise Refused("it gives attributes to a dict")
-    left = [one for one, used in zip(made.watched, _references(made.watched)) if used > _USED or _USED < 0]
-    for one in left:
-        if _USED >= 0 and isinstance(one, Named):
-            raise Refused(f"it has {'.'.join(one.name)} itself as a value; {HOW}")
-    made.watched.clear()  # they refer to what has this list
-    if made.later or left:
+    if made.watched:
+        left = [one for one, used in zip(made.watched, _references(made.watched)) if used > _USED or _USED < 0]
+        for one in left:
+            if _USED >= 0 and isinstance(one, Named):
+                raise Refused(f"it has {'.'.join(one.name)} itself as a value; {HOW}")
+        made.later |= bool(left)
+        made.watched.clear()  # they refer to what has this list
+    if made.later:
         try:
             value = finish(value, {})
         except RecursionError as error:
