@@ -175,12 +175,12 @@ def _scalar(self: Named, dtype: Any, data: Any = b"") -> Any:
     only(Dtype, dtype)
     real = dtype.real
     data = data.encode("latin1") if type(data) is str else data
+    if type(data) is bytes and real.kind in "iufmM" and len(data) == real.itemsize:
+        return numpy.frombuffer(data, real)[0]
     only(bytes, data)
     if real.subdtype is not None:
         raise Refused("it has a number of numpy that is none")
     self.load.spend(len(data))
-    if real.kind in "iufmM" and len(data) == real.itemsize:
-        return numpy.frombuffer(data, real)[0]
     if not real.itemsize and real.names is None and not data:
         return real.type()
     made = _over(self.load, data, dtype, (), "C")
