@@ -28,7 +28,7 @@ _MOST_NUMBERS = 10_000  # large integers that may have the same hash, about: 1 s
 _EACH = 1024 if _MOST_TUPLES > 10_000 else 128  # bytes of which one is looked at: 80 where there are too many tuples
 _MEMO = 1 << 22  # an index into the memo that is always allowed: 64 MB
 _SEARCHED = 16_384  # bytes up to which a search takes less time than to look at the first opcodes
-_STEPS = 5  # runs of opcodes that are looked at for such an index
+_STEPS, _LONG_STEPS = 5, 64  # runs of opcodes that are looked at for such an index; the same if they are long
 
 _PUT = re.compile(rb"r(?=..(?:[\x40-\xff].|.[\x01-\xff]))", re.DOTALL)  # an index of 2 ** 22 or more
 _PUT_TEXT = re.compile(rb"p(?=[\s+]*[0-9_]{7})")  # the same in text
@@ -138,7 +138,7 @@ def walk(data: bytes, steps: int, run: re.Pattern[bytes] = _RUN) -> tuple[int, i
     """
     at = step = tuples = index = 0
     largest = max(len(data), _MEMO)
-    while at < len(data) and (step < steps or at > step << 13):
+    while at < len(data) and (step < steps or (step < _LONG_STEPS and at > step << 13)):
         step += 1
         width = _ROWS.get(data[at])
         if width is not None and data[at : at + 16 * width : width].count(data[at]) == 16:

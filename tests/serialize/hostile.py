@@ -225,6 +225,7 @@ def attacks():
     for front in {"nothing": b"", "a row": b"](" + (b"G" + bytes(8)) * 5_000 + b"e0", "pairs": b"](" + b"K\1K\2\x86" * 90_000 + b"e0", "texts": b"](" + b"\x8c\5abcde" * 20_000 + b"e0", "an array": b"\x96" + struct.pack("<Q", 1 << 20) + bytes(1 << 20) + b"0"}.items():
         for way, tuples in deep.items():
             yield f"deep tuples {way} behind {front[0]}", whole(front[1], b"}", tuples, b"Ns"), True
+    yield "deep tuples between long texts", whole(b"})", (b"\x85" * 60 + b"X" + struct.pack("<I", 8192) + bytes(8192) + b"0") * 3400, b"Ns"), True
     yield "deep values made here", whole(b"]" * 5000, call(name("builtins", "slice"), b"K\1"), b"a" * 5000), True
     yield "a function in an attribute", whole(objects["a fraction"], b"N}" + text("_numerator") + name("builtins", "set") + b"s\x86b"), True
     yield "a function as a factory", whole(objects["a defaultdict"], b"N}" + text("default_factory") + name("builtins", "set") + b"s\x86b"), True
