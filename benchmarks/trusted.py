@@ -30,6 +30,7 @@ def values() -> dict[str, Any]:
     """What is loaded."""
     number = random.Random(1)
     found: dict[str, Any] = {
+        "text of 1 MB": "abcd " * 200_000,
         "dict of 10 fields": {f"field {i}": i for i in range(10)},
         "dict of 10,000 numbers": {f"key{i}": i for i in range(10_000)},
         "list of 10,000 integers": list(range(10_000)),
@@ -52,6 +53,11 @@ def values() -> dict[str, Any]:
     found["list of 10,000 numpy numbers"] = list(numpy.arange(10_000.0))
     found["dict of 100 arrays of 8 kB"] = {i: numpy.arange(1000.0) + i for i in range(100)}
     found["list of 100 matrices"] = [numpy.arange(100.0).reshape(10, 10) for _ in range(100)]
+    found["dict of 10 arrays of 1 MB"] = {i: numpy.arange(125_000.0) for i in range(10)}
+    found["table of 1 MB"] = numpy.zeros(1 << 16, [("a", "f8"), ("b", "i8")])
+    found["array of 1 MB of truths"] = numpy.ones(1 << 20, bool)
+    found["array of 1 MB of texts"] = numpy.array(["abcdefgh"] * (1 << 15))
+    found["array of 10,000 objects"] = numpy.array([1, "a", None, 2.5] * 2_500, object)
     return found
 
 

@@ -39,7 +39,7 @@ _SINGLE = rb"012RQabdelosu\]}\x81\x8f-\x94\x97\x98"
 _OTHER = rb"[hq\x80\x82].|j....|\x83..|\x84....|r..[\0-\x3f]\0|\x95........"
 _RUN = re.compile(rb"(?:[%s(t\x85-\x87]|%s|%s){0,64}" % (_SINGLE, _ATOM, _OTHER), re.DOTALL)  # nothing to look at
 _ROWS = {ord("G"): 9, ord("J"): 5, ord("M"): 3, ord("K"): 2}  # numbers, of which there may be many in a row
-_NUMBERS = b"\x8a\x8bIL"  # opcodes of integers of any size
+_NUMBERS = re.compile(rb"[\x8a\x8bIL]")  # opcodes of integers of any size
 _TEXT = re.compile(rb"[IL](\s*[+-]?\d\w{16,4000}?)\s*L?\s*\n")
 _SAME = re.compile(b"G+|J+|M+|K+")
 _SIZED = {code: size for size, codes in {1: b"UC\x8a\x8c", 4: b"TXB\x8b", 8: b"\x8d\x8e\x96"}.items() for code in codes}
@@ -100,11 +100,10 @@ def _suspicious(data: bytes, begin: int) -> bool:
         places = list(map(add, begins, [value % _EACH for value in chosen]))
         sample = bytes(itemgetter(*places)(data))
     count, few = sample.count, _MOST_NUMBERS // _EACH // 4
-    if sum(map(count, _NUMBERS)) > few:
-        found = [_number(data, int(at)) for at, code in zip(places, sample) if code in _NUMBERS]
-        first = dict(zip(map(hash, found), found))
-        if sum([first[hash(number)] != number for number in found]) > few:
-            raise Refused("it has too many integers of the same hash")
+    found = [_number(data, int(places[one.start()])) for one in _NUMBERS.finditer(sample)]
+    alike = dict(zip(map(hash, found), found))
+    if sum([alike[hash(number)] != number for number in found]) > few:
+        raise Refused("it has too many integers of the same hash")
     # One of more than three takes TUPLE as well as MARK, which also begins what goes into a list or a dict.
     tuples = count(b"\x85") + count(b"\x86") + count(b"\x87") + min(count(b"("), count(b"t"))
     return tuples * _EACH > _MOST_TUPLES * 3 // 4

@@ -232,15 +232,17 @@ def test_pickles_of_others_load_and_their_errors_are_their_own(tmp_path):
 
 @pytest.mark.parametrize("wrap", [lambda array: array, lambda array: {"x": array}], ids=["array", "inside"])
 @pytest.mark.parametrize("mode", ["auto", "c", "r", None])
-def test_a_strangers_text_with_characters_that_do_not_exist_is_refused(mode, wrap, tmp_path):
-    value = np.array(["text"] * 100_000)
+@pytest.mark.parametrize(("value", "code", "wrong"), [(["text"] * 100_000, "u4", 0x110000), ([True] * 1_000_000, "u1", 2)],
+                         ids=["texts", "truths"])
+def test_a_strangers_texts_and_truths_that_cannot_be_are_refused(mode, wrap, value, code, wrong, tmp_path):
     path = tmp_path / "value"
-    path.write_bytes(content(wrap(value)))
-    assert alike(from_file(path, mode, trusted=False)[0], wrap(value))
-    value.view("u4")[-1] = 0x110000
-    path.write_bytes(content(wrap(value)))
-    with pytest.raises(LoadError, match="characters"):
-        from_file(path, mode, trusted=False)
+    for array in np.array(value), np.asfortranarray(np.array(value).reshape(100, -1)):
+        path.write_bytes(content(wrap(array)))
+        assert alike(from_file(path, mode, trusted=False)[0], wrap(array))
+        array.ravel("K").view(code)[-1] = wrong
+        path.write_bytes(content(wrap(array)))
+        with pytest.raises(LoadError, match="characters|truths"):
+            from_file(path, mode, trusted=False)
 
 
 class Gone:
