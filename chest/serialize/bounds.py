@@ -2,9 +2,10 @@
 
 Even where no name is allowed, a few bytes can make the C unpickler fill gigabytes (a huge index into its memo), end the
 interpreter (the hash of tuples nested 200,000 deep overflows the C stack), or compare for hours (integers with the same
-hash as keys).  To look at each opcode first takes longer than to load, so bytes are counted and searched, and only what
-is then suspicious is gone through.  One thing is not bounded everywhere: where the unpickler lacks the fix of gh-115952
-a huge index behind the first 320 opcodes fills as much memory as the system grants, 64 GB at most.
+hash as keys).  To look at each opcode first takes longer than to load.  But what does such harm is many, so it shows in
+one byte of a thousand, chosen at random, and only what is then suspicious is gone through.  One thing is not bounded
+everywhere: where the unpickler lacks the fix of gh-115952 a huge index behind the first 320 opcodes fills as much
+memory as the system grants, 64 GB at most.
 """
 from __future__ import annotations
 
@@ -25,10 +26,11 @@ _DEEPEST = 200  # tuples in tuples, where they are counted one by one
 # Tuples in tuples that may be hashed: 64 bytes of the C stack each, several times as many without optimisation.
 _MOST_TUPLES = 80_000 if sys.platform == "linux" and not hasattr(sys, "gettotalrefcount") else 10_000
 _MOST_NUMBERS = 10_000  # large integers that may have the same hash, about: 1 s
-_EACH = 1024 if _MOST_TUPLES > 10_000 else 128  # bytes of which one is looked at: 80 where there are too many tuples
+# Bytes of which one is looked at: 130,000 tuples, 127 of them expected, are not seen once in 10 ** 11 times.
+_EACH = 1024 if _MOST_TUPLES > 10_000 else 128
 _MEMO = 1 << 22  # an index into the memo that is always allowed: 64 MB
 _SEARCHED = 16_384  # bytes up to which a search takes less time than to look at the first opcodes
-_STEPS, _LONG_STEPS = 5, 64  # runs of opcodes that are looked at for such an index; the same if they are long
+_STEPS, _LONG_STEPS = 5, 64  # runs of opcodes that are looked at for such an index, and up to how many long ones
 
 _PUT = re.compile(rb"r(?=..(?:[\x40-\xff].|.[\x01-\xff]))", re.DOTALL)  # an index of 2 ** 22 or more
 _PUT_TEXT = re.compile(rb"p(?=[\s+]*[0-9_]{7})")  # the same in text
