@@ -150,8 +150,8 @@ class Spiller(Generic[K]):
             keys = [key for key in keys if key not in late]
         state.take_off(flight, keys)
         values, refs, saved = cache.values, state.index.refs, cache.saved
-        return [(key, values[key], refs.get(key), saved[key]) if key in saved else (key, values[key], None, None)
-                for key in keys if key in values]
+        return [(key, values[key], refs[key] if key in refs else None, saved[key]) if key in saved
+                else (key, values[key], None, None) for key in keys if key in values]
 
     def spill(self, flight: Flight, choose: Callable[[], Sequence[K]], announced: bool = False,
               ) -> list[tuple[K, Exception]]:

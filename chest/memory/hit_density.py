@@ -195,7 +195,7 @@ class HitDensity(Generic[K]):
     def saved(self, key: K, size: int) -> None:
         """A file holds the value now, so that to leave costs no write; it takes up so many bytes.  This is no use."""
         for marks in self._marks, self._away:
-            mark = marks.get(key) if key in self._sizes else 0
+            mark = marks[key] if key in self._sizes and key in marks else 0
             if mark:
                 self._sizes[key] = size
                 marks[key] = mark & ~(SIZES | 1 << DIRTY) | (size * size).bit_length()
@@ -255,7 +255,7 @@ class HitDensity(Generic[K]):
                 if not least:
                     break
                 continue
-            mark = marks.get(key, 0)
+            mark = marks[key] if key in marks else 0
             if mark >> TICK != tick:  # used since, or it left
                 continue
             if key in stay:

@@ -159,17 +159,15 @@ class Packs:
 
     def read(self, ref: int) -> bytes:
         """The bytes of a record, with the right checksum.  `FileNotFoundError` if its pack is gone, `DamagedError`."""
-        file = self._open.get(ref >> PACK)
-        if file is not None:
-            try:
-                data = system.pread(file.fd, ref >> LENGTH & CRC, ref >> OFFSET & _OFFSETS)
-            except OSError as error:  # the number is another file's, or none's: see below
-                system.raise_of_a_signal(error)
-                data = b""
-            except OverflowError:  # no address is that far, where addresses have 32 bits
-                data = b""
+        try:
+            file = self._open[ref >> PACK]
+            data = system.pread(file.fd, ref >> LENGTH & CRC, ref >> OFFSET & _OFFSETS)
             if crc32(data) == ref & CRC and len(data) == ref >> LENGTH & CRC:
                 return data
+        except OSError as error:  # the number is another file's, or none's: see below
+            system.raise_of_a_signal(error)
+        except (KeyError, OverflowError):  # it is not open; no address is that far, where addresses have 32 bits
+            pass
         return self._read_anew(ref)
 
     def _read_anew(self, ref: int) -> bytes:
