@@ -24,7 +24,9 @@ K = TypeVar("K", bound=Hashable)
 
 LOGGED = 4096  # accesses that the log remembers; the policy can do without the older ones
 ONLY = 0  # stands for the thread while there is one
-_COUNTS = hasattr(_thread, "_count") and getattr(sys, "_is_gil_enabled", lambda: True)()
+# Elsewhere threads are told apart from the start, as a part of a value that one has keeps no value (`changes`).
+_COUNTS = (sys.implementation.name == "cpython" and hasattr(_thread, "_count")
+           and getattr(sys, "_is_gil_enabled", lambda: True)())
 
 
 class Access(Generic[K]):
