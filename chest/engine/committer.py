@@ -254,7 +254,7 @@ class Committer(Generic[K]):
         """Is anything written that no commit names?  Another thread's write may wait for the lock to say where."""
         state = self.state
         return bool(state.index.fresh) or any(flight is not mine and not flight.loads
-                                              for flight in state.flights.values())
+                                              for flight in state.flights.copy().values())
 
     def rollback(self) -> None:
         """Forget what was not committed: values in memory, pending changes, new bytes on disk."""

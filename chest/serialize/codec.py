@@ -167,6 +167,8 @@ class Codec:
         except BaseException:
             if created:
                 with suppress(OSError):
+                    created[0].close()
+                with suppress(OSError):
                     os.unlink(path)
             raise
 
