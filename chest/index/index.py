@@ -278,11 +278,12 @@ class Index(Generic[K]):
     def forget(self) -> list[Ref]:
         """Forget everything, as nothing of it is on disk any more.  Returns all refs that there were.  O(keys)."""
         known = dict.fromkeys(ref for ref in self._all_refs() if ref is not None)
+        self._uncertain = True  # whoever is interrupted here reads all the next time
         self.refs.clear()
         self._stale.clear()
         self._forget_changes()
-        self._uncertain = False
         self.keys.close()
+        self._uncertain = False
         return list(known)
 
     def _forget_changes(self) -> None:
