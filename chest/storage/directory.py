@@ -17,7 +17,7 @@ from chest.log import log
 from chest.serialize.aligned import LEAST
 from chest.storage import system
 from chest.storage.base import CRC, LENGTH, OFFSET, Loaded, Ref, Storage, Written
-from chest.storage.loose import Loose, NewFile, check_inside, version_of
+from chest.storage.loose import Loose, NewFile, version_of
 from chest.storage.packs import AHEAD, FOLDER, NoPack, Packs
 from chest.storage.tree import Tree
 
@@ -106,7 +106,7 @@ class Directory(Generic[K]):
             if batch:
                 self._append(batch, done, items)
             if self._durable:
-                self._settle(done)
+                self.remove(self._loose.settle(done))
             return done
         except BaseException:
             new.cancel()
@@ -131,17 +131,6 @@ class Directory(Generic[K]):
             for place, ref, stamp, _ in batch:
                 done[place] = _new(Written, (start + ref, ref >> LENGTH & CRC, 0, stamp, None))
 
-    def _settle(self, done: list[Written]) -> None:
-        """Make the names of new files survive a loss of power; what cannot be is not written."""
-        names = {one.ref: place for place, one in enumerate(done) if isinstance(one.ref, str)}
-        try:
-            if names:
-                self._tree.sync_folders(names)
-        except OSError as error:
-            self.remove(names)
-            for place in names.values():
-                done[place] = Written(None, 0, 0, None, error)
-
     def link(self, key: K, other: Storage[K], ref: Ref) -> Written:
         """A hard link to the other's loose file, or a copy of a record's bytes."""
         if not isinstance(other, Directory):
@@ -162,7 +151,7 @@ class Directory(Generic[K]):
             raise ChestError(f"the index of {self.path} says that a value lies at {ref!r}: do not trust this chest")
         opened = system.Opened()
         try:
-            status = self._open(ref, opened)
+            status = self._loose.open(ref, opened)
             if self.codec.native:
                 value, stamp = self.codec.load_file(opened[0], status, owner)
                 return _new(Loaded, (value, status.st_size, version_of(status), stamp))
@@ -170,7 +159,7 @@ class Directory(Generic[K]):
             opened.close()
         while True:  # the user's own load and open take a path: so the file is looked at before and after
             before, value = status, self.codec.load_from(self._tree.path(ref))
-            status = self._look(ref)
+            status = self._loose.look(ref)
             if version_of(before) == version_of(status):
                 return Loaded(value, status.st_size, version_of(status), None)
 
@@ -178,16 +167,6 @@ class Directory(Generic[K]):
         """A record."""
         size = len(data)
         return _new(Loaded, (self.codec.decode(data), size, 0, hash(data) if size < LEAST else None))
-
-    def _open(self, name: str, opened: list[int]) -> os.stat_result:
-        """Open a file for reading, into ``opened``.  `OSError` for what is no regular file, or is behind a link."""
-        if not (name.isalnum() or name.isidentifier()):  # most names are, and need no closer look
-            check_inside(name, self.path)
-        return self._tree.open(name, system.READ, opened)
-
-    def _look(self, name: str) -> os.stat_result:
-        with system.Opened() as opened:
-            return self._open(name, opened)
 
     def load_many(self, refs: Sequence[Ref], keys: Sequence[K] = ()) -> Iterator[Loaded | Exception]:
         """Small records are all read at once, in the order of their places."""
@@ -197,7 +176,7 @@ class Directory(Generic[K]):
             for ref in refs:
                 data = found.get(ref) if type(ref) is int else None
                 if data is None:
-                    yield next(files) if type(ref) is str else self._attempt(self.load, ref)
+                    yield next(files) if type(ref) is str else _attempt(self.load, ref)
                 else:
                     try:
                         one: Loaded | Exception = self._decoded(data)
@@ -209,28 +188,22 @@ class Directory(Generic[K]):
         """The values of loose files: one after another, or opened at once by the user's ``open_many``."""
         if self._open_many is None:
             for one in names:
-                yield self._attempt(self.load, *one)
+                yield _attempt(self.load, *one)
         else:
-            looks = [self._look(name) for name, _ in names]
+            def loaded(file: Any, status: os.stat_result) -> Loaded:
+                return Loaded(self.codec.load(file), status.st_size, version_of(status), None)
+
+            looks = [self._loose.look(name) for name, _ in names]
             with self._open_many([self.file(name) for name, _ in names], mode="r" + self.codec.mode) as files:
                 for file, status in zip(files, looks):
-                    yield self._attempt(self._load_opened, file, status)
-
-    def _load_opened(self, file: Any, status: os.stat_result) -> Loaded:
-        return Loaded(self.codec.load(file), status.st_size, version_of(status), None)
-
-    def _attempt(self, load: Callable[..., Loaded], *what: Any) -> Loaded | Exception:
-        try:
-            return load(*what)
-        except Exception as error:  # of the user's load, or of a class that is not there
-            return error
+                    yield _attempt(loaded, file, status)
 
     def same(self, ref: Ref, value: object) -> bool:
         try:
             if isinstance(ref, int):
                 return self.codec.same(value, self._packs.read(ref))
             with system.Opened() as opened:
-                status = self._open(ref, opened)
+                status = self._loose.open(ref, opened)
                 if self.codec.native:
                     return self.codec.same_file(value, opened[0], status)
                 return self.codec.same_from(value, self._tree.path(ref))
@@ -357,3 +330,10 @@ class Directory(Generic[K]):
 
         self._packs.close()
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _attempt(load: Callable[..., Loaded], *what: Any) -> Loaded | Exception:
+    try:
+        return load(*what)
+    except Exception as error:  # of the user's load, or of a class that is not there
+        return error

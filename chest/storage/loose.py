@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from chest.serialize.aligned import Encoded
     from chest.serialize.codec import Codec, Stamp
 
-__all__ = ["Loose", "NewFile", "check_inside", "version_of"]
+__all__ = ["Loose", "NewFile", "version_of"]
 
 K = TypeVar("K", bound=Hashable)
 
@@ -116,6 +116,30 @@ class Loose(Generic[K]):
         with system.tolerated():
             return stat.S_ISDIR(self.tree.status(path).st_mode) and not last
         return True  # or somebody will be told why not when it is made
+
+    def open(self, name: str, opened: list[int]) -> os.stat_result:
+        """Open a file for reading, into ``opened``.  `OSError` for what is no regular file, or is behind a link."""
+        if not (name.isalnum() or name.isidentifier()):  # most names are, and need no closer look
+            check_inside(name, self.tree.root)
+        return self.tree.open(name, system.READ, opened)
+
+    def look(self, name: str) -> os.stat_result:
+        """As `open` says it is."""
+        with system.Opened() as opened:
+            return self.open(name, opened)
+
+    def settle(self, done: list[Written]) -> list[str]:
+        """Make the names of new files survive a loss of power.  Where that cannot be they count as not written: returns
+        what is to be removed."""
+        names = {one.ref: place for place, one in enumerate(done) if isinstance(one.ref, str)}
+        try:
+            if names:
+                self.tree.sync_folders(names)
+        except OSError as error:
+            for place in names.values():
+                done[place] = Written(None, 0, 0, None, error)
+            return list(names)
+        return []
 
     def link(self, key: K, source: Tree, name: str) -> Written:
         """A second name, for ``key``, of the file ``name`` of another directory.  `OSError` where that cannot be."""

@@ -89,18 +89,13 @@ class Remote(Generic[K]):
         """
         done: list[Written] = []
         try:
-            for batch in _batches(map(self._encoded, items), lambda one: getattr(one[2], "nbytes", 0)):
+            encoded = (_encoded(self.codec, *item) for item in items)
+            for batch in _batches(encoded, lambda one: getattr(one[2], "nbytes", 0)):
                 done += self._put(batch, small)
         except BaseException:  # nobody was told of these
             self.remove([one.ref for one in done if one.ref is not None])
             raise
         return done
-
-    def _encoded(self, item: tuple[K, object]) -> Outgoing:
-        try:
-            return *item, self.codec.encode(item[1])
-        except Exception as error:
-            return *item, error
 
     def _put(self, batch: Sequence[Outgoing], small: int) -> list[Written]:
         """Put the objects of a batch, and its small values as a pack; if that fails none of them counts, nor stays."""
@@ -122,7 +117,7 @@ class Remote(Generic[K]):
                 end += size
             else:
                 data = b"".join((*encoded.pieces, encoded.note()))
-                ref = name or f"{self._new_name(key)}-{len(data):x}"
+                ref = name or f"{_new_name(self._names, key)}-{len(data):x}"
                 objects[ref] = data
                 self._names.release(key)
             stamp = hash(data[:size]) if size < LEAST else None
@@ -143,16 +138,10 @@ class Remote(Generic[K]):
             return [one if one.error else Written(None, 0, 0, None, error) for one in done]
         return done
 
-    def _new_name(self, key: K) -> str:
-        plain = self._names.plain(key)
-        if len(plain.rpartition("/")[2].encode("utf-8")) > _ROOM:
-            plain = digest(key)
-        return f"{plain}~{base64.b32encode(os.urandom(8))[:12].decode().lower()}"
-
     def reserve(self, key: K) -> str:
         """The name that the next object of ``key`` will have, which then lies in no pack."""
         if key not in self._names.reserved:
-            self._names.reserve(key, self._new_name(key))
+            self._names.reserve(key, _new_name(self._names, key))
         return self._names.reserved[key]
 
     def link(self, key: K, other: Storage[K], ref: Ref) -> Written:
@@ -166,7 +155,7 @@ class Remote(Generic[K]):
 
     def load_many(self, refs: Sequence[Ref], keys: Sequence[K] = ()) -> Iterator[Loaded | Exception]:
         """The values in order, or what went wrong with each.  Up to 64 MB are got at once."""
-        for batch in _batches(refs, self._weight):
+        for batch in _batches(refs, _weight):
             found = self._get(batch)
             for ref in batch:
                 try:
@@ -174,16 +163,6 @@ class Remote(Generic[K]):
                 except Exception as error:
                     result = error
                 yield result
-
-    def _told(self, ref: Ref) -> int | None:
-        """Bytes of the value, if its ref tells."""
-        if isinstance(ref, int):
-            return ref >> LENGTH & CRC
-        found = _OURS.search(ref)
-        return int(found[1], 16) if found else None
-
-    def _weight(self, ref: Ref) -> int:
-        return self._told(ref) or _UNKNOWN
 
     def _get(self, refs: Sequence[Ref]) -> dict[Ref, bytes | Exception]:
         """The verified bytes of each, or an error; records that are near each other in a pack are got as one."""
@@ -197,10 +176,10 @@ class Remote(Generic[K]):
                 groups[-1].append(record)
             else:
                 groups.append([record])
-        got = self._store.get(list(map(self._range, groups))) if groups else []
+        got = self._store.get(list(map(_range, groups))) if groups else []
         for group, data in zip(groups, got):
             for ref in group:
-                one, told = data, self._told(ref)
+                one, told = data, _told(ref)
                 if isinstance(one, bytes) and told is not None:
                     if isinstance(ref, int):
                         start = _place(ref) - _place(group[0])
@@ -209,13 +188,6 @@ class Remote(Generic[K]):
                         one = DamagedError(f"{self.file(ref)} does not hold what was written")
                 found[ref] = one
         return found
-
-    def _range(self, group: Sequence[Ref]) -> Range:
-        first, last = group[0], group[-1]
-        if isinstance(first, str):
-            return first, None, None
-        start = offset_of(first)
-        return pack_of(first), start, start + _place(last) - _place(first) + self.size(last)
 
     def _loaded(self, ref: Ref, data: bytes | Exception) -> Loaded:
         if isinstance(data, Exception):
@@ -242,7 +214,7 @@ class Remote(Generic[K]):
 
     def size(self, ref: Ref) -> int:
         """Bytes that the value takes, 0 if it is gone; a round trip for a name that was given away beforehand."""
-        size = self._told(ref)
+        size = _told(ref)
         try:
             return int(self._store.ask("info", str(ref)).get("size") or 0) if size is None else size
         except FileNotFoundError:
@@ -290,7 +262,7 @@ class Remote(Generic[K]):
             self._sizes.update((pack, sizes.get(f"{pack:010x}", 0)) for pack in living)
         worth = [pack for pack, held in living.items() if self._sizes[pack] > 2 * sum(map(self.size, held))]
         moved: dict[int, int] = {}
-        for batch in _batches(sorted(ref for pack in worth for ref in living[pack]), self._weight):
+        for batch in _batches(sorted(ref for pack in worth for ref in living[pack]), _weight):
             found = {int(ref): data for ref, data in self._get(batch).items() if isinstance(data, bytes)}
             records = [(_NOBODY, None, Encoded.of(data)) for data in found.values()]
             # What cannot be put stays where it is, and its pack with it.
@@ -337,6 +309,41 @@ class Remote(Generic[K]):
     def after_fork(self) -> None:
         self._new.clear()  # the parent's
         self._store.after_fork()
+
+
+def _encoded(codec: Codec, key: Any, value: object) -> Outgoing:
+    try:
+        return key, value, codec.encode(value)
+    except Exception as error:
+        return key, value, error
+
+
+def _new_name(names: Names[K], key: K) -> str:
+    plain = names.plain(key)
+    if len(plain.rpartition("/")[2].encode("utf-8")) > _ROOM:
+        plain = digest(key)
+    return f"{plain}~{base64.b32encode(os.urandom(8))[:12].decode().lower()}"
+
+
+def _told(ref: Ref) -> int | None:
+    """Bytes of the value, if its ref tells."""
+    if isinstance(ref, int):
+        return ref >> LENGTH & CRC
+    found = _OURS.search(ref)
+    return int(found[1], 16) if found else None
+
+
+def _weight(ref: Ref) -> int:
+    return _told(ref) or _UNKNOWN
+
+
+def _range(group: Sequence[Ref]) -> Range:
+    """What to get for one value, or for records that are near each other."""
+    first, last = group[0], group[-1]
+    if isinstance(first, str):
+        return first, None, None
+    start = offset_of(first)
+    return pack_of(first), start, start + _place(last) - _place(first) + _weight(last)
 
 
 def _place(ref: Ref) -> int:
