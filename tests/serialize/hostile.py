@@ -35,7 +35,7 @@ def watch(event, arguments):
         where = str(arguments[0]) if arguments else ""
         if event in ("sys.excepthook", "sys.unraisablehook"):  # bytearray(2 ** 62) of CPython 3.11 prints an error
             return
-        if event == "open" and ("zoneinfo" in where or "tzdata" in where):
+        if event == "open" and ("zoneinfo" in where or "tzdata" in where or where == "/dev/urandom"):  # `os.urandom` of PyPy
             return
         if event == "import" and where.startswith(("tzdata", "importlib", "zipfile", "zoneinfo", "_zoneinfo")):
             return
