@@ -243,8 +243,7 @@ class Engine(Generic[K]):
             self.committer.save(bool(self.unsaved()), True, progress)
             if state.index.appended:
                 self.committer.commit(True)  # what others read is one plain list again
-        state.index.keys.close()
-        state.storage.close()
+        state.close()
 
     def _forgets_all(self) -> bool:
         """Empty memory if there is nothing to save, and nothing that may have been changed.  Was it so?"""
@@ -284,8 +283,7 @@ class Engine(Generic[K]):
             else:
                 state.forget()
         self.dropped = True
-        state.index.keys.close()
-        state.storage.close()
+        state.close()
         log("warning", "dropped %s", self.path)
 
     def end(self) -> None:
@@ -295,5 +293,4 @@ class Engine(Generic[K]):
             try:
                 self.close()
             finally:  # what could not be saved is lost, and nothing stays open for it
-                self.state.index.keys.close()
-                self.state.storage.close()
+                self.state.close()

@@ -217,7 +217,7 @@ class State(Generic[K]):
         """Remove the index, and then the files of all values."""
         with self.lock, self.section, self.index.keys.lock:
             self.refresh()
-            self.storage.committing(list(self.index.committed_refs()))
+            self.storage.committing(self.index.committed_refs())
             self.index.keys.erase()  # from now on the chest is empty, whatever becomes of its files
             self.storage.drop(self.forget())
 
@@ -300,6 +300,11 @@ class State(Generic[K]):
             self._waiters -= 1
 
     # Without the lock.
+
+    def close(self) -> None:
+        """Let go of all that is held open; it is opened again where it is needed."""
+        self.index.keys.close()
+        self.storage.close()
 
     def after_fork(self) -> None:
         """In a fork's child: new locks; nobody else loads or writes; what is pending is the parent's to save."""

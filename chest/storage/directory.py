@@ -16,9 +16,9 @@ from chest.index.filenames import Names, inside, key_checksum
 from chest.log import log
 from chest.serialize.aligned import LEAST
 from chest.storage import system
-from chest.storage.base import CRC, LENGTH, OFFSET, Loaded, Ref, Storage, Written
+from chest.storage.base import CRC, LENGTH, OFFSET, PACKS, Loaded, Ref, Storage, Written, pack_of
 from chest.storage.loose import Loose, NewFile, version_of
-from chest.storage.packs import AHEAD, FOLDER, NoPack, Packs
+from chest.storage.packs import AHEAD, NoPack, Packs
 from chest.storage.tree import Tree
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ class Directory(Generic[K]):
 
     def file(self, ref: Ref) -> str:
         """The full path of a loose file, or of the pack of a record."""
-        return self._tree.path(self._packs.name(ref) if isinstance(ref, int) else ref)
+        return self._tree.path(pack_of(ref) if isinstance(ref, int) else ref)
 
     # Away.
 
@@ -300,7 +300,7 @@ class Directory(Generic[K]):
             except OSError as error:
                 system.raise_of_a_signal(error)
                 errors.append(error)
-        for name in [*names, FOLDER + "/"]:  # again, as the removal of a folder may have failed
+        for name in [*names, PACKS + "/"]:  # again, as the removal of a folder may have failed
             self._tree.prune(name)
         self._remove_directory()
         if self._durable:

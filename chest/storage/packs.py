@@ -19,13 +19,12 @@ from chest.errors import DamagedError
 from chest.index.filenames import inside
 from chest.log import log
 from chest.storage import system
-from chest.storage.base import CRC, LENGTH, OFFSET, PACK
+from chest.storage.base import CRC, LENGTH, OFFSET, PACK, PACKS, offset_of, pack_of
 from chest.storage.descriptors import Descriptor, descriptors
 from chest.storage.tree import Tree
 
-__all__ = ["AHEAD", "FOLDER", "NoPack", "Packs", "idle", "taken"]
+__all__ = ["AHEAD", "NoPack", "Packs", "idle", "taken"]
 
-FOLDER = ".packs"
 JOURNAL = ".new"  # the ending of a journal's name
 ROTATE = 1 << 20  # bytes: a pack of this size is given up for a new one at a plain commit, so that it can be compacted
 _BLOCK = 4096  # bytes that the smallest pack takes on a disk
@@ -34,7 +33,6 @@ _LONGEST = 1 << 40  # bytes of a pack
 AHEAD = 1 << 14  # bytes read behind a record where several are asked for
 _AT_ONCE = 1 << 20  # bytes that a compaction copies at once
 _JOURNALS = 100  # of dead handles that one commit looks at
-_OFFSETS = (1 << (PACK - OFFSET)) - 1
 
 
 class NoPack(OSError):
@@ -73,10 +71,6 @@ class Packs:
         self._open: dict[int, _File] = {}
         self._own: _File | None = None  # in `_open` as well
         self._journal: _File | None = None
-
-    def name(self, ref: int) -> str:
-        """The name of the pack that holds a record."""
-        return f"{FOLDER}/{ref >> PACK:010x}"
 
     # Out.
 
@@ -135,7 +129,7 @@ class Packs:
         """
         while True:
             number = int.from_bytes(os.urandom(5), "big")
-            name = self.name(number << PACK) + ending
+            name = pack_of(number << PACK) + ending
             with system.Opened() as opened:
                 try:
                     self._tree.open(name, system.APPEND, opened, make=True)
@@ -161,7 +155,7 @@ class Packs:
         """The bytes of a record, with the right checksum.  `FileNotFoundError` if its pack is gone, `DamagedError`."""
         try:
             file = self._open[ref >> PACK]
-            data = system.pread(file.fd, ref >> LENGTH & CRC, ref >> OFFSET & _OFFSETS)
+            data = system.pread(file.fd, ref >> LENGTH & CRC, offset_of(ref))
             if crc32(data) == ref & CRC and len(data) == ref >> LENGTH & CRC:
                 return data
         except OSError as error:  # the number is another file's, or none's: see below
@@ -172,8 +166,8 @@ class Packs:
 
     def _read_anew(self, ref: int) -> bytes:
         """Open the pack, perhaps again: the program may have closed our descriptor and opened other files under it."""
-        number, length, offset = ref >> PACK, ref >> LENGTH & CRC, ref >> OFFSET & _OFFSETS
-        name = self.name(ref)
+        number, length, offset = ref >> PACK, ref >> LENGTH & CRC, offset_of(ref)
+        name = pack_of(ref)
         with system.Opened() as opened:
             status = self._tree.open(name, system.READ, opened)
             if offset + length > status.st_size:
@@ -209,7 +203,7 @@ class Packs:
                 found[ref] = self.read(ref)
                 file = self._open.get(ref >> PACK)
                 if file is not None:
-                    data = system.pread(file.fd, AHEAD, start & _OFFSETS)
+                    data = system.pread(file.fd, AHEAD, offset_of(start << OFFSET))
         return found
 
     # Garbage.
@@ -237,7 +231,7 @@ class Packs:
 
     def compact(self, refs: Iterable[object]) -> dict[int, int]:
         """Copy what lives in wasteful packs without a writer to the end of this handle's own.  Old and new refs."""
-        live: dict[int, list[int]] = {number: [] for number in self._others(self._tree.listed(FOLDER))}
+        live: dict[int, list[int]] = {number: [] for number in self._others(self._tree.listed(PACKS))}
         if not live:
             return {}
         for ref in refs:
@@ -245,7 +239,7 @@ class Packs:
                 live[ref >> PACK].append(ref)
         waste, moving = 0, []
         for number, records in live.items():
-            name, lives = self.name(number << PACK), sum([ref >> LENGTH & CRC for ref in records])
+            name, lives = pack_of(number << PACK), sum([ref >> LENGTH & CRC for ref in records])
             held = max(self._tree.size(name), _BLOCK)
             if records and held > 2 * lives and idle(self._tree, name):
                 waste += held - lives
@@ -272,7 +266,7 @@ class Packs:
         An inode comes again: 1. a handle made x and died; 2. x was committed and removed by others; 3. a living one
         makes x anew and gets the same inode.  Its journal says so.
         """
-        names = self._tree.listed(FOLDER)
+        names = self._tree.listed(PACKS)
         if not names:
             return
         named = {ref >> PACK for ref in refs if type(ref) is int}
@@ -282,8 +276,8 @@ class Packs:
             mine = self._journal.name if self._journal is not None else ""
         for number in self._others(names) - named:
             self._forget(number)
-            idle(self._tree, self.name(number << PACK), remove=True)
-        journals = [f"{FOLDER}/{name}" for name in names if name.endswith(JOURNAL)]
+            idle(self._tree, pack_of(number << PACK), remove=True)
+        journals = [f"{PACKS}/{name}" for name in names if name.endswith(JOURNAL)]
         with system.Opened() as locks:
             # They stay locked, as one may be so new that its writer is about to lock it: that makes another one then.
             dead = [name for name in journals
@@ -302,7 +296,7 @@ class Packs:
             for name in dead:
                 with system.tolerated("warning", "%s cannot be reclaimed: %s", self._tree.path(name)):
                     self._tree.unlink(name)
-        self._tree.prune(FOLDER + "/")
+        self._tree.prune(PACKS + "/")
 
     def _others(self, names: Iterable[str]) -> set[int]:
         """The numbers of the packs among files of `.packs` that are not in this handle's own hands."""
@@ -352,7 +346,7 @@ class Packs:
         self.settled(plain=True)
         self.close()
         if own is not None:
-            self._tree.unlink(self.name(own.number << PACK))
+            self._tree.unlink(pack_of(own.number << PACK))
 
     def after_fork(self) -> None:
         """In a fork's child: close the copies of the parent's descriptors, which keeps its locks, and begin anew."""

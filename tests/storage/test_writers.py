@@ -11,7 +11,7 @@ import pytest
 from directories import directory, files, in_child, saved, values
 
 from chest.storage import packs, system
-from chest.storage.base import LENGTH, PACK
+from chest.storage.base import LENGTH, PACK, pack_of
 from chest.storage.descriptors import Descriptors
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks stand for other processes here")
@@ -381,7 +381,7 @@ def test_what_a_durable_write_returns_is_synced_data_names_and_folders(tmp_path,
     handle = directory(tmp_path / "c", durable=True)
     seen = recorded(monkeypatch, str(tmp_path / "c"))
     refs = [one.ref for one in handle.write([("x", b"x" * 9000), (("t", "u", 1), b"y" * 9000), ("small", 1), ("s2", 2)], 4096)]
-    pack = handle._packs.name(refs[2])
+    pack = pack_of(refs[2])
     for name in (refs[0], refs[1], pack):
         assert last(seen, ("write", name)) < last(seen, ("sync", name))
         folder = os.path.dirname(name)
