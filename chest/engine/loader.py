@@ -114,9 +114,10 @@ class Loader(Generic[K]):
                 raise
             error = found
         size = memory_of(loaded.value, loaded.nbytes) if loaded is not None else 0
+        is_newest = newest()  # without the lock, as other threads run while the system is asked
         with state.lock:
             ours = key in state.flights and state.flights[key] is flight
-            if loaded is not None and ours and newest() and self._is_as_inherited(key, loaded.version):
+            if loaded is not None and ours and is_newest and self._is_as_inherited(key, loaded.version):
                 torn, state.torn = state.torn, True
                 self._arrive(key, loaded, size)
                 state.land(flight)
@@ -124,7 +125,7 @@ class Loader(Generic[K]):
                 return loaded.value
             state.land(flight)
             state.refresh()
-            if not ours or state.index.refs.get(key) != ref or not newest():
+            if not (ours and is_newest) or state.index.refs.get(key) != ref:
                 return ABSENT
             gone = loaded is not None or isinstance(error, FileNotFoundError) or (
                 key in state.index.inherited and not self._is_as_inherited(key, state.storage.version(ref)))

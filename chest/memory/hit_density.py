@@ -65,10 +65,14 @@ class Rates(dict[int, list[float]]):
 
     def __init__(self, kinds: dict[int, list[float]]) -> None:
         self._seen: dict[tuple[int, int], list[float]] = {}  # the counts of kinds, and of wider and wider ones
-        for kind, counts in kinds.items():
-            for bits in WIDER:
-                known = self._seen.get((bits, kind >> bits))
-                self._seen[bits, kind >> bits] = list(map(add, known, counts)) if known else counts
+        narrower = 0
+        for bits in reversed(WIDER):
+            wide: dict[int, list[float]] = {}
+            for kind, counts in kinds.items():
+                place = kind >> bits - narrower
+                wide[place] = list(map(add, wide[place], counts)) if place in wide else counts
+            self._seen.update(((bits, place), counts) for place, counts in wide.items())
+            kinds, narrower = wide, bits
         self._chances: dict[tuple[int, int], list[tuple[float, float]]] = {}
 
     def __missing__(self, group: int) -> list[float]:
@@ -106,6 +110,8 @@ class Rates(dict[int, list[float]]):
         Where little was seen of a kind, the chances of a wider one count; of all values, those at the age before.
         """
         found, reached, guess = [], sum(counts), FIRST_GUESS
+        if len(wider) > 1:  # behind the oldest age at which anything was seen the wider kind's chances are all there is
+            counts = counts[: 3 * (max([place for place, count in enumerate(counts) if count], default=0) // 3 + 1)]
         for age, (reads, replaced, still) in enumerate(zip(counts[::3], counts[1::3], counts[2::3])):
             if len(wider) > 1:
                 guess = wider[age]
@@ -113,7 +119,7 @@ class Rates(dict[int, list[float]]):
             guess = (reads + STRENGTH * guess[READ]) / seen, (replaced + STRENGTH * guess[REPLACED]) / seen
             found.append(guess)
             reached -= reads + replaced + still
-        return found
+        return found + wider[len(found) :]
 
 
 class HitDensity(Generic[K]):
@@ -231,8 +237,9 @@ class HitDensity(Generic[K]):
             self._learn()
         # Whoever is interrupted leaves no order that is half changed, but none.
         fresh_until, self._fresh_until = self._fresh_until, 0
+        others: int | None = None  # how many were ranked by this very call, and are to be ranked anew by the next
         if self._now >= fresh_until or not self._least:
-            self._rank_all(stay)
+            others = self._rank_all(stay)
         elif self._fresh:
             marks = self._marks
             for worth, tick, key in self._rank({key: marks[key] for key in self._fresh if key in marks}, stay):
@@ -249,12 +256,12 @@ class HitDensity(Generic[K]):
             elif later is not None and soonest[0] < math.inf:
                 key, (_, tick) = later.popitem()
                 soonest = later.peekitem()[1] if later else (math.inf,)
-            else:
-                self._rank_all(stay)
+            elif others is None:
+                others = self._rank_all(stay)
                 least, later = self._least, self._later
-                if not least:
-                    break
                 continue
+            else:
+                break
             mark = marks[key] if key in marks else 0
             if mark >> TICK != tick:  # used since, or it left
                 continue
@@ -266,6 +273,7 @@ class HitDensity(Generic[K]):
             chosen.append(key)
             if key in self._sizes:
                 wanted -= self._sizes[key]
+        del least[: others or 0]
         if wanted < 0 and chosen[1:]:  # with a large value at the end, those before it may not be needed
             for key in chosen[-2::-1]:
                 if self._sizes.get(key, 0) <= -wanted:
@@ -288,8 +296,8 @@ class HitDensity(Generic[K]):
         ranked.sort(key=itemgetter(0))
         return ranked
 
-    def _rank_all(self, stay: Iterable[K]) -> None:
-        """Choose the next to leave.
+    def _rank_all(self, stay: Iterable[K]) -> int:
+        """Choose the next to leave.  Returns how many of all are not to be among them.
 
         Ranking takes a microsecond for each value in memory, which is little beside the writing of a large one: so of
         large values only a few are chosen at a time, of small ones the half.
@@ -301,9 +309,10 @@ class HitDensity(Generic[K]):
         ranked = self._rank(dict(self._marks), stay)
         many, room = len(ranked), sum(dict(self._sizes).values())
         most = 1 + (many // 2 if room < LARGE * many or many > 1 << 16 else many * many >> 17)
-        self._least = ranked[:most][::-1]
-        self._limit = self._least[0][:2] if ranked else (0.0, 0)
+        self._least = ranked[::-1]
+        self._limit = ranked[most - 1][:2] if ranked else (0.0, 0)
         self._later = None
+        return many - most
 
     def _learn(self) -> None:
         """Learn from the waits that ended, and from those that go on.

@@ -16,7 +16,7 @@ from zlib import crc32
 
 from chest.errors import DamagedError
 
-from .pagemap import in_read_only_map
+from .pagemap import Map, in_read_only_map
 
 MARK = b"\x80\x05C\x05chest0"
 """The opcodes at the start of each value: PROTO 5, then a short bytes object "chest" pushed and popped."""
@@ -36,6 +36,7 @@ _OPEN = struct.Struct("<8sQIII")  # the same without the last
 SHORT = _END.size  # bytes of the note of a value without arrays
 
 Buffer = Union[bytes, memoryview]
+Source = Union[int, bytes, Map]  # a file: its descriptor, all that is in it, or a map of it
 Overflow = Optional[Callable[[list[Buffer]], None]]
 Array = tuple[int, int, int, int, int]
 """An array in a file: offset and size of its bytes, size of the padding and header before it, flags, CRC-32."""
@@ -202,9 +203,9 @@ def fill(descriptor: int, view: memoryview, at: int) -> None:
 class Layout:
     """What the note at the end of an open file, or of all that one holds, says: the pickle ends at ``stop``."""
 
-    def __init__(self, source: int | bytes, arrays: list[Array], stop: int, crc: int, tail: bytes, at: int) -> None:
+    def __init__(self, source: Source, arrays: list[Array], stop: int, crc: int, tail: bytes, at: int) -> None:
         self.arrays, self.stop = arrays, stop
-        self._source, self._crc = source, crc
+        self.source, self._crc = source, crc
         self._tail, self._tail_at = tail, at  # what came with the note, and where it begins
 
     def without_arrays(self) -> bytes:
@@ -212,7 +213,7 @@ class Layout:
         crc, at, pieces = 0, 0, []
         for begin, size, gap, _, _ in [*self.arrays, (self.stop, 0, 0, 0, 0)]:
             before = self._tail_at
-            data = _read(self._source, at, begin) if at < before else self._tail[at - before : begin - before]
+            data = _read(self.source, at, begin) if at < before else self._tail[at - before : begin - before]
             crc, at = crc32(data, crc), begin + size
             pieces.append(data[:-gap] if gap else data)
         if crc != self._crc:
@@ -225,17 +226,17 @@ class Layout:
         for begin, size, _, flags, expected in self.arrays:
             crc = 0
             for at in range(begin, begin + size, _BLOCK) if flags & CHECKED else ():
-                crc = crc32(_read(self._source, at, min(at + _BLOCK, begin + size)), crc)
+                crc = crc32(_read(self.source, at, min(at + _BLOCK, begin + size)), crc)
             if crc != expected:
                 raise DamagedError("the checksum of an array differs")
 
 
-def _read(source: int | bytes, begin: int, end: int) -> bytes:
+def _read(source: Source, begin: int, end: int) -> bytes:
     """The bytes that are there; whoever reads them compares a checksum, and so learns of those that are not."""
     return pread(source, end - begin, begin) if type(source) is int else source[begin:end]  # type: ignore[index]
 
 
-def read_layout(source: int | bytes, size: int, owner: int = 0) -> Layout | None:
+def read_layout(source: Source, size: int, owner: int = 0) -> Layout | None:
     """The layout of a file of ``size`` bytes; `None` for a pickle that another program wrote, or chest 0.2.3.
 
     `DamagedError` for a file that chest wrote and that does not end with a note that fits, or is that of a key with

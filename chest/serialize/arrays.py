@@ -103,6 +103,8 @@ def load(descriptor: int, status: os.stat_result, mode: str | None, trusted: boo
             return (pickle.load(file) if trusted else loads(file.read(), trusted)), None
     arrays = layout.arrays
     under = _map_file(descriptor, status, mode) if mode is not None and arrays else None
+    if under is not None:
+        layout.source = under
     opcodes = layout.without_arrays()
     described = _describe(opcodes, arrays[0][1]) if len(arrays) == 1 and len(opcodes) < _LONGEST else None
     if described is None:
