@@ -11,7 +11,7 @@ import chest
 HERE = os.path.dirname(os.path.abspath(chest.__file__))
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EINTR, errno.EACCES, errno.ESTALE, errno.EMFILE)
 CALLS = ("open", "write", "writev", "pread", "preadv", "read", "fstat", "stat", "lstat", "unlink", "rmdir", "mkdir",
-         "makedirs", "replace", "fsync", "ftruncate", "utime", "link", "listdir", "scandir", "lseek")
+         "makedirs", "replace", "fsync", "ftruncate", "posix_fallocate", "utime", "link", "listdir", "scandir", "lseek")
 SHORT = "short"  # instead of an error number: a write that takes only a part of what it is given
 
 

@@ -41,7 +41,8 @@ def key_to_filename(key: object) -> str:
     if isinstance(key, tuple) and key:
         *folders, last = map(key_to_filename, key)
         return "".join(f"_{folder}/" for folder in folders) + last
-    if isinstance(key, str) and key.isascii() and key.isidentifier() and usable_part(key):
+    if (isinstance(key, str) and key.isascii() and key.isidentifier() and len(key) <= LONGEST
+            and key.lower() not in _DEVICES):  # as `usable_part` says
         return str.__str__(key)  # of a str of numpy's, too
     return digest(key)
 

@@ -268,7 +268,8 @@ class HitDensity(Generic[K]):
             if key in stay:
                 self._fresh.append(key)
                 continue
-            marks.pop(key, 0)
+            if key in marks:
+                del marks[key]
             self._away[key] = mark
             chosen.append(key)
             if key in self._sizes:

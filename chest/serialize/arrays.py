@@ -222,6 +222,16 @@ def is_local(device: int) -> bool:
 
 
 @cache
+def reserves(device: int) -> bool:
+    """Is a large file of this device written faster, by a sixth, where its room was reserved before?
+
+    So it is on ext4.  Elsewhere it makes no difference (tmpfs), or costs something (Btrfs then compresses nothing), or
+    the system cannot, and the C library writes a byte to each block instead.
+    """
+    return hasattr(os, "posix_fallocate") and _mounted(device) == {"ext4"}
+
+
+@cache
 def keeps_inodes(device: int) -> bool:
     """Has a file of this device the same inode number as long as it is there?
 
