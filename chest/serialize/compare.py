@@ -166,4 +166,7 @@ class _BarePickler(pickle.Pickler):
 def _without_cache(state: object) -> object:
     if isinstance(state, dict):
         return {name: part for name, part in state.items() if name != "_cache"}
-    return tuple(map(_without_cache, state)) if type(state) is tuple else state
+    if type(state) is not tuple:
+        return state
+    # An object that caches nothing yet may have no such dict at all, as arrays of dates.
+    return tuple([_without_cache(part) for part in state if not (isinstance(part, dict) and part.keys() == {"_cache"})])

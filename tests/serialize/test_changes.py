@@ -336,6 +336,16 @@ def test_a_frame_that_was_only_used_is_the_same_and_a_changed_one_is_not(file):
             assert not saved.unchanged(loaded, stamp)
 
 
+def test_dates_whose_array_caches_something_are_the_same(file):
+    pd = pytest.importorskip("pandas")
+    dates = pd.date_range("2020", periods=10_000, freq="h", tz="UTC")
+    for value in (pd.DataFrame({"t": dates}), pd.DataFrame({"x": 1.0}, index=dates), pd.Series(dates - dates[0])):
+        saved = file(value, "c")
+        loaded, stamp = saved.load()
+        repr(loaded), loaded.loc[loaded.index[5]]
+        assert saved.unchanged(loaded, stamp)
+
+
 # --- what can never be changed ----------------------------------------------------------------------------------------
 
 
