@@ -6,6 +6,7 @@ import functools
 import gzip
 import hashlib
 import json
+import lzma
 import os
 import pickle
 
@@ -207,11 +208,12 @@ def round_trip(path, values=VALUES, **settings):
     dict(dump=functools.partial(pickle.dump, protocol=1), load=pickle.load),
     dict(open=gzip.open),
     dict(open=bz2.open),
+    dict(open=lzma.open),
     dict(open=gzip.open, dump=pickle.dump, load=pickle.load),
     dict(open=gzip.open, dump=json.dump, load=json.load, mode="t"),
     dict(open=functools.partial(gzip.open, compresslevel=1)),
     dict(open=open, mode="b"),
-], ids=["json", "json text", "json indented", "pickle", "protocol 1", "gzip", "bz2", "gzip pickle", "gzip json", "gzip 1", "open"])
+], ids=["json", "json text", "json indented", "pickle", "protocol 1", "gzip", "bz2", "lzma", "gzip pickle", "gzip json", "gzip 1", "open"])
 def test_settings_that_people_use_round_trip(path, settings):
     round_trip(path, **settings)
 
@@ -238,6 +240,18 @@ def test_gzip_files_are_gzip(path):
     assert os.path.getsize(os.path.join(path, "x")) < 1000
     with gzip.open(os.path.join(path, ".keys")) as file:
         assert pickle.load(file) == [("x", "x")]
+
+
+@pytest.mark.parametrize("open", [gzip.open, bz2.open, lzma.open, lambda path, mode: open(path, mode)],
+                         ids=["gzip", "bz2", "lzma", "another"])
+def test_numpy_saves_into_any_file(path, open):
+    """It asks a buffered file for its descriptor, and writes there, whatever compresses on the way."""
+    numpy = pytest.importorskip("numpy")
+    settings = dict(open=open, dump=lambda value, file: numpy.save(file, value), load=numpy.load, min_file_size=0)
+    with Chest({n: numpy.arange(float(n)) for n in (0, 3, 100_000)}, path=path, **settings):
+        pass
+    for n, value in Chest(path=path, **settings).items():
+        assert value.tolist() == list(range(n))
 
 
 def test_numpy_save_and_load(path):

@@ -236,6 +236,12 @@ def _open_regular(path: str, flags: int) -> int:
 class _EncodingFile(io.BufferedWriter):
     """A binary file that takes text as well, so that ``dump=json.dump`` works without ``mode='t'``."""
 
+    def fileno(self) -> int:
+        """Not that of the file below a compressor: `numpy.save` would write there, and pass the compressor by."""
+        if not isinstance(self.raw, (io.FileIO, io.BufferedWriter)):
+            raise io.UnsupportedOperation("a file that is not the system's has no fileno")
+        return super().fileno()
+
     def write(self, data: Any) -> int:
         """Text is written as UTF-8."""
         return super().write(data.encode("utf-8") if isinstance(data, str) else data)
