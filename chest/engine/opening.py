@@ -115,7 +115,8 @@ def open_parts(asked: str | os.PathLike[str] | None, settings: Settings, availab
     if is_there and settings.trusted and not storage.remote and not alone:
         _warn_of_others(path)
     index: Index[Any] = Index(keys, names)
-    state: State[Any] = State(Cache(HitDensity(), settings.writeback), index, storage, available)
+    looks = settings.writeback and settings.flag != "r"  # a change that cannot be saved is not looked for
+    state: State[Any] = State(Cache(HitDensity(), looks), index, storage, available)
     if settings.flag == "n" and is_there:
         state.erase()
         storage.make()

@@ -502,6 +502,25 @@ def test_a_closed_temporary_chest_says_so_at_every_use():
     c.drop()
 
 
+@pytest.mark.parametrize("small", [0, 1000])
+def test_a_chest_that_is_read_only_writes_nothing_whatever_is_changed_in_place(path, small):
+    with Chest({n: [n] * 100 for n in range(9)}, path=path, min_file_size=small):
+        pass
+
+    def files():
+        return {name: os.stat(os.path.join(path, name)).st_mtime_ns for name in [*os.listdir(path), "."]}
+
+    before = files()
+    with Chest(path=path, available_memory=2000, flag="r") as c:
+        held = c[3]
+        for value in c.values():
+            value.append("changed")
+        assert c.memory_usage <= 2000
+        assert c[3] is held
+        assert held[-1] == "changed"
+    assert files() == before
+
+
 def test_an_ended_chest_leaves_no_file_open(path, leaks_nothing):
     for settings in ({}, {"min_file_size": 1000}):
         c = Chest({"x": 1}, path=path, **settings)
