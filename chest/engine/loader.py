@@ -30,6 +30,7 @@ __all__ = ["TOGETHER", "Loader", "batches"]
 K = TypeVar("K", bound=Hashable)
 
 TOGETHER = 1000  # keys, or pairs, of an iteration, a prefetch or an update that are looked at together
+PASSED = 1 << 20  # bytes that pass by an iteration before those that nobody has any more are let go
 Progress = Callable[..., Iterable[Any]]
 
 
@@ -211,6 +212,7 @@ class Loader(Generic[K]):
         Records of packs that do not fit into memory are read ahead and pass by: they push nothing out, and are compared
         when the loop is through with them.
         """
+        passed = 0  # bytes, since it was last looked at what the program still has of them
         for some in batches(keys, TOGETHER):
             ahead = self._ahead(some)
             if not ahead and self.state.storage.remote:
@@ -220,7 +222,9 @@ class Loader(Generic[K]):
                 loaded = next(loads) if key in ahead else None
                 if isinstance(loaded, Loaded) and self._passes(key, ahead[key], loaded):
                     yield key, loaded.value
-                    if len(self.state.cache.kept) > SWEPT:
+                    passed += loaded.nbytes
+                    if len(self.state.cache.kept) > SWEPT or passed > PASSED:
+                        passed = 0
                         self.spiller.sweep(SWEPT)
                         self.spiller.make_room_quietly()
                 else:

@@ -46,7 +46,8 @@ def change():
 def flush():
     c.flush()
 
-c = Chest(path=path, available_memory=budget, mmap_mode=mode)
+packs = mode == "packs"
+c = Chest(path=path, available_memory=budget, mmap_mode=None if packs else mode, min_file_size=packs << 30)
 np.full(value // 8, 1.0).sum()
 start, peaks = peak(), {}
 for work in works:
@@ -70,7 +71,7 @@ def too_much(peaks):
     return {work: peak for work, peak in peaks.items() if peak > BUDGET + VALUE + SLACK}
 
 
-@pytest.mark.parametrize("mode", ["", "c"], ids=["loaded", "mapped"])
+@pytest.mark.parametrize("mode", ["", "c", "packs"], ids=["loaded", "mapped", "packed"])
 def test_a_gigabyte_streams_through_a_small_budget_in_little_memory(path, mode):
     peaks = stream(path, mode, "set_all get_all iterate change flush")
 
