@@ -288,7 +288,7 @@ class Engine(Generic[K]):
 
     def end(self) -> None:
         """Nobody will ask this handle again, or the process ends."""
-        if self.owner == os.getpid():
+        if self.owner == os.getpid() or self.unsaved():  # in the child of a fork only what the child itself set
             self.committer.in_transaction = False
             try:
                 self.close()

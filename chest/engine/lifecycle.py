@@ -47,6 +47,11 @@ def begin(handle: Handle) -> None:
     """See to it that ``handle`` is ended with this process, and begins anew in a fork's child."""
     mark = id(handle)
     _open[mark] = weakref.ref(handle, lambda _: _open.pop(mark, None))
+    _watch()
+
+
+def _watch() -> None:
+    """If there is `multiprocessing`, ask it to end the handles of its children."""
     process = sys.modules.get("multiprocessing.process")
     if process is not None and _watched_process != os.getpid():
         _watch_process(process.parent_process() is not None)
@@ -144,6 +149,8 @@ def _after_fork_in_child() -> None:
     locks.after_fork()
     for handle in _handles():
         handle.state.after_fork()
+    if _open and not _watched_process:  # `multiprocessing` may have been imported since they were made
+        _watch()
 
 
 atexit.register(_end_all)

@@ -338,6 +338,31 @@ def test_a_child_of_multiprocessing_leaves_alone_what_it_inherited(path):
     c.sync()
 
 
+POOL = """
+import sys
+from chest import Chest
+c = Chest({'x': 1}, path=sys.argv[1])
+c.sync()
+c['unsaved'] = 1
+
+def work(n):
+    c['work', n] = n
+
+import multiprocessing
+pool = multiprocessing.get_context('fork').Pool(2)
+pool.map(work, range(4))
+pool.close()
+pool.join()
+assert 'unsaved' not in Chest(path=sys.argv[1]), 'a worker saved it'
+"""
+
+
+def test_what_workers_set_in_an_inherited_chest_is_saved_at_their_end(path):
+    """Also if `multiprocessing` is imported after the chest was made."""
+    python(POOL, path)
+    assert dict(Chest(path=path)) == {"x": 1, "unsaved": 1, **{("work", n): n for n in range(4)}}
+
+
 # Forks in the middle of something.
 
 
