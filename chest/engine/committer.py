@@ -229,7 +229,7 @@ class Committer(Generic[K]):
         orphans, refused = self._commit(plain, moved, mine)
         state.storage.remove(orphans)
         with state.lock:
-            if not self._is_pending(mine):
+            if not self._is_pending(mine) and not state.interrupted:
                 state.storage.settled(plain)
         log("debug", "committed %s; keys: %d", state.storage.path, len(state.index.refs))
         return refused
@@ -247,7 +247,9 @@ class Committer(Generic[K]):
                 raise explain_os(error, "commit the index", state.storage.file(KEYS),
                                  "; nothing is lost in memory, and what was committed before is untouched") from error
             if plain:
-                state.storage.reclaim(state.index.committed_refs())
+                own = state.interrupted and not self._is_pending(mine)
+                state.storage.reclaim(state.index.committed_refs(), own)
+                state.interrupted = state.interrupted and not own
         return done
 
     def _is_pending(self, mine: Flight | None) -> bool:

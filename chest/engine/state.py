@@ -105,6 +105,7 @@ class State(Generic[K]):
         self.counts = Counts(cache.access.counted)
         self.flights: dict[K, Flight] = {}
         self.torn = False
+        self.interrupted = False  # there may be files that nothing names: the next plain commit looks for them
         index.version, index.committing = storage.version, storage.committing
         self.section = _Section(self)
         self.large: set[K] = set()  # keys in memory whose values are larger than the budget: these leave first
@@ -129,6 +130,7 @@ class State(Generic[K]):
         """
         if self.torn and not self._in_a_section():
             log("debug", "an operation was interrupted; what is derived is made anew")
+            self.interrupted = True
             if self.section.depth and self.section.collects:
                 gc.enable()
             self.section = _Section(self)
@@ -277,6 +279,7 @@ class State(Generic[K]):
 
     def check_landed(self, flight: Flight) -> None:
         """An error comes through: was what had to be done behind the flight done?"""
+        self.interrupted = True
         if any(other is flight for other in list(self.flights.values())):
             self.torn = True
 

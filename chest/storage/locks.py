@@ -143,7 +143,7 @@ def check(directory: str, writes: bool) -> None:
         there = os.path.dirname(there)
     with system.Opened() as opened:
         try:
-            opened.append(os.open(os.path.join(there, "."), system.FOLDER))
+            opened.extend(map(os.open, (os.path.join(there, "."),), (system.FOLDER,)))  # as `system.open_regular`
         except OSError as error:
             system.raise_of_a_signal(error)
             if error.errno == errno.EINVAL:

@@ -197,7 +197,8 @@ class NewFile(Generic[K]):
             if "/" not in name and (reserved or name not in loose.names.taken):
                 self._name = name
                 try:
-                    self.opened.append(os.open(loose.tree.prefix + name, system.CREATE, 0o666))
+                    # One call of C: Ctrl-C comes before or after it.
+                    self.opened.extend(map(os.open, (loose.tree.prefix + name,), (system.CREATE,), (0o666,)))
                 except OSError as error:  # it is taken; or what is wrong is wrong below too
                     system.raise_of_a_signal(error)
             if not self.opened:

@@ -40,7 +40,8 @@ class NoPack(OSError):
 
 
 class _File(Descriptor):
-    """A file in `.packs` that is open.  ``unnamed``: it has records that no commit names, and stays open and locked."""
+    """A file in `.packs` that is open.  ``unnamed``: it has records, or a list of files, that no commit names, and so
+    stays open and locked."""
 
     __slots__ = ("name", "number", "unnamed")
 
@@ -114,6 +115,9 @@ class Packs:
         with self._mutex:
             try:
                 journal = self._journal
+                if journal is not None and not journal.unnamed:
+                    descriptors.discard(journal)
+                    journal.unnamed = True
                 status = journal.status() if journal is not None else None
                 if journal is None or status is None or not status.st_nlink:
                     journal = self._make(JOURNAL)
@@ -139,7 +143,7 @@ class Packs:
                 status = os.fstat(opened[0])
                 if locked is not None and not (locked and (status.st_nlink or not system.HOLDS_OPEN)):
                     continue  # 1. we made the file; 2. a reclaimer found it without a lock: it locked or removed it
-                file = _File(opened[0], status, name, number, not ending)
+                file = _File(opened[0], status, name, number, True)
                 if not ending:
                     self._own = self._open[number] = file
                 else:
@@ -226,8 +230,11 @@ class Packs:
         with self._mutex, system.tolerated():
             if plain:
                 self._close_journal(listed=False)
-            elif self._journal is not None and self._journal.end() > 0:
-                os.ftruncate(self._journal.fd, 0)
+            elif self._journal is not None and self._journal.unnamed:
+                if self._journal.end() > 0:
+                    os.ftruncate(self._journal.fd, 0)
+                self._journal.unnamed = False
+                descriptors.add(self._journal)
 
     def compact(self, refs: Iterable[object]) -> dict[int, int]:
         """Copy what lives in wasteful packs without a writer to the end of this handle's own.  Old and new refs."""
@@ -259,9 +266,10 @@ class Packs:
                     place += len(data) << OFFSET
         return moved
 
-    def reclaim(self, refs: Collection[object]) -> None:
+    def reclaim(self, refs: Collection[object], own: bool = False) -> None:
         """Remove packs that no ref names and no writer holds, this handle's own too if nothing in it is to come, and
-        loose files that dead handles made, unless a ref names them or a living handle has just made them.
+        loose files that dead handles made (with ``own`` this one's too), unless a ref names them or a living handle has
+        just made them.
 
         An inode comes again: 1. a handle made x and died; 2. x was committed and removed by others; 3. a living one
         makes x anew and gets the same inode.  Its journal says so.
@@ -282,10 +290,11 @@ class Packs:
             # They stay locked, as one may be so new that its writer is about to lock it: that makes another one then.
             dead = [name for name in journals
                     if len(locks) < _JOURNALS and name != mine and taken(self._tree, name, locks)]
-            if dead:
+            listed = [*dead, mine] if own and mine else dead
+            if listed:
                 loose = {ref for ref in refs if type(ref) is str}
-                spared = set().union(*[self._entries(name) for name in journals if name not in dead])
-                for entry in set().union(*map(self._entries, dead)) - spared:
+                spared = set().union(*[self._entries(name) for name in journals if name not in listed])
+                for entry in set().union(*map(self._entries, listed)) - spared:
                     inode, _, text = entry.partition(b" ")
                     name = text.decode("utf-8", "surrogateescape")
                     if inode.isdigit() and len(inode) < 30 and name not in loose and inside(name):
@@ -324,6 +333,7 @@ class Packs:
         """Close the journal, and remove it unless something ``listed`` in it counts."""
         journal = self._journal
         if journal is not None:
+            descriptors.discard(journal)
             with system.tolerated("debug", "%s stays: %s", journal.name):  # until anybody's next plain commit
                 if not listed or journal.end() == 0:
                     if not system.HOLDS_OPEN:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Union
 
 from chest.log import log
@@ -218,7 +219,8 @@ def open_regular(path: str, flags: int, opened: list[int], folder: int | None = 
     """
     if not _NOFOLLOW and os.path.islink(path):
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
-    opened.append(os.open(path, flags, 0o666, dir_fd=folder))
+    make = os.open if folder is None else partial(os.open, dir_fd=folder)
+    opened.extend(map(make, (path,), (flags,), (0o666,)))  # one call of C: Ctrl-C comes before or after it
     status = os.fstat(opened[-1])
     if not stat.S_ISREG(status.st_mode):
         os.close(opened.pop())

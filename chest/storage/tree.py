@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
 from chest.storage import system
 from chest.storage.descriptors import descriptors
@@ -60,7 +61,7 @@ class Tree:
         with system.Opened() as opened:
             try:
                 if folders and system.WALKS:
-                    opened.append(os.open(path, system.ROOT))
+                    opened.extend(map(os.open, (path,), (system.ROOT,)))  # one call of C, as in `open_regular`
                     fd = opened[0]
                 for folder in folders:
                     path = os.path.join(path, folder) if fd is None else folder
@@ -68,7 +69,7 @@ class Tree:
                         with suppress(FileExistsError):  # or it is a link, which is not followed
                             os.mkdir(path, dir_fd=fd)
                     if fd is not None:
-                        opened.append(os.open(path, system.FOLDER, dir_fd=fd))
+                        opened.extend(map(partial(os.open, dir_fd=fd), (path,), (system.FOLDER,)))
                         os.close(opened.pop(0))
                         fd = opened[0]
                     elif not stat.S_ISDIR(os.lstat(path).st_mode):

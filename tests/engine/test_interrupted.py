@@ -1,4 +1,5 @@
-"""Ctrl-C at any line of what is done with values: none is lost, nor a change in place, and the next commit works.
+"""Ctrl-C at any line of what is done with values: none is lost, nor a change in place, the next commit works, and the
+next flush leaves no file of what was hit.
 
 Each 29th line is tried; with ``CHEST_STRESS=1`` all are.
 """
@@ -176,6 +177,8 @@ def once(path, action, settings, n):
     c.flush()
     assert not c.inmem, n
     check(c)
+    named = {ref for ref in c._keys.values() if not ref.startswith(".packs")}
+    assert {name for name in os.listdir(path) if not name.startswith(".")} == named, n  # and no file stays of what was hit
     found = {key: value for key, value in found.items() if value is not GONE}
     with Chest(path=path) as again:
         assert dict(again) == found, n

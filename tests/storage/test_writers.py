@@ -10,6 +10,7 @@ import stat
 import pytest
 from directories import directory, files, in_child, saved, values
 
+from chest import Chest
 from chest.storage import packs, system
 from chest.storage.base import LENGTH, PACK, pack_of
 from chest.storage.descriptors import Descriptors
@@ -514,6 +515,21 @@ def test_hundreds_of_handles_need_few_descriptors_and_stay_usable(tmp_path):
         refs = [saved(handle, 4096, y=[n])[0] for n, handle in enumerate(handles)]
         assert {type(ref) for ref in refs} == {int, str}
         assert [handle.load(ref).value for handle, ref in zip(handles, refs)] == [[n] for n in range(200)]
+
+    assert in_child(child) == 0
+
+
+def test_hundreds_of_chests_that_sync_need_few_descriptors(tmp_path):
+    resource = pytest.importorskip("resource")
+
+    def child():
+        os.closerange(3, 4096)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        chests = [Chest({"x": [n]}, path=tmp_path / str(n), min_file_size=n % 2 * 4096) for n in range(200)]
+        for chest in chests * 2:  # so that each has a journal that it uses again
+            chest["x"].append(0)
+            chest.sync()
+        assert [chest["x"] for chest in chests] == [[n, 0, 0] for n in range(200)]
 
     assert in_child(child) == 0
 
