@@ -168,5 +168,5 @@ def _without_cache(state: object) -> object:
         return {name: part for name, part in state.items() if name != "_cache"}
     if type(state) is not tuple:
         return state
-    # An object that caches nothing yet may have no such dict at all, as arrays of dates.
-    return tuple([_without_cache(part) for part in state if not (isinstance(part, dict) and part.keys() == {"_cache"})])
+    # An array of dates that caches nothing yet has an empty dict, or none.
+    return tuple([part for part in map(_without_cache, state) if type(part) is not dict or part])
