@@ -133,9 +133,9 @@ class Spiller(Generic[K]):
             state.large.intersection_update(stay)
             if large:  # these alone, as without them the others fit
                 return large
-        if excess < SMALL:
-            excess = max(excess, int(state.available / (8 if self.threshold() else 32)))
-        return cache.policy.choose(excess, stay)
+        # Several small ones at a time, as each choice costs the same; of packed ones more, as they are written at once.
+        share = 128 if excess >= SMALL else 8 if self.threshold() else 32
+        return cache.policy.choose(max(excess, int(state.available / share)), stay)
 
     def withdraw(self, keys: Sequence[K], flight: Flight) -> list[Item]:
         """Let whoever asks for one of ``keys`` be noticed from now on.  Called with the lock."""
