@@ -4,6 +4,9 @@ from __future__ import annotations
 import os
 import traceback
 
+import pytest
+
+from chest.errors import DamagedError
 from chest.index.filenames import Names
 from chest.serialize.codec import Codec
 from chest.storage.directory import Directory
@@ -48,3 +51,23 @@ def files(path):
     """All that stands below ``path``, relative."""
     return sorted(os.path.relpath(os.path.join(folder, name), path)
                   for folder, _, names in os.walk(path) for name in names)
+
+
+def commit(handle, refs=()):
+    """What a chest tells its storage as a plain commit that names ``refs`` is done."""
+    handle.committed(plain=True)
+    handle.settled(plain=True)
+    handle.reclaim(list(refs))
+
+
+def damaged(handle, refs):
+    """What can be loaded, and "damaged" for what cannot, as one by one so all together."""
+    many = ["damaged" if isinstance(one, DamagedError) else one.value for one in handle.load_many(refs)]
+    for ref, value in zip(refs, many):
+        if value != "damaged":
+            assert handle.load(ref).value == value
+        else:
+            with pytest.raises(DamagedError):
+                handle.load(ref)
+            assert not handle.same(ref, value)
+    return many

@@ -1,7 +1,7 @@
 """Loss of power, in the manner of ALICE (Pillai et al., OSDI 2014): what may stand on the disk afterwards.
 
 `Disk` replays system calls that a `recorder.Recorder` noted, up to a crash, and knows what no ``fsync`` has confirmed by
-then; `Disk.states` chooses what may be left of that.
+then; `Disk.state` chooses what may be left of that.
 
 - *Data* of a file that was not synced may be there, lost, zeroed, torn at any byte, or any of these for each sector.
 - *Names* in a folder that was not synced: a prefix of what was done, in all folders together or in each by itself, or
@@ -173,32 +173,20 @@ class Disk:
         walk(0, "")
         return found, numbers
 
-    def states(self, rng):
-        """Endless choices ``(keep, data)`` for `tree`: all or nothing, one step that is missing or there alone, or any."""
-        plain = [(everything, newest), (nothing, confirmed), (everything, confirmed),
-                 (everything, lambda number, file: file.zeroed(rng)), (nothing, newest)]
-        steps = [at for folder in self.folders.values() for at, _ in folder.pending]
-        unsynced = [number for number, file in self.files.items() if file.pending]
-        while True:
-            kind = rng.randrange(8)
-            data = newest
-            if kind == 7:
-                keep, data = rng.choice(plain)
-            elif kind == 0 and steps:
-                one = rng.choice(steps)
-                keep = _all_but(one)
-            elif kind == 1 and steps:
-                one = rng.choice(steps)
-                keep = _only(one)
-            elif kind == 2 and unsynced:
-                keep, one = everything, rng.choice(unsynced)
-                data = _of_one(one, _any(rng), newest)
-            elif kind == 3 and unsynced:
-                keep, one = everything, rng.choice(unsynced)
-                data = _of_one(one, newest, _any(rng))
-            else:
-                keep, data = rng.choice([_prefix, _prefixes, _some])(rng, steps), _any(rng)
-            yield keep, data
+    def state(self, rng):
+        """A choice ``(keep, data)`` for `tree`: all or nothing, one step or file that is missing or there alone, or any."""
+        steps = [0, *[at for folder in self.folders.values() for at, _ in folder.pending]]
+        step, some, cuts, share = rng.choice(steps), _any(rng), {}, rng.choice([0.2, 0.5, 0.8])
+        kept = {at for at in steps if rng.random() < share}
+        one = rng.choice([None, *[number for number, file in self.files.items() if file.pending]])
+        return rng.choice([
+            rng.choice([(everything, newest), (nothing, confirmed), (everything, confirmed), (nothing, newest),
+                        (everything, lambda number, file: file.zeroed(rng))]),
+            (lambda number, at: at != step, newest), (lambda number, at: at == step, newest),
+            (everything, lambda number, file: (some if number == one else newest)(number, file)),
+            (everything, lambda number, file: (newest if number == one else some)(number, file)),
+            (lambda number, at: at <= step, some), (lambda number, at: at in kept, some),
+            (lambda number, at: at <= cuts.setdefault(number, rng.choice(steps)), some)])
 
 
 def everything(number, at):
@@ -217,39 +205,11 @@ def confirmed(number, file):
     return file.synced
 
 
-def _all_but(one):
-    return lambda number, at: at != one
-
-
-def _only(one):
-    return lambda number, at: at == one
-
-
-def _of_one(one, this, others):
-    return lambda number, file: (this if number == one else others)(number, file)
-
-
 def _any(rng):
     """One fate for all files, or one for each."""
     fates = [_Content.lost, _Content.zeroed, _Content.torn, _Content.mixed, _Content.holed, lambda file, rng: file.newest()]
     fate = rng.choice([*fates, None])
     return lambda number, file: (fate or rng.choice(fates))(file, rng)
-
-
-def _prefix(rng, steps):
-    cut = rng.choice([*steps, 0])
-    return lambda number, at: at <= cut
-
-
-def _prefixes(rng, steps):
-    cuts = {}
-    return lambda number, at: at <= cuts.setdefault(number, rng.choice([*steps, 0]))
-
-
-def _some(rng, steps):
-    share = rng.choice([0.2, 0.5, 0.8])
-    kept = {at for at in steps if rng.random() < share}
-    return lambda number, at: at in kept
 
 
 def fingerprint(tree):

@@ -128,21 +128,15 @@ class Recorder:
         real(path, mode, dir_fd=dir_fd)
         self._made("mkdir", path, dir_fd)
 
-    def _remove_by(self, what, real, path, folder):
-        place = self._place(path, folder)
-        status = os.stat(path, dir_fd=folder, follow_symlinks=False) if place else None
-        real(path, dir_fd=folder)
+    def _unlink(self, real, path, *, dir_fd=None):
+        place = self._place(path, dir_fd)
+        status = os.stat(path, dir_fd=dir_fd, follow_symlinks=False) if place else None
+        real(path, dir_fd=dir_fd)
         if place:
             self._gone(status)
-            self.note(what, *place)
+            self.note("unlink", *place)
 
-    def _rmdir(self, real, path, *, dir_fd=None):
-        self._remove_by("unlink", real, path, dir_fd)
-
-    def _unlink(self, real, path, *, dir_fd=None):
-        self._remove_by("unlink", real, path, dir_fd)
-
-    _remove = _unlink
+    _remove = _rmdir = _unlink
 
     def _rename(self, real, source, target, **more):
         assert not more
@@ -167,17 +161,14 @@ class Recorder:
 
     def _written(self, fd, real, data, *args):
         number = self._of(fd)
-        before = os.fstat(fd).st_size if self._appends(fd) else os.lseek(fd, 0, os.SEEK_CUR)
+        import fcntl
+
+        appends = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND
+        before = os.fstat(fd).st_size if appends else os.lseek(fd, 0, os.SEEK_CUR)
         done = real(*args)
         if number is not None and done:
             self.note("write", number, before, bytes(data)[:done])
         return done
-
-    @staticmethod
-    def _appends(fd):
-        import fcntl
-
-        return fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND
 
     def _write(self, real, fd, data):
         return self._written(fd, real, data, fd, data)

@@ -5,11 +5,11 @@ import errno
 import logging
 import os
 import signal
-import sys
 import threading
 
 import pytest
-from directories import in_child
+from children import Interruption
+from storage.directories import in_child
 
 from chest.storage import locks, system
 from chest.storage.locks import DirectoryLock, directory_lock
@@ -82,24 +82,6 @@ def test_a_directory_that_is_gone_is_an_error_and_the_lock_works_when_it_is_back
         assert not is_free(tmp_path / "there")
 
 
-def test_one_thread_at_a_time_is_within(tmp_path):
-    lock, inside, most = directory_lock(str(tmp_path)), [], []
-
-    def often():
-        for _ in range(100):
-            with lock:
-                inside.append(None)
-                most.append(len(inside))
-                inside.pop()
-
-    threads = [threading.Thread(target=often) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most == [1] * 400
-
-
 def test_another_process_waits_and_the_log_says_for_what(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(locks, "WARN", 0.0)
     other = Other(tmp_path)
@@ -146,42 +128,20 @@ def test_ctrl_c_ends_the_wait_for_another_process(tmp_path, monkeypatch, leaks_n
 
 
 def test_ctrl_c_at_any_line_leaves_the_lock_free_or_to_be_mended(tmp_path, leaks_nothing):
-    """The n-th line of the lock's code raises, for each n until none does."""
-    count = 0
-    while interrupted_at(count, lock := DirectoryLock(str(tmp_path))):
+    def within():
+        with lock:
+            pass
+
+    count, lock = 1, DirectoryLock(str(tmp_path))
+    while Interruption(count).during(within):
         lock.mend()
-        thread = threading.Thread(target=lambda lock=lock: (lock.__enter__(), lock.__exit__()), daemon=True)
+        thread = threading.Thread(target=within, daemon=True)
         thread.start()
         thread.join(60)
         assert not thread.is_alive(), f"interrupted at line {count}: another thread waits for ever"
         assert is_free(tmp_path)
-        count += 1
+        count, lock = count + 1, DirectoryLock(str(tmp_path))
     assert count > 15
-
-
-def interrupted_at(count, lock):
-    """Go through the lock, with Ctrl-C at the line ``count`` of its code.  Was there such a line?"""
-    left = [count]
-
-    def trace(frame, event, argument):
-        if frame.f_code.co_filename == locks.__file__:
-            if event == "line":
-                left[0] -= 1
-                if left[0] < 0:
-                    sys.settrace(None)
-                    raise KeyboardInterrupt
-            return trace
-
-    old = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        with lock:
-            pass
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.settrace(old)
-    return False
 
 
 def test_a_directory_that_was_dropped_and_made_anew_meanwhile_is_locked_anew(tmp_path, monkeypatch):
@@ -236,47 +196,3 @@ def test_a_child_neither_unlocks_nor_keeps_what_its_parent_holds(tmp_path):
         assert in_child(child) == 0
         assert not is_free(tmp_path)
     assert is_free(tmp_path)
-
-
-def test_a_child_does_not_wait_for_a_thread_that_it_does_not_have(tmp_path):
-    lock, held, over = directory_lock(str(tmp_path)), threading.Event(), threading.Event()
-
-    def hold():
-        with lock:
-            held.set()
-            over.wait()
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    held.wait()
-
-    def child():
-        locks.after_fork()
-        (tmp_path / "told").touch()
-        assert not lock._depth and lock._mutex.acquire(blocking=False)
-
-    assert in_child(child) == 0
-    over.set()
-    holder.join()
-
-
-def test_the_death_of_a_process_frees_its_lock_also_while_its_child_lives(tmp_path):
-    wait, done = os.pipe()
-    told, tell = os.pipe()
-
-    def middle():
-        lock = directory_lock(str(tmp_path))
-        with lock:
-            if os.fork() == 0:
-                locks.after_fork()
-                os.close(done)
-                os.write(tell, b"!")
-                os.read(wait, 1)
-                os._exit(0)
-            os.read(told, 1)
-            os._exit(7)
-
-    assert in_child(middle) == 7
-    assert is_free(tmp_path)
-    for fd in (wait, done, told, tell):
-        os.close(fd)

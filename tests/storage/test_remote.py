@@ -26,9 +26,7 @@ fsspec = pytest.importorskip("fsspec", reason="a chest at a URL needs fsspec")
 
 from fsspec.asyn import AsyncFileSystem  # noqa: E402
 from fsspec.implementations.memory import MemoryFileSystem  # noqa: E402
-
-sys.path.insert(0, os.path.dirname(__file__))
-from servers import S3, SFTP  # noqa: E402
+from storage.servers import S3, SFTP  # noqa: E402
 
 from chest.storage.remote import connect  # noqa: E402
 from chest.storage.store import redacted  # noqa: E402
@@ -93,9 +91,9 @@ class Objects(AsyncFileSystem):
                 if name.startswith(path + "/")]
 
     def _there(self, path):
-        if path not in self.store:
-            raise FileNotFoundError(path)
-        return self.store[path]
+        if path in self.store:
+            return self.store[path]
+        raise FileNotFoundError(path)
 
 
 fsspec.register_implementation("objects", Objects, clobber=True)
@@ -125,8 +123,8 @@ def sftp(tmp_path_factory):
 class Place:
     """A URL where nothing is yet, and fsspec's own view of it."""
 
-    def __init__(self, url, options=None):
-        self.url, self.options = url, options or {}
+    def __init__(self, url, server=None):
+        self.url, self.server, self.options = url, server, server.options if server else {}
         self.fs, self.base = fsspec.core.url_to_fs(url, skip_instance_cache=True, **self.options)
         self.fs = getattr(self.fs, "fs", self.fs)
 
@@ -147,7 +145,7 @@ class Place:
 def place(request, tmp_path):
     if request.param in ("sftp", "s3"):
         server = request.getfixturevalue(request.param)
-        return Place(f"{server.url}/{tmp_path.name}", server.options)
+        return Place(f"{server.url}/{tmp_path.name}", server)
     return Place({"memory": "memory://a/chest", "file": f"file://{tmp_path}/chest", "objects": "objects://a/chest",
                   "cached": "simplecache::memory://a/chest"}[request.param])
 
@@ -157,11 +155,21 @@ def objects():
     return Place("objects://a/chest")
 
 
+@pytest.fixture
+def values(objects):
+    return objects.open()[0]
+
+
 def written(values, items, small=0):
     """The refs of ``items``, a dict."""
     done = values.write(list(items.items()), small)
     assert [one.error for one in done] == [None] * len(items)
     return {key: one.ref for key, one in zip(items, done)}
+
+
+def many(values, refs):
+    """The values of ``refs``, a dict, loaded together."""
+    return [one.value for one in values.load_many(list(refs.values()))]
 
 
 def calls(what=None):
@@ -189,37 +197,32 @@ def test_what_was_written_is_there_for_the_next_handle(place, small):
     assert sum(type(ref) is int for ref in refs.values()) == {0: 0, 1000: 4, 1 << 40: 5}[small]
 
 
-def test_a_thousand_small_values_take_one_put_and_one_get(objects):
-    values, _ = objects.open()
+def test_a_thousand_small_values_take_one_put_and_one_get(values):
     calls()
     refs = written(values, {n: [n] for n in range(1000)}, 4096)
     assert len(calls()) == 1
-    assert [one.value for one in values.load_many(list(refs.values()))] == [[n] for n in range(1000)]
+    assert many(values, refs) == [[n] for n in range(1000)]
     assert len(calls()) == 1
     some = [refs[n] for n in range(900, 0, -97)]
     assert [one.value for one in values.load_many(some)] == [[n] for n in range(900, 0, -97)]
     assert len(calls()) == 1
 
 
-def test_large_values_travel_several_at_once_and_their_names_never_come_again(objects):
-    values, _ = objects.open()
+def test_large_values_travel_several_at_once_and_their_names_never_come_again(objects, values, monkeypatch):
     items = {n: bytes([n]) * 5000 for n in range(96)}
     first, second = written(values, items), written(values, items)
     assert Objects.peak > 8
     Objects.peak = 0
-    assert [one.value for one in values.load_many(list(first.values()))] == list(items.values())
+    assert many(values, first) == list(items.values())
     assert Objects.peak > 8
     values.remove(list(first.values()))
     assert len(calls("put")) == len({*first.values(), *second.values()}) == 192
     assert set(objects.names()) == set(second.values())
-
-
-def test_no_more_than_so_many_bytes_are_under_way(objects, monkeypatch):
-    monkeypatch.setattr("chest.storage.remote._AT_ONCE", 10_000)
-    values, _ = objects.open()
-    refs = written(values, {n: bytes([n]) * 9000 for n in range(5)})
-    assert [one.value[0] for one in values.load_many(list(refs.values()))] == list(range(5))
-    assert Objects.peak == 1
+    monkeypatch.setattr("chest.storage.remote._AT_ONCE", 8000)
+    Objects.peak = 0
+    third = written(values, items)
+    assert many(values, third) == list(items.values())
+    assert Objects.peak == 1  # no more than so many bytes are under way
 
 
 def test_damage_is_told_from_what_is_gone_and_the_other_values_come(place):
@@ -243,8 +246,7 @@ def test_damage_is_told_from_what_is_gone_and_the_other_values_come(place):
             values.load(refs[key])
 
 
-def test_a_name_told_beforehand_is_that_of_the_next_object_and_of_no_other(objects):
-    values, _ = objects.open()
+def test_a_name_told_beforehand_is_that_of_the_next_object_and_of_no_other(values):
     told = values.reserve("x")
     assert values.reserve("x") == told
     refs = written(values, {"x": 1, "y": 2}, 1000)
@@ -254,8 +256,7 @@ def test_a_name_told_beforehand_is_that_of_the_next_object_and_of_no_other(objec
     assert type(written(values, {"x": 3}, 1000)["x"]) is int
 
 
-def test_no_round_trip_tells_whether_a_value_is_as_it_was_loaded(objects):
-    values, _ = objects.open()
+def test_no_round_trip_tells_whether_a_value_is_as_it_was_loaded(objects, values):
     name = "".join(["at", "tribute"])
     namespace = types.SimpleNamespace()
     namespace.__dict__[name] = 1  # comes back interned, and so dumps to other bytes than before
@@ -275,15 +276,13 @@ def test_no_round_trip_tells_whether_a_value_is_as_it_was_loaded(objects):
 # When it fails.
 
 
-def test_a_value_that_cannot_be_dumped_stands_in_no_other_ones_way(objects):
-    values, _ = objects.open()
+def test_a_value_that_cannot_be_dumped_stands_in_no_other_ones_way(values):
     done = values.write([("x", 1), ("f", lambda: 0), ("y", 2)], 1000)
     assert [one.error is None for one in done] == [True, False, True]
     assert [values.load(one.ref).value for one in (done[0], done[2])] == [1, 2]
 
 
-def test_what_a_store_refuses_leaves_nothing_and_the_next_write_works(objects):
-    values, _ = objects.open()
+def test_what_a_store_refuses_leaves_nothing_and_the_next_write_works(objects, values):
 
     def refuse(what, path):
         if what == "put" and len(Objects.store) > 2:
@@ -313,8 +312,7 @@ def test_an_interrupted_write_leaves_no_object_that_nobody_knows(objects, monkey
     assert objects.names() == []
 
 
-def test_objects_that_cannot_be_removed_are_no_error_and_a_dead_store_is_not_asked_for_ever(objects):
-    values, _ = objects.open()
+def test_objects_that_cannot_be_removed_are_no_error_and_a_dead_store_is_not_asked_for_ever(objects, values):
     refs = written(values, {n: n for n in range(20)})
     values.remove([*refs.values(), "gone~aaaaaaaaaaaa-1"])
     assert objects.names() == []
@@ -329,11 +327,9 @@ def test_objects_that_cannot_be_removed_are_no_error_and_a_dead_store_is_not_ask
     assert len(calls()) <= 20
 
 
-@pytest.mark.parametrize("kind", ["sftp", "s3"])
-def test_a_server_that_ends_is_an_error_and_is_used_again_when_it_is_back(kind, request, tmp_path):
-    server = request.getfixturevalue(kind)
-    place = Place(f"{server.url}/{tmp_path.name}", server.options)
-    values, keys = place.open()
+@pytest.mark.parametrize("place", ["sftp", "s3"], indirect=True)
+def test_a_server_that_ends_is_an_error_and_is_used_again_when_it_is_back(place):
+    server, (values, keys) = place.server, place.open()
     refs = written(values, VALUES, 1000)
     server.stop()
     try:
@@ -371,7 +367,7 @@ def test_a_pack_that_is_mostly_garbage_is_copied_and_goes_when_that_is_committed
     values.reclaim(set(refs.values()))
     assert len(place.names()) == 2
     assert not any(f"{pack:010x}" in name for pack in old for name in place.names())
-    assert [one.value for one in values.load_many(list(refs.values()))] == [[n] * 50 for n in refs]
+    assert many(values, refs) == [[n] * 50 for n in refs]
     assert values.compact(refs) == {}
 
 
@@ -385,22 +381,13 @@ def test_packs_of_others_that_no_commit_named_are_left_alone(objects):
     assert two.load(others[3]).value == one.load(newer[3]).value == 3
 
 
-def test_a_pack_goes_with_the_last_of_its_records_that_no_commit_named(objects):
-    values, _ = objects.open()
+@pytest.mark.parametrize("committed", [0, 1])
+def test_a_pack_goes_with_the_last_of_its_records(objects, values, committed):
     refs = list(written(values, {n: n for n in range(3)}, 100).values())
-    values.remove(refs[:2])
-    assert len(objects.names()) == 1
-    values.remove(refs[2:])
-    assert objects.names() == []
-
-
-def test_a_pack_of_which_a_part_is_committed_stays_when_the_rest_goes(objects):
-    values, _ = objects.open()
-    refs = written(values, {n: n for n in range(3)}, 100)
-    values.reclaim({refs[0]})
-    values.remove([refs[1], refs[2]])
+    values.reclaim(set(refs[:committed]))
+    values.remove(refs[1:])
     assert values.load(refs[0]).value == 0
-    values.remove([refs[0]])
+    values.remove(refs[:1])
     assert objects.names() == []
 
 
@@ -427,13 +414,6 @@ def test_what_is_superseded_goes_and_what_is_committed_stays_however_many_handle
     assert place.names() == []
 
 
-def test_a_flush_puts_many_values_at_once(objects):
-    chest = Chest({n: bytes(5000) for n in range(100)}, path=objects.url)
-    chest.flush()
-    assert Objects.peak > 8
-    chest.drop()
-
-
 # The place as a whole.
 
 
@@ -453,12 +433,9 @@ def test_drop_takes_everything_but_what_is_not_its_own(place):
         assert not values.exists()
 
 
-@pytest.mark.parametrize("kind", ["file", "sftp"])
-def test_where_there_are_folders_the_index_is_renamed_and_they_go_with_the_chest(kind, request, tmp_path):
-    files, place = tmp_path / "chest", Place(f"file://{tmp_path}/chest")
-    if kind == "sftp":
-        server = request.getfixturevalue("sftp")
-        files, place = server.files / tmp_path.name, Place(f"{server.url}/{tmp_path.name}", server.options)
+@pytest.mark.parametrize("place", ["file", "sftp"], indirect=True)
+def test_where_there_are_folders_the_index_is_renamed_and_they_go_with_the_chest(place, tmp_path):
+    files = place.server.files / tmp_path.name if place.server else tmp_path / "chest"
     values, keys = place.open()
     refs = written(values, {("a", "b"): 1, "x": 2})
     keys.replace(list(refs.items()))
@@ -511,16 +488,15 @@ def test_a_reader_sees_each_commit_though_size_and_second_are_the_same(place):
     assert reader.changed() and reader.read() == (True, [])
 
 
-@pytest.mark.parametrize("scheme", ["objects", "memory"])
-def test_a_second_writer_within_one_commit_gets_an_error_and_loses_nothing(scheme):
-    place = Place(f"{scheme}://a/chest")
+@pytest.mark.parametrize("place", ["objects", "memory"], indirect=True)
+def test_a_second_writer_within_one_commit_gets_an_error_and_loses_nothing(place):
     (_, one), (_, two) = place.open(), place.open()
     two.replace([("two", "x")])
     with pytest.raises(ChestError, match="another process committed.*Commit again"):
         one.replace([("one", "x")])
     assert one.changed() and dict(one.read()[1]) == {"two": "x"}
     one.replace([("one", "x"), ("two", "x")])
-    if scheme == "objects":  # who has tags knows of later commits too
+    if place.url.startswith("objects"):  # who has tags knows of later commits too
         with pytest.raises(ChestError, match="another process committed"):
             two.replace([("two", "y")])
 
@@ -562,68 +538,49 @@ def test_a_directory_that_was_copied_there_opens(place, tmp_path):
     assert list(dict(place.open()[1].read()[1]).items()) == PAIRS
 
 
-def test_handles_on_one_url_share_one_lock_made_by_whichever_thread():
-    start, found = threading.Barrier(8), []
-
-    def open_one():
-        start.wait(10)
-        found.append(Place("objects://a/lock").open()[1])
-
-    threads = [threading.Thread(target=open_one) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len({id(keys.lock) for keys in found}) == 1
+def test_handles_on_one_url_share_one_lock():
+    assert Place("objects://a/lock").open()[1].lock is Place("objects://a/lock").open()[1].lock
 
 
 # Settings.
 
 
-@pytest.mark.parametrize("mode", ["b", "t"])
-def test_values_are_kept_as_the_user_writes_them(place, mode):
-    settings = {"dump": json.dump, "load": json.load, "mode": mode}
+def dump_zipped(value, file):
+    with gzip.open(file, "wb") as zipped:
+        pickle.dump(value, zipped)
+
+
+def load_zipped(file):
+    with gzip.open(file) as zipped:
+        return pickle.load(zipped)
+
+
+@pytest.mark.parametrize("settings, loads", [
+    ({"dump": json.dump, "load": json.load, "mode": "b"}, json.loads), ({"dump": json.dump, "load": json.load, "mode": "t"}, json.loads),
+    ({"dump": dump_zipped, "load": load_zipped}, lambda data: pickle.loads(gzip.decompress(data)))], ids=["json", "text", "gzip"])
+def test_values_are_kept_as_the_user_writes_them(place, settings, loads):
     values, keys = place.open(**settings)
     refs = written(values, {"x": [1, "ü"], ("a", 1): None})
     keys.replace(list(refs.items()))
     assert dict(pickle.loads(place.fs.cat_file(f"{place.base}/.keys"))) == refs
-    assert json.loads(place.fs.cat_file(f"{place.base}/{refs['x']}")) == [1, "ü"]
+    assert loads(place.fs.cat_file(f"{place.base}/{refs['x']}")) == [1, "ü"]
     values, keys = place.open(**settings)
     assert dict(keys.read()[1]) == refs and not keys.changed()
-    assert [one.value for one in values.load_many(list(refs.values()))] == [[1, "ü"], None]
-    place.fs.pipe_file(f"{place.base}/.keys", json.dumps([["x", refs["x"]], [["a", 1], refs["a", 1]]]).encode())
-    assert dict(place.open(**settings)[1].read()[1]) == refs  # a directory of json that was copied there
+    assert many(values, refs) == [[1, "ü"], None]
     packed = written(values, {"p": [2]}, 1000)
     assert values.load(packed["p"]).value == [2]
+    if loads is json.loads:
+        place.fs.pipe_file(f"{place.base}/.keys", json.dumps([["x", refs["x"]], [["a", 1], refs["a", 1]]]).encode())
+        assert dict(place.open(**settings)[1].read()[1]) == refs  # a directory of json that was copied there
     cut = written(values, {"cut": 12345})["cut"]
-    place.fs.pipe_file(f"{place.base}/{cut}", b"123")
+    place.fs.pipe_file(f"{place.base}/{cut}", place.fs.cat_file(f"{place.base}/{cut}")[:3])
     with pytest.raises(DamagedError):
         values.load(cut)
 
 
-def test_an_open_of_the_users_is_refused_and_what_is_dumped_may_be_compressed(place):
-    with pytest.raises(ChestError, match="open= is for"):
-        place.open(open=gzip.open)
-
-    def dump(value, file):
-        with gzip.open(file, "wb") as zipped:
-            pickle.dump(value, zipped)
-
-    def load(file):
-        with gzip.open(file) as zipped:
-            return pickle.load(zipped)
-
-    values, keys = place.open(dump=dump, load=load)
-    refs = written(values, {"x": [1], ("a", "b"): 2})
-    keys.replace(list(refs.items()))
-    for ref in refs.values():
-        gzip.decompress(place.fs.cat_file(f"{place.base}/{ref}"))
-    values, keys = place.open(dump=dump, load=load)
-    assert dict(keys.read()[1]) == refs and not keys.changed()
-    assert [one.value for one in values.load_many(list(refs.values()))] == [[1], 2]
-
-
 def test_what_is_missing_is_said_in_one_sentence(monkeypatch):
+    with pytest.raises(ChestError, match="open= is for"):
+        connect("memory://a", None, Codec(open=gzip.open), Names())
     with pytest.raises(ValueError, match="no chest at gopher://host/run"):
         connect("gopher://host/run", None, Codec(), Names())
     with monkeypatch.context() as without:
@@ -683,12 +640,8 @@ def test_no_error_and_no_text_has_a_secret(what):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:This process")
-@pytest.mark.parametrize("kind", ["file", "sftp", "s3"])
-def test_a_forks_child_uses_the_store_beside_its_parent(kind, request, tmp_path):
-    place = Place(f"file://{tmp_path}/chest")
-    if kind != "file":
-        server = request.getfixturevalue(kind)
-        place = Place(f"{server.url}/{tmp_path.name}", server.options)
+@pytest.mark.parametrize("place", ["file", "sftp", "s3"], indirect=True)
+def test_a_forks_child_uses_the_store_beside_its_parent(place):
     values, keys = place.open()
     refs = written(values, VALUES, 1000)
     has_it, ends = threading.Event(), threading.Event()
@@ -703,7 +656,7 @@ def test_a_forks_child_uses_the_store_beside_its_parent(kind, request, tmp_path)
         try:
             values.after_fork()
             with keys.lock:
-                assert [one.value for one in values.load_many(list(refs.values()))] == list(VALUES.values())
+                assert many(values, refs) == list(VALUES.values())
                 keys.replace(list(written(values, {"child": 1}, 1000).items()))
             values.remove(list(refs.values())[:1])
             status = 0
@@ -741,6 +694,5 @@ def test_a_script_whose_connection_broke_before_it_ends_can_still_write(s3, tmp_
         s3.start()
         told, _ = process.communicate("\n", timeout=60)
     assert (process.returncode, told) == (0, "")
-    place = Place(f"{s3.url}/{tmp_path.name}", s3.options)
-    values, keys = place.open()
+    values, keys = Place(f"{s3.url}/{tmp_path.name}", s3).open()
     assert [one.value for one in values.load_many(list(dict(keys.read()[1]).values()))] == list(range(20))
