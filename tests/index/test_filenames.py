@@ -147,17 +147,6 @@ def test_a_name_that_is_taken_is_not_given_though_no_file_has_it():
     assert not names.reserved
 
 
-def test_the_names_that_are_taken_are_looked_for_when_they_are_asked_for_first():
-    names, asked = Names(), []
-    names.source = lambda: asked.append(1) or ["x"]
-    names.reserve("y", "y")
-    names.plain("x")
-    names.release("y")
-    assert not asked
-    assert (names.taken, names.taken) == ({"x"}, {"x"})
-    assert asked == [1]
-
-
 class Text(str):
     def __str__(self):
         return "something else"
