@@ -8,7 +8,6 @@ import functools
 import itertools
 import mmap
 import random
-import subprocess
 import sys
 import threading
 import types
@@ -66,7 +65,6 @@ class Pair(NamedTuple):
 )
 def test_a_container_counts_itself_and_what_it_holds(wrap: Any) -> None:
     outer = wrap(bytes(MB))
-
     assert MB + getsizeof(outer) < nbytes(outer) < MB + 5000
 
 
@@ -76,27 +74,12 @@ def test_a_nested_value_counts_exactly(other: Any) -> None:
     inner = {key: leaf, 1000: (leaf, key)}
     outer = [inner, other, inner, leaf]
     parts = other if type(other) is set else ()
-
     assert nbytes(outer) == taken(outer, inner, key, leaf, 1000, inner[1000], other, *parts)
-
-
-@pytest.mark.skipif(not CPYTHON, reason="how CPython counts calls")
-def test_a_small_record_is_measured_in_one_call() -> None:
-    value = {"id": 1000, "name": "user-1000", "score": 500.5, "tags": ["a", "b"]}
-    events = collections.Counter[str]()
-    sys.setprofile(lambda frame, event, argument: events.update([event]))
-    try:
-        nbytes(value)
-    finally:
-        sys.setprofile(None)
-
-    assert (events["call"], events["c_call"] - 1) <= (1, 6)  # less the call of setprofile
 
 
 @pytest.mark.parametrize("length", [2, 100, 5000])
 def test_an_object_met_again_counts_once(length: int) -> None:
     shared = bytes(MB)
-
     assert nbytes([shared] * length) == nbytes([shared]) + 8 * (length - 1)
     assert nbytes([{"shared": shared, "own": [i]} for i in range(length)]) < 3 * MB
     assert nbytes([[shared], [{shared}], shared]) < MB + 1000
@@ -108,11 +91,9 @@ def test_cycles_and_deep_nests_end(size: int) -> None:
     cycle.append({"self": (cycle, cycle)})
     first, second = types.SimpleNamespace(), types.SimpleNamespace()
     first.other, second.other = second, first
-
     deep: object = bytes(MB)
     for _ in range(3000):
         deep = [deep]
-
     assert 1000 < nbytes(cycle) < 2000 + 8 * size
     assert nbytes(first) == nbytes(second)
     assert nbytes(deep) > MB + 3000 * getsizeof([None])  # no recursion
@@ -128,7 +109,6 @@ def test_a_long_container_is_judged_by_a_sample(collect: Any) -> None:
     items = [b"%6d" % i + bytes(i % 1000) for i in range(20_000)]
     value = collect(items)
     state = random.getstate()
-
     assert nbytes(value) == pytest.approx(taken(value, *items), rel=0.15)
     assert nbytes(value) == nbytes(value)
     assert random.getstate() == state
@@ -137,7 +117,6 @@ def test_a_long_container_is_judged_by_a_sample(collect: Any) -> None:
 @pytest.mark.parametrize("period", [2, 3, 4, 5, 7, 8, 10, 16, 20])
 def test_a_period_in_the_data_does_not_mislead(period: int) -> None:
     items = [b"%10d" % i * (10_000 if i % period == 0 else 0) for i in range(1000 * period)]  # to PyPy equal ones are one
-
     assert 0.5 < nbytes(items) / (100_033 * 1000) < 2
 
 
@@ -145,7 +124,6 @@ def test_nested_and_sampled_values_are_counted() -> None:
     leaves = (b"%10d" % i * 100 for i in itertools.count())
     records = [{"name": "n%d" % i, "data": [next(leaves)]} for i in range(5000)]
     cube = [[[[next(leaves)] for _ in range(20)] for _ in range(20)] for _ in range(20)]
-
     assert nbytes(records) == pytest.approx(5000 * 1380, rel=0.1)
     assert nbytes(cube) == pytest.approx(8000 * 1100, rel=0.1)
 
@@ -154,7 +132,6 @@ def test_a_huge_nest_takes_a_bounded_number_of_looks(registry: None) -> None:
     looks: list[object] = []
     nbytes.register(Record)(lambda leaf: len(looks.append(leaf) or "ten bytes."))
     size = nbytes([[[Record("", b"") for _ in range(40)] for _ in range(40)] for _ in range(40)])
-
     assert len(looks) <= 1000
     assert size > 64_000 * 10
 
@@ -182,7 +159,6 @@ MixedChild: Any = type("MixedChild", (Slotted,), {})
 def test_instances_count_their_attributes() -> None:
     record, error = Record("name", bytes(MB)), ValueError("text")
     error.payload = bytes(MB)  # type: ignore[attr-defined]
-
     names = () if CPYTHON else ("data",)  # whose collector does not tell keys that are text; the other is the value too
     assert nbytes(record) == taken(record, vars(record), record.name, record.data, *names)
     assert MB < nbytes(error) < MB + 2000
@@ -192,7 +168,6 @@ def test_instances_count_their_attributes() -> None:
 def test_instances_count_their_slots_also_inherited_and_private_ones(kind: Any) -> None:
     value = kind(bytes(MB))
     assert MB < nbytes(value) < MB + 1000
-
     if kind is not Slotted:
         value.more = bytes(MB)
         assert 2 * MB < nbytes(value) < 2 * MB + 1000
@@ -206,14 +181,7 @@ def test_subclasses_of_builtins_count_items_and_attributes(base: Any) -> None:
     value = Child(zip(range(2000), range(2000))) if base in (list, dict, set, tuple, collections.deque) else Child()
     plain = nbytes(value)
     value.attribute = bytes(MB)
-
     assert plain + MB < nbytes(value) < plain + MB + 2000
-
-
-def test_many_attributes_are_judged_by_a_sample() -> None:
-    value = types.SimpleNamespace(**{"a%d" % i: bytes(1000 + i % 100) for i in range(3000)})
-
-    assert nbytes(value) == pytest.approx(taken(value, vars(value), *vars(value).values()), rel=0.1)
 
 
 def test_an_integer_nbytes_is_taken_at_its_word() -> None:
@@ -236,7 +204,6 @@ def test_an_integer_nbytes_is_taken_at_its_word() -> None:
 def test_an_nbytes_that_is_no_size_is_an_attribute_like_others(odd: object) -> None:
     value = type("Odd", (), {"nbytes": odd})()
     value.data = bytes(MB)
-
     assert MB < nbytes(value) < MB + 1000
     assert MB < nbytes(types.SimpleNamespace(nbytes=odd, data=bytes(MB))) < MB + 2000
 
@@ -264,7 +231,6 @@ def test_odd_values_count_something_and_raise_nothing(base: Any, meta: Any, body
     except RuntimeError:
         assert not CPYTHON
         pytest.skip("there are no such values")
-
     assert 0 < nbytes(value) < 1000
     assert nbytes([value, bytes(MB)]) > MB
 
@@ -283,7 +249,6 @@ def test_no_code_of_the_value_is_run() -> None:
     dict.update(table, key=bytes(MB))
     instance = type("Odd", (), dict(body))()
     generator, iterator = (i for i in range(3)), iter([0, 1, 2])
-
     assert 0 < nbytes([generator, iterator]) < 1000
     assert list(generator) == list(iterator) == [0, 1, 2]
     assert MB < nbytes(array) < MB + 1000
@@ -346,24 +311,13 @@ def test_the_nearest_registered_class_measures_and_not_an_nbytes(registry: None)
     assert nbytes(Base()) != 1000
     assert nbytes.register(Base)(lambda value: 1000)(Base()) == nbytes(Base()) == nbytes(Child()) == 1000
     assert nbytes([Base()]) == 1000 + getsizeof([None])
-
     nbytes.register(Child)(lambda value: 2)
-
-    assert (nbytes(Base()), nbytes(Child())) == (1000, 2)
-
-
-@pytest.mark.parametrize("kind", [int, str, list, dict])
-def test_builtin_types_can_be_registered(registry: None, kind: Any) -> None:
-    nbytes.register(kind)(lambda value: 4321)
-
-    assert nbytes(kind()) == 4321
-    assert nbytes((kind(),)) == 4321 + getsizeof((None,))
-
-
-def test_a_type_can_be_registered_by_name(registry: None) -> None:
     nbytes.register(f"{__name__}.Record")(lambda value: 99)
-
-    assert nbytes(Record("", b"")) == 99
+    for kind in (int, str, list, dict):
+        nbytes.register(kind)(lambda value: 4321)
+    assert (nbytes(Base()), nbytes(Child()), nbytes(Record("", b""))) == (1000, 2, 99)
+    assert [nbytes(kind()) for kind in (int, str, list, dict)] == [4321] * 4
+    assert nbytes((5,)) == 4321 + getsizeof((None,))
     with pytest.raises(TypeError, match="takes a type"):
         nbytes.register(5)  # type: ignore[arg-type]
 
@@ -372,15 +326,7 @@ def test_a_type_can_be_registered_by_name(registry: None) -> None:
 def test_a_registered_function_that_fails_is_passed_over(registry: None, measure: Any) -> None:
     nbytes.register(Record)(measure)
     record = Record("", b"")
-
     assert nbytes(record) == getsizeof(record)
-
-
-def test_types_made_on_the_fly_are_forgotten() -> None:
-    for _ in range(3 * sizeof._TYPES):
-        nbytes(type("Passing", (), {})())
-
-    assert sizeof._plan.cache_info().currsize <= sizeof._TYPES
 
 
 # Any value at all
@@ -405,13 +351,10 @@ nested = st.recursive(
 @given(st.lists(nested, max_size=20), nested)
 def test_any_value(items: list[object], item: object) -> None:
     before, size, shown = nbytes(items), nbytes(item), repr(item)
-
     assert getsizeof(item) <= size == nbytes(item)
     assert repr(item) == shown
-
     items.append(item)
     items.append(items)
-
     assert max(before, size + getsizeof(items)) <= nbytes(items) <= before + size + getsizeof(items)
 
 
@@ -427,7 +370,6 @@ def test_the_quick_loop_and_the_walk_agree(value: object) -> None:
 def test_a_memoryview_holds_the_whole_buffer() -> None:
     buffer, released = bytearray(MB), memoryview(bytes(MB))
     released.release()
-
     assert MB < nbytes(memoryview(buffer)[:1]) < MB + 1000
     assert MB < nbytes([memoryview(buffer)[i:] for i in range(500)]) < MB + 200_000
     assert 0 < nbytes(released) < 1000
@@ -442,7 +384,6 @@ def test_what_is_lazy_counts_what_it_holds(module: str) -> None:
     lazy = type("Array", (), body)()
     lazy.cache = bytes(MB)
     lazy.source = type("Child", (type(lazy),), {"nbytes": 4321, "__module__": "mine"})()  # a user's own is believed
-
     assert MB + 4321 < nbytes(lazy) < MB + 6000
 
 
@@ -451,18 +392,8 @@ def test_where_python_tells_no_sizes_they_are_estimated(monkeypatch: pytest.Monk
     monkeypatch.setattr(sizeof, "_basic", sizeof._estimate)
     monkeypatch.setattr(sizeof, "_plan", functools.lru_cache(sizeof._choose))
     values: list[object] = [{"a": bytes(MB)}, {1, 2}, Record("n", b"d" * 500), Hostile(), 5]
-
     assert [nbytes(value) for value in ("", "x" * 1000, [1.5] * 50, 10**100)] == [56, 1056, 56 + 50 * 8 + 56, 56]
     assert MB < nbytes(values) < MB + 3000
-
-
-def test_no_library_is_imported() -> None:
-    code = (
-        "import sys; import chest.memory.sizeof as s; s.nbytes({'a': [object(), {1}]});"
-        "print(*sorted({name.split('.')[0] for name in sys.modules} & {'numpy', 'pandas', 'scipy', 'pyarrow', 'polars'}))"
-    )
-
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
 
 
 # Arrays, frames, tables, trees
@@ -471,7 +402,6 @@ def test_no_library_is_imported() -> None:
 def test_arrays_count_exactly_their_data() -> None:
     np = pytest.importorskip("numpy")
     arrays = [np.zeros(10), np.zeros((3, 0)), np.arange(6).reshape(2, 3), np.zeros(5, "S7"), np.array(1.0)]
-
     for array in [*arrays, np.float64(1), np.zeros(3, [("a", "f8"), ("b", "i4")])]:
         assert nbytes(array) == array.nbytes
         assert type(nbytes(array)) is int
@@ -480,7 +410,6 @@ def test_arrays_count_exactly_their_data() -> None:
 def test_a_view_counts_what_it_keeps_alive() -> None:
     np = pytest.importorskip("numpy")
     array, row, strided = np.zeros(MB), np.zeros(100), np.lib.stride_tricks.as_strided
-
     for view in (array[:1], array[5:9][1:2], array[::1000], array.reshape(1000, 1000).T, array.view("u1")):
         assert nbytes(view) == 8 * MB
     assert nbytes([array[:1], array[2:], array]) == 8 * MB + getsizeof([0] * 3)
@@ -490,12 +419,10 @@ def test_a_view_counts_what_it_keeps_alive() -> None:
 def test_an_array_over_a_buffer_counts_the_buffer_once() -> None:
     np = pytest.importorskip("numpy")
     buffer = bytearray(MB)
-
     assert MB <= nbytes(np.frombuffer(buffer)) == nbytes(np.frombuffer(buffer, count=1)) < MB + 100
     assert nbytes([np.frombuffer(buffer, count=i) for i in range(1, 500)]) < MB + 10_000
     assert nbytes([np.frombuffer(bytearray(MB), count=1) for _ in range(300)]) == pytest.approx(300 * MB, rel=0.01)
     assert nbytes([buffer, np.frombuffer(buffer)]) < MB + 1000
-
     opaque = type("Opaque", (), {"__array_interface__": np.zeros(100).__array_interface__})
     array = np.asarray(opaque())
     assert nbytes(array) == nbytes(np.broadcast_to(array, (50, 100))) == 800
@@ -506,7 +433,6 @@ def test_a_memory_map_counts_its_own_bytes(tmp_path: Any) -> None:
     mapped = np.memmap(tmp_path / "map", dtype="f8", mode="w+", shape=(1000,))
     with mmap.mmap(-1, 8000) as anonymous:
         array = np.frombuffer(anonymous)
-
         assert nbytes(array) == nbytes(np.broadcast_to(array, (1000, 1000))) == 8000
         assert nbytes([array[:10], array[10:30]]) == 240 + getsizeof([0, 0])
         del array
@@ -521,7 +447,6 @@ def test_arrays_of_objects_count_what_they_refer_to() -> None:
     long[:] = [bytes(1000) + b"%d" % i for i in range(5000)]
     fields["b"] = [bytes(MB), None, bytes(MB)]
     cycle[0] = cycle
-
     assert nbytes(array) == nbytes(array[:1]) == nbytes(array.reshape(3, 17)) == array.nbytes + taken(*array)
     assert nbytes(long) == pytest.approx(5000 * 1045, rel=0.02)
     assert 2 * MB < nbytes(fields) < 2 * MB + 1000
@@ -535,7 +460,6 @@ def test_attributes_of_array_subclasses_count() -> None:
     named = np.zeros(1000).view(type("Named", (np.ndarray,), {}))
     named.label = bytes(MB)
     masked = np.ma.array(np.zeros(1000), mask=np.zeros(1000, bool))
-
     assert MB + 8000 < nbytes(named) < MB + 9000
     assert 9000 <= nbytes(masked) < 11_000
 
@@ -547,7 +471,6 @@ def test_frames_and_series_of_pandas_count_their_columns() -> None:
     wide = pd.DataFrame({"c%d" % i: pd.array(range(1000), dtype="Int64") for i in range(500)})
     odd = pd.DataFrame({"_ndarray": [1, 2], "_mgr": [3, 4], "nbytes": [5, 6]})
     before = {name: repr(state) for name, state in vars(odd).items()}
-
     assert 17 * MB <= nbytes(frame) < 17 * MB + 20_000
     for value in (pd.Series(np.arange(MB)), pd.Index(np.arange(MB) * 3), pd.date_range("2020", periods=MB, freq="s")):
         assert 8 * MB <= nbytes(value) < 8 * MB + 20_000
@@ -568,7 +491,6 @@ def test_strings_in_frames_count_in_full(dtype: str) -> None:
     words = ["%06d" % i + "x" * 994 for i in range(2000)]
     series = pd.Series(words, dtype=dtype)
     frames = [pd.DataFrame({"a": series, "b": range(2000)}), pd.DataFrame({"a": range(2000)}, index=words)]
-
     for value in [series, series.array, pd.Index(words, dtype=dtype), *frames]:
         assert 2 * MB <= nbytes(value) < 5 * MB  # an index may keep its strings twice, for looking them up
 
@@ -577,28 +499,25 @@ def test_strings_in_frames_count_in_full(dtype: str) -> None:
 def test_sparse_matrices_count_their_arrays(layout: str) -> None:
     sparse = pytest.importorskip("scipy.sparse")
     matrix = sparse.eye(1000).asformat(layout)
-
     assert nbytes(matrix) >= 8000
     if layout in ("csr", "csc"):
         arrays = matrix.data.nbytes + matrix.indices.nbytes + matrix.indptr.nbytes
         assert arrays <= nbytes(matrix) < arrays + 2000
 
 
+def test_frames_and_series_of_polars_count_their_columns() -> None:
+    pl = pytest.importorskip("polars")
+    frame = pl.DataFrame({"a": range(MB)}, schema={"a": pl.Int64})
+    assert nbytes(frame) == nbytes(frame["a"]) == 8 * MB
+
+
 def test_arrow_tables_count_their_buffers() -> None:
     pa = pytest.importorskip("pyarrow")
     table = pa.table({"a": list(range(10_000)), "b": ["x" * 100] * 10_000})
-
     assert nbytes(table) == nbytes(table.slice(0, 1)) == table.get_total_buffer_size() > MB
     assert nbytes(table["b"]) > MB
     assert nbytes(table["a"].chunk(0)[:1]) >= 80_000
     assert nbytes(table.to_batches()[0]) > MB
-
-
-def test_frames_and_series_of_polars_count_their_columns() -> None:
-    pl = pytest.importorskip("polars")
-    frame = pl.DataFrame({"a": range(MB)}, schema={"a": pl.Int64})
-
-    assert nbytes(frame) == nbytes(frame["a"]) == 8 * MB
 
 
 def test_trees_that_are_kept_in_c_are_counted() -> None:
@@ -607,7 +526,6 @@ def test_trees_that_are_kept_in_c_are_counted() -> None:
     places = [[i * 7919 % 10007, i * 104729 % 10007] for i in range(5000)]
     forest = ensemble.RandomForestRegressor(3).fit(places, [x * y for x, y in places])
     nodes = sum(tree.tree_.node_count for tree in forest.estimators_)
-
     assert 72 * nodes <= nbytes(forest) < 80 * nodes + 50_000
     assert nbytes(neighbors.KDTree(places)) > 5000 * 3 * 8
 
@@ -616,7 +534,6 @@ def test_lazy_data_of_libraries_count_little(tmp_path: Any) -> None:
     h5py = pytest.importorskip("h5py")
     with h5py.File(tmp_path / "big.h5", "w") as file:
         data = file.create_dataset("x", shape=(10**6, 10**6), dtype="f8", chunks=(1000, 1000))
-
         assert nbytes([data, file, file["/"]]) < 10_000
 
 
@@ -624,7 +541,6 @@ def test_lazy_arrays_count_what_they_hold() -> None:
     da, xr = pytest.importorskip("dask.array"), pytest.importorskip("xarray")
     zarr, np = pytest.importorskip("zarr"), pytest.importorskip("numpy")
     lazy, held = da.ones((10**6, 10**6), chunks=(10**4, 10**4)), da.from_array(np.zeros(MB), chunks=MB // 4)
-
     for value in (lazy, xr.DataArray(lazy), xr.Dataset({"x": (("a", "b"), lazy)}), zarr.zeros((10**6, 10**6), chunks=(1000, 1000))):
         assert nbytes(value) < MB
     assert 8 * MB <= nbytes(held) < 9 * MB
