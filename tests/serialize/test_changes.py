@@ -4,7 +4,6 @@ from __future__ import annotations
 import mmap
 import os
 import pickle
-import resource
 import subprocess
 import sys
 
@@ -168,18 +167,6 @@ def test_a_page_map_of_zeros_is_not_believed(monkeypatch):
     assert not pagemap.tells.__wrapped__()
 
 
-@linux
-def test_pages_are_told_by_the_byte(file):
-    loaded, _ = file(np.zeros(4 * N), "c").load()
-    begin = loaded.__array_interface__["data"][0]
-    assert pagemap.written(begin, loaded.nbytes) == []
-    loaded[2 * N] = 1
-    [(start, stop)] = pagemap.written(begin, loaded.nbytes)
-    assert start <= 16 * N < stop and stop - start <= mmap.PAGESIZE
-    loaded[:] = 1
-    assert pagemap.written(begin + 10, 5000) == [(0, 5000)]
-
-
 # --- when arrays are mapped -------------------------------------------------------------------------------------------
 
 
@@ -253,27 +240,6 @@ def test_three_thousand_mapped_arrays_live_with_a_thousand_descriptors(file):
     number, again = done.stdout.split() or (done.stderr, "")
     assert int(number) == 3000 if sys.version_info >= (3, 13) else int(number) >= 100
     assert again == "True"
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts memory as Linux does")
-def test_no_copy_of_an_array_is_made_to_encode_compare_or_load_it(file):
-    saved = file([0])
-
-    def peak():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-
-    value = {"x": np.ones((128, 1 << 17), order="F")}  # 128 MiB
-    before = peak()
-    encoded = saved.codec.encode(value)
-    with open(saved.path, "wb") as out:
-        out.writelines([*encoded.pieces, encoded.note()])
-    saved.status = os.fstat(saved.descriptor)
-    assert saved.same(value)
-    assert peak() - before < 40
-    del encoded, value
-    saved.codec = Codec(mmap_mode=None)
-    assert saved.load()[0]["x"].sum() == 128 * (1 << 17)
-    assert peak() - before < 40
 
 
 # --- small values -----------------------------------------------------------------------------------------------------
