@@ -9,50 +9,34 @@ import pytest
 from chest.cli.main import main
 
 
-@pytest.fixture(scope="module")
-def told(tmp_path_factory):
-    """What a demo of 40 MB printed."""
-    pytest.importorskip("numpy")
-    scratch = tmp_path_factory.mktemp("scratch")
-    found = subprocess.run([sys.executable, "-m", "chest", "demo", "--size", "40 MB", "--budget", "8 MB"],
-                           capture_output=True, text=True, timeout=300, check=False,
-                           env={**os.environ, "TMPDIR": str(scratch)})
-    assert (found.returncode, found.stderr) == (0, "")
-    assert list(scratch.iterdir()) == []
-    return found.stdout
-
-
 def megabytes(text, what):
     """The figure that ``what`` matches."""
     number, unit = re.search(what.replace("AMOUNT", r"([\d.]+) (kB|MB|GB)"), text).groups()
     return float(number) * {"kB": 0.001, "MB": 1, "GB": 1000}[unit]
 
 
-def test_the_demo_answers_its_question(told):
+def test_a_small_demo_tells_the_truth_answers_its_question_and_leaves_nothing(tmp_path):
+    pytest.importorskip("numpy")
+    found = subprocess.run([sys.executable, "-m", "chest", "demo", "--size", "40 MB", "--budget", "8 MB"],
+                           capture_output=True, text=True, timeout=300, check=False,
+                           env={**os.environ, "TMPDIR": str(tmp_path)})
+    assert (found.returncode, found.stderr) == (0, "")
+    assert list(tmp_path.iterdir()) == []
+    told = found.stdout
     chosen = re.search(r"^Most like (\S+\.py):$", told, re.MULTILINE)[1]
-    found = re.findall(r"^ +([\d.]+)%  (\S+\.py)$", told, re.MULTILINE)
-
-    assert len({name for _, name in found} - {chosen}) == 5
-    assert [float(likeness) for likeness, _ in found] == sorted((float(likeness) for likeness, _ in found), reverse=True)
-
-
-def test_the_demo_spills_and_reads_what_does_not_fit(told):
+    others = re.findall(r"^ +([\d.]+)%  (\S+\.py)$", told, re.MULTILINE)
+    assert len({name for _, name in others} - {chosen}) == 5
+    assert [float(likeness) for likeness, _ in others] == sorted((float(likeness) for likeness, _ in others), reverse=True)
     everything = megabytes(told, "AMOUNT in all")
-
     assert everything - 8.6 <= megabytes(told, "AMOUNT were spilled") <= everything
     assert megabytes(told, "  AMOUNT from disk") >= everything - 0.1
-
-
-def test_both_processes_keep_to_the_budget(told):
     peaks = re.findall(r"([\d.]+) MB of memory at the peak, of which Python and numpy alone take ([\d.]+) MB", told)
-
     assert len(peaks) == 2
     assert all(float(peak) < float(idle) + 8 + 64 for peak, idle in peaks)
 
 
 def test_without_numpy_the_demo_says_in_one_line_how_to_install_it(capsys, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-
     assert main(["demo"]) == 2
     assert re.fullmatch(r"chest: .*pip install 'chest\[numpy\]'\n", capsys.readouterr().err)
 
@@ -60,6 +44,5 @@ def test_without_numpy_the_demo_says_in_one_line_how_to_install_it(capsys, monke
 @pytest.mark.parametrize("arguments", [["--budget", "much"], ["--size", "much"], ["--size", "900000 TB"]])
 def test_sizes_that_will_not_do_are_errors_of_one_line(capsys, arguments):
     pytest.importorskip("numpy")
-
     assert main(["demo", *arguments]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -66,7 +66,6 @@ def test_of_a_long_tuple_the_first_part_is_not_taken_for_the_value():
 @pytest.mark.parametrize("pack", [gzip, bz2, lzma, zlib], ids=lambda module: module.__name__)
 def test_compressed_values_are_looked_into(pack):
     name = {"lzma": "xz"}.get(pack.__name__, pack.__name__)
-
     assert kind_of(pack.compress(pickle.dumps([1, 2]))) == f"list 2 ({name})"
     assert kind_of(pack.compress(b"PAR1 and more")) == f"parquet ({name})"
     assert kind_of(pack.compress(bytes(10**7))).startswith("unknown")  # a bomb
@@ -94,7 +93,6 @@ def test_numpys_own_files(tmp_path):
     np = pytest.importorskip("numpy")
     np.save(tmp_path / "a.npy", np.zeros((3, 4), "i2"))
     np.savez(tmp_path / "a.npz", a=np.zeros(3))
-
     assert kind_of((tmp_path / "a.npy").read_bytes()) == "npy"
     assert kind_of((tmp_path / "a.npz").read_bytes()) == "zip"
 
@@ -134,9 +132,7 @@ DTYPE = b"cnumpy\ndtype\n"
 ], ids=range(14))
 def test_what_is_crafted_to_stall_is_told_at_once(data):
     start = time.process_time()
-
     found = kind_of(data)
-
     assert found.isprintable() and len(found) <= 63
     assert time.process_time() - start < 2
 
@@ -155,5 +151,4 @@ def test_a_pickle_with_flipped_bytes_has_a_kind(data):
     whole = bytearray(pickle.dumps({"a": [1, (2, 3)], "b": {4}, "c": decimal.Decimal(5)}, data.draw(st.integers(0, 5))))
     for _ in range(3):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
-
     assert kind_of(bytes(whole)).isprintable()

@@ -55,9 +55,7 @@ def test_no_code_of_a_chest_is_run(capsys, path, mark, where, command):
     index = {"key": pickle.dumps([(code, "x")]), "compressed key": gzip.compress(pickle.dumps([(code, "x")])),
              "value": pickle.dumps([("x", "x")]), "ref": pickle.dumps([("x", code)])}[where]
     make(path, index, x=pickle.dumps(code if where == "value" else 1))
-
     status = main([command, path, *{"get": ["x"], "rm": ["x"], "copy": [path + "-copy"]}.get(command, [])])
-
     assert not os.path.exists(mark)
     if where != "value":
         assert status == 2
@@ -68,11 +66,9 @@ def test_what_is_refused_needs_trust_and_is_no_damage(capsys, path, mark):
     with Chest(path=path) as chest:
         chest["code"] = Code(mark)
         chest["list"] = [1, 2]
-
     assert main(["ls", path]) == main(["info", path]) == 0
     assert main(["check", path, "--repair", "--yes"]) == 0
     out = capsys.readouterr().out
-
     assert "'code': code: not loaded: needs --trust" in out
     assert "2 keys, 0 damaged, 1 not loaded without --trust; 0 leftovers" in out
     assert main(["get", path, "code"]) == 2
@@ -90,7 +86,6 @@ def test_a_value_that_is_refused_is_damaged_if_its_checksum_says_so(capsys, path
         byte = file.read(1)
         file.seek(15)
         file.write(bytes([byte[0] ^ 1]))
-
     assert main(["check", path]) == 1
     assert "1 key, 1 damaged; 0 leftovers" in capsys.readouterr().out
 
@@ -113,12 +108,10 @@ TEXT = b"X" + struct.pack("<I", len(ESCAPE.encode())) + ESCAPE.encode()
 def test_nothing_that_a_terminal_obeys_is_printed(tmp_path, index, contents):
     path = str(tmp_path / "a\x1b[31m path")
     make(path, index, **contents)
-
     for arguments in (["ls", path], ["info", path], ["check", path], ["ls", "--json", path], ["get", path, "x"],
                       ["ls", "--sort", "key", path], ["check", "--trust", path], ["check", "--repair", "--yes", path]):
         found = run(*arguments)
         out = (found.stdout + found.stderr).decode()
-
         assert all(character.isprintable() or character in "\n\t" for character in out)
         assert "\nfake line" not in out
         assert "Traceback" not in out
@@ -128,7 +121,6 @@ def test_nothing_that_a_terminal_obeys_is_printed(tmp_path, index, contents):
 def test_a_text_goes_to_a_terminal_escaped_and_to_a_pipe_as_it_is(capsys, path, monkeypatch):
     with Chest(path=path) as chest:
         chest["x"] = "two\nlines\x1b[31m"
-
     assert main(["get", path, "x"]) == 0
     assert capsys.readouterr().out == "two\nlines\x1b[31m\n"
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
@@ -144,11 +136,9 @@ def test_pipes_and_endless_files_are_refused_quickly(path, what):
     if "index" in what:
         os.remove(name)
     os.mkfifo(name) if "pipe" in what else os.symlink("/dev/zero", name)
-
     for arguments in (["ls", path], ["info", path], ["check", path], ["get", path, "x"], ["copy", path, path + "-copy"],
                       ["check", "--repair", "--leftovers", "--yes", path]):
         found = run(*arguments)
-
         assert found.returncode in ((2,) if "index" in what or arguments[0] in ("get", "copy") else (0, 1))
         assert b"Traceback" not in found.stderr
         assert found.stderr.count(b"\n") <= 1
@@ -164,9 +154,7 @@ def test_nothing_is_removed_through_a_folder_that_is_a_link(path, tmp_path, cont
     secret = tmp_path / "outside" / "secret.json"
     secret.write_text(content)
     os.symlink(tmp_path / "outside", os.path.join(path, "_a"))
-
     run(arguments[0], path, *arguments[1:])
-
     assert secret.read_text() == content
 
 
@@ -176,15 +164,12 @@ def test_nothing_is_read_through_a_name_that_leads_out(capsys, path, tmp_path, n
     make(path, write([["x", name.format(outside=tmp_path)]]))
     os.mkdir(os.path.join(path, "_a"))
     (tmp_path / "secret").write_bytes(pickle.dumps("a secret"))
-
     for arguments in ["ls"], ["info"], ["check"], ["get", "x"], ["copy", path + "-copy"], ["check", "--repair", "--leftovers", "--yes"]:
         status = main([arguments[0], path, *arguments[1:]])
         out = "".join(capsys.readouterr())
-
         assert status in (0, 1, 2)
         assert "str 8" not in out and "a secret" not in out
         assert arguments[0] != "info" or name == ".." or "bytes:          0 bytes" in out  # nor is its size told
-        assert arguments[0] != "info" or name == ".." or "bytes:          0 bytes" in out
     assert (tmp_path / "secret").read_bytes() == pickle.dumps("a secret")
 
 
@@ -192,7 +177,6 @@ def test_nothing_is_read_through_a_name_that_leads_out(capsys, path, tmp_path, n
 def test_what_unpacks_to_far_more_than_it_is_is_not_unpacked(capsys, path, what):
     bomb = gzip.compress(b"\x80\x04B" + struct.pack("<I", 200_000_000) + bytes(200_000_000) + b".")
     make(path, gzip.compress(pickle.dumps([("x", "x"), ("y", "y")])) if what == "value" else bomb, x=bomb, y=gzip.compress(pickle.dumps(7)))
-
     assert main(["check", path]) == (0 if what == "value" else 2)
     assert "more than 100 times its size" in "".join(capsys.readouterr())
     assert main(["get", path, "x"]) == 2
@@ -205,7 +189,6 @@ def test_keys_of_any_size_and_depth_are_listed(capsys, path):
     mask = (1 << 20_000) - 1
     with Chest(path=path) as chest:
         chest.update({mask: 1, ("row", mask): 2, "plain": 3})
-
     for command in ("ls", "info", "check"):
         assert main([command, path]) == 0
     assert main(["get", path, hex(mask)]) == 0
@@ -220,10 +203,8 @@ def test_too_little_memory_is_no_damage(path):
     limited = ("import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_AS, (420_000_000,) * 2); "
                "sys.argv = ['chest', 'check', sys.argv[1], '--repair', '--yes']; "
                "runpy.run_module('chest', run_name='__main__')")
-
     subprocess.run([sys.executable, "-c", limited, path], capture_output=True, check=False,
                    env={**os.environ, "OPENBLAS_NUM_THREADS": "1"})
-
     assert sorted(Chest(path=path)) == ["big", "small"]
 
 
@@ -267,7 +248,6 @@ def test_nothing_is_run_or_opened_outside_of_the_chest_and_of_python(tmp_path, w
     known = set().union(*[trace(tmp_path, command, harmless) for command in ("ls", "info", "check")])
     own = tuple({os.path.realpath(folder) + os.sep for folder in (sys.prefix, sys.base_prefix, *filter(os.path.isdir, sys.path))
                  if not str(tmp_path).startswith(os.path.realpath(folder))})
-
     for number, (index, contents) in enumerate(chests):
         path = f"{hostile}{number}"
         make(path, index, **contents)
@@ -277,7 +257,6 @@ def test_nothing_is_run_or_opened_outside_of_the_chest_and_of_python(tmp_path, w
             os.symlink(secret.parent, os.path.join(path, ".packs"))
         for command in "ls", "info", "check":
             opened = trace(tmp_path, command, path)
-
             assert [one for one in opened - known if not one.startswith((path + os.sep, *own)) and one != path] == []
     assert os.listdir(secret.parent) == ["secret"] and secret.read_bytes() == pickle.dumps("a secret")
 

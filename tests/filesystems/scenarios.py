@@ -62,18 +62,15 @@ def links_are_had(folder):
     return True
 
 
-def other_process(script, *arguments, wait=True):
-    """Run ``script`` in another interpreter, which finds ``Chest`` and its arguments in ``args``."""
-    text = "import sys\nfrom chest import Chest\nargs = sys.argv[1:]\n" + script
-    process = subprocess.Popen([sys.executable, "-c", text, *arguments], env=dict(os.environ, PYTHONPATH=HOME),
-                               stdout=subprocess.PIPE, text=True)
-    return finish(process) if wait else process
+def other_process(script, path):
+    """Run ``script`` in another interpreter, which has ``Chest``, ``os`` and ``path``."""
+    text = "import os, signal, sys\nfrom chest import Chest\npath = sys.argv[1]\n" + script
+    return subprocess.Popen([sys.executable, "-c", text, path], env=dict(os.environ, PYTHONPATH=HOME))
 
 
-def finish(process):
-    out, _ = process.communicate(timeout=100)
-    expect(process.returncode, 0)
-    return out
+def killed(script, path):
+    """Run ``script``, by whose end the process has killed itself."""
+    expect(other_process(script, path).wait(100), -signal.SIGKILL)
 
 
 @scenario
@@ -218,23 +215,21 @@ def two_handles_see_each_others_commits(folder):
 @scenario
 def two_processes_lose_nothing_of_each_other(folder):
     path = os.path.join(folder, "c")
-    other = other_process("for n in range(20):\n c = Chest(path=args[0])\n c['their', n] = [n]\n c.flush()\n c.close()",
-                          path, wait=False)
+    other = other_process("for n in range(20):\n c = Chest(path=path)\n c['their', n] = [n]\n c.flush()\n c.close()", path)
     for n in range(20):
         c = Chest(path=path)
         c["our", n] = b"o" * n
         c.flush()
         c.close()
-    finish(other)
+    expect(other.wait(100), 0)
     expect(contents(path), {**{("their", n): [n] for n in range(20)}, **{("our", n): b"o" * n for n in range(20)}})
 
 
 @scenario
 def a_process_that_is_killed_leaves_its_last_commit_and_no_rubbish(folder):
     path = os.path.join(folder, "c")
-    script = """
-import os, signal
-c = Chest({'x': 1, 'y': [2]}, path=args[0])
+    killed("""
+c = Chest({'x': 1, 'y': [2]}, path=path)
 c.flush()
 c['x'] = b'x' * 100_000
 c['z'] = 'z'
@@ -242,10 +237,7 @@ c['n'] = 'n' * 5000
 c.move_to_disk('x')
 c.move_to_disk('n')
 os.kill(os.getpid(), signal.SIGKILL)
-"""
-    killed = other_process(script, path, wait=False)
-    killed.communicate(timeout=100)
-    expect(killed.returncode, -signal.SIGKILL)
+""", path)
     expect(contents(path), {"x": 1, "y": [2]})
     with Chest(path=path) as c:
         c["w"] = 3
@@ -436,9 +428,8 @@ def a_value_that_others_replaced_is_not_kept(folder):
 def no_name_of_one_key_is_given_to_one_that_differs_in_case_alone(folder):
     """Of two keys that want one file on a disk without case, also where one handle made and dropped one before."""
     path = os.path.join(folder, "c")
-    script = """
-import os, signal
-c = Chest({'q': 1}, path=args[0])
+    killed("""
+c = Chest({'q': 1}, path=path)
 c.flush()
 c['A'] = [1]
 c.move_to_disk('A')
@@ -449,9 +440,7 @@ os.ftruncate = lambda *any: os.kill(os.getpid(), signal.SIGKILL)
 os.unlink = lambda path, **more: os.kill(os.getpid(), 9) if path.endswith('.new') else real(path, **more)
 c.sync()
 os.kill(os.getpid(), signal.SIGKILL)
-"""
-    killed = other_process(script, path, wait=False)
-    killed.communicate(timeout=100)
+""", path)
     expect(contents(path), {"q": 1, "a": [2]})
     with Chest(path=path) as c:
         c["w"] = 1
