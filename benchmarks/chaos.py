@@ -3,8 +3,10 @@
     python benchmarks/chaos.py                     # five minutes, 8 processes
     python benchmarks/chaos.py --seconds 20 --processes 4 --seed 7
 
-Each process sets, changes in place, deletes and reads keys of its own, rolls back, and reads those of others; by turns
-small values, in packs where that process has any, and arrays large enough to be mapped, of which an item is changed.
+Each process sets, changes in place, deletes and reads keys of its own, rolls back, reads those of others, which never
+go back to an older value, sets and deletes some that all share, and takes all over into another chest, by hard links;
+by turns small values, in packs where that process has any, and arrays large enough to be mapped, of which an item is
+changed.
 Before a commit it notes down what the chest is to hold of its keys, and after it that it returned. A process that is
 killed is followed by another, which first compares its keys: they must be as the last commit that returned left them,
 or the whole one that was under way. At the end all keys are compared, and files are counted that no index names: at
@@ -32,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from chest import Chest
 
 KEYS = 12  # of each process
+SHARED = ["shared", ("a", "b"), ("a", "c"), "1", 1]  # of which nobody knows whose value is there
 Model = dict[Any, list[Any]]
 
 
@@ -87,6 +90,7 @@ class Worker:
         self.rng = rng = random.Random(seed)
         self.mine = [(f"w{who}", n) if n % 3 == 0 else f"w{who}_{n}" for n in range(KEYS)]
         self.notes = os.path.join(root, f"{who}.notes")
+        self.newest: dict[Any, int] = {}  # the number of the last value that was seen, for keys of others
         self.chest: Chest[Any, Any] = Chest(
             path=os.path.join(root, "chest"), available_memory=rng.choice([0, 100_000, 1e9]),
             min_file_size=rng.choice([0, 4096, 4096]), mmap_mode=rng.choice(["auto", "c", None]))
@@ -94,16 +98,33 @@ class Worker:
     def compare(self) -> Model:
         """Are the keys as they may be?  Returns how they are."""
         allowed, self.count = notes(self.notes)
-        found = {}
-        for key in self.mine:
-            if key in self.chest:
-                held = self.chest[key]
-                if wrong(key, held):
-                    say("violation", wrong(key, held))
-                found[key] = brief(held)
+        found = {key: brief(held) for key in self.mine if (held := self.look(key)) is not None}
+        for key in SHARED:
+            self.look(key)
         if found not in allowed:
             say("violation", f"worker {self.who} finds {found} and not one of {allowed}")
         return found
+
+    def look(self, key: Any) -> Any:
+        """The value of a key, `None` if there is none; it must be right by itself, and no older than before."""
+        held = self.chest.get(key)
+        if held is not None:
+            if wrong(key, held):
+                say("violation", wrong(key, held))
+            if key not in self.mine and key not in SHARED:
+                if held[1] < self.newest.get(key, 0):
+                    say("violation", f"{key!r} went back from {self.newest[key]} to {held[1]}")
+                self.newest[key] = held[1]
+        return held
+
+    def take_over(self) -> None:
+        """Another chest takes over all that there is, by hard links."""
+        with Chest[Any, Any](path=self.notes + ".copy") as copy:
+            copy.update(Chest(path=self.chest.path, flag="r"))  # which commits nothing
+            for key, held in copy.items():
+                if wrong(key, held):
+                    say("violation", wrong(key, held))
+            copy.drop()
 
     def note(self, what: str) -> None:
         with open(self.notes + "~" if what == "done" else self.notes, "wb" if what == "done" else "ab") as file:
@@ -157,13 +178,18 @@ class Worker:
             self.changed(key)
         elif what < 0.8:
             del c[key], self.model[key]
-        elif what < 0.9:
+        elif what < 0.85:
             c.move_to_disk(key)
+        elif what < 0.95:
+            self.look(rng.choice(list(c)))
+        elif what < 0.96:
+            self.take_over()
+        elif rng.random() < 0.7:
+            self.count += 1
+            shared = rng.choice(SHARED)
+            c[shared] = value(shared, self.count, rng)
         else:
-            other = rng.choice(list(c))
-            held = c.get(other)
-            if held is not None and wrong(other, held):
-                say("violation", wrong(other, held))
+            c.pop(rng.choice(SHARED), None)
 
     def changed(self, key: Any) -> None:
         """Change a value in place."""
