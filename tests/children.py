@@ -42,6 +42,11 @@ def python(script, *arguments, code=0, stderr="", options=(), **environment):
 
 def forked(action, ends=os._exit):
     """Run ``action()`` in a forked child, which then ends by ``ends(0)``; returns the status that it ended with."""
+    return os.waitpid(fork(action, ends), 0)[1]
+
+
+def fork(action, ends=os._exit):
+    """The same side by side: returns the child's number at once."""
     pid = os.fork()
     if not pid:
         try:
@@ -53,7 +58,7 @@ def forked(action, ends=os._exit):
             traceback.print_exc()
         finally:
             os._exit(99)
-    return os.waitpid(pid, 0)[1]
+    return pid
 
 
 @functools.cache
@@ -96,11 +101,12 @@ class Interruption:
 
     def during(self, action):
         """Returns whether the interrupt came before ``action()`` was through; a finaliser may have swallowed it."""
+        before = sys.gettrace()  # of a debugger, or of what measures coverage
         sys.settrace(self)
         try:
             action()
         except KeyboardInterrupt:
             pass
         finally:
-            sys.settrace(None)
+            sys.settrace(before)
         return self.left <= 0

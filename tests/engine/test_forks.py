@@ -4,11 +4,11 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
-import sys
+import pickle
 import threading
 
 import pytest
-from children import forked, python
+from children import fork, forked, python
 
 from chest import Chest
 
@@ -30,16 +30,10 @@ class Pipe:
 
 @pytest.fixture
 def pipe():
-    made = []
-
-    def make():
-        made.append(Pipe())
-        return made[-1]
-
-    yield make
-    for one in made:
-        os.close(one.read)
-        os.close(one.write)
+    made = Pipe()
+    yield made
+    os.close(made.read)
+    os.close(made.write)
 
 
 class Only:
@@ -62,14 +56,14 @@ def in_child(action):
     assert forked(action) == 0
 
 
-def twice(action):
-    """The same in the child of a child."""
-    in_child(lambda: in_child(action))
+def ended(pid):
+    """The same of a child that was forked before."""
+    assert os.waitpid(pid, 0)[1] == 0
 
 
-@pytest.fixture(params=[in_child, twice], ids=["fork", "double fork"])
+@pytest.fixture(params=["fork", "double fork"])
 def child(request):
-    return request.param
+    return in_child if request.param == "fork" else lambda action: in_child(lambda: in_child(action))
 
 
 # To read.
@@ -91,72 +85,24 @@ def test_the_child_reads_what_its_parent_has_not_saved(path, child, memory, min_
     look()
 
 
-def test_the_child_reads_a_temporary_chest_and_its_parent_removes_it(child):
-    c = Chest({"x": [1], "y": [2]}, available_memory=0)
-
-    def use():
-        assert dict(c) == {"x": [1], "y": [2]}
-        c["own"] = [3]
-        c.close()
-
-    child(use)
-    assert dict(c) == {"x": [1], "y": [2]}
-    where = c.path
-    c.close()
-    assert not os.path.exists(where)
-
-
-def test_the_child_finds_what_its_parent_commits_later(path, pipe):
+@pytest.mark.parametrize("who", ["its parent", "another"])
+def test_the_child_finds_what_is_committed_later_and_keeps_what_that_does_not_change(path, pipe, who):
     c = Chest({"x": 1, "y": 1, "gone": 1}, path=path)
     c.sync()
-    c["x"], c["gone"] = 2, 2
-    committed = pipe()
+    c["x"], c["gone"], c["mine"] = 2, 2, 2
 
     def look():
         assert c["x"] == 2
-        committed.wait()
-        assert sorted(c) == ["new", "x", "y"]
-        assert (c["x"], c["new"]) == (3, 3)
+        pipe.wait()
+        assert dict(c) == {"x": 3, "y": 1, "mine": 2, "new": 3}
 
-    pid = begin(look)
-    c["x"], c["new"] = 3, 3
-    del c["gone"]
-    c.sync()
-    committed.say()
-    assert os.waitpid(pid, 0)[1] == 0
-
-
-def begin(action):
-    """Run ``action()`` in a child, side by side."""
-    pid = os.fork()
-    if not pid:
-        try:
-            action()
-            os._exit(0)
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-        finally:
-            os._exit(99)
-    return pid
-
-
-def test_commits_of_others_take_nothing_from_the_child_but_the_keys_that_they_change(path, pipe):
-    c = Chest({"x": 1, "y": 1}, path=path)
-    c.flush()
-    c["x"], c["y"], c["new"] = 2, 2, 2
-    committed = pipe()
-
-    def look():
-        committed.wait()
-        assert sorted(c) == ["new", "other", "x", "y"]
-        assert (c["x"], c["y"], c["new"], c["other"]) == (2, 9, 2, 9)
-
-    pid = begin(look)
-    with Chest(path=path) as other:
-        other["other"], other["y"] = 9, 9
-        other.flush()
-    committed.say()
-    assert os.waitpid(pid, 0)[1] == 0
+    pid = fork(look)
+    committing = c if who == "its parent" else Chest(path=path)
+    committing["x"], committing["new"] = 3, 3
+    del committing["gone"]
+    committing.sync()
+    pipe.say()
+    ended(pid)
 
 
 def test_the_child_never_takes_a_later_file_of_its_parent_for_an_earlier_one(path, pipe):
@@ -164,22 +110,21 @@ def test_the_child_never_takes_a_later_file_of_its_parent_for_an_earlier_one(pat
     c = Chest(path=path, available_memory=0, key_to_filename=lambda key: "same")
     c["x"] = ["the value of x"]
     c.move_to_disk("x")
-    changed = pipe()
 
     def look():
-        changed.wait()
+        pipe.wait()
         with pytest.raises(KeyError, match="gone"):
             c["x"]
         assert c.get("x") is None
 
-    pid = begin(look)
+    pid = fork(look)
     name = c.key_to_filename("x")
     del c["x"]
     c["y"] = ["the value of y"]
     c.move_to_disk("y")
     assert c.key_to_filename("y") == name, "then this test shows nothing"
-    changed.say()
-    assert os.waitpid(pid, 0)[1] == 0
+    pipe.say()
+    ended(pid)
 
 
 # Not to save.
@@ -211,43 +156,39 @@ def test_what_the_child_does_removes_nothing_of_its_parents(path, child, how, te
     del only.chest["y"]
     only.chest["x"] = [3]
     before = sorted(os.listdir(only.chest.path))
-    child(lambda: only.end(how))
+
+    def use():
+        assert dict(only.chest) == {"x": [3]}
+        if temporary:
+            only.chest["own"] = [4]
+        only.end(how)
+
+    child(use)
     assert sorted(os.listdir(only.chest.path)) == before
     assert dict(only.chest) == {"x": [3]}
 
 
 def test_the_child_saves_its_own_keys_when_told_to(path, child):
-    c = Chest({"x": 1, "y": 1, "z": 1}, path=path)
+    c = Chest({"x": 1, "y": 1, "z": 1, "list": [1]}, path=path)
     c.sync()
     c["x"], c["y"], c["mine"] = 2, 2, 2
 
     def save():
         c["own"], c["y"] = 3, 3
+        c["list"].append(3)
         del c["z"]
         c.sync()
 
     child(save)
-    assert dict(Chest(path=path)) == {"x": 1, "y": 3, "own": 3}
-    assert (c["own"], c["x"], c["y"]) == (3, 2, 2)
-    assert "z" not in c
+    assert dict(Chest(path=path)) == {"x": 1, "y": 3, "own": 3, "list": [1, 3]}
+    assert dict(c) == {"x": 2, "y": 2, "own": 3, "mine": 2, "list": [1, 3]}
     c.sync()
-    assert dict(Chest(path=path)) == {"x": 2, "y": 2, "own": 3, "mine": 2}
+    assert dict(Chest(path=path)) == dict(c)
 
 
-def test_the_child_saves_what_it_changed_in_place(path, child):
-    c = Chest({"x": [1]}, path=path)
-    c.sync()
-
-    def change():
-        c["x"].append(2)
-        c.sync()
-
-    child(change)
-    assert Chest(path=path)["x"] == [1, 2]
-
-
-def test_small_values_of_parent_and_child_do_not_share_a_connection(path, child):
-    c = Chest({n: [n] for n in range(100)}, path=path, min_file_size=4096)
+def test_parent_and_child_write_small_values_to_packs_of_their_own(path, child):
+    expected = {n: [n] for n in range(100)}
+    c = Chest(expected, path=path, min_file_size=4096)
     c.sync()
     c["unsaved"] = [0]
     assert c[5] == [5]
@@ -260,8 +201,7 @@ def test_small_values_of_parent_and_child_do_not_share_a_connection(path, child)
 
     child(use)
     c.flush()
-    assert {key: c[key] for key in c} == {
-        **{n: [n] for n in range(100)}, **{("child", n): [n] for n in range(100)}, "unsaved": [0]}
+    assert dict(c) == {**expected, **{("child", n): [n] for n in range(100)}, "unsaved": [0]}
 
 
 # The end of a process.
@@ -278,6 +218,9 @@ pid = os.fork()
 if pid == 0:
     mine = Chest({'child': 1}, path=sys.argv[2])
     inherited = c
+    with Chest({'y': 2}) as own:
+        pass
+    assert not os.path.exists(own.path)
     END
 assert os.waitpid(pid, 0)[1] == 0
 assert dict(Chest(path=sys.argv[1])) == {'x': 1}, 'the child saved'
@@ -301,41 +244,27 @@ def opens_its_own(path):
     kept["x"] = 1
 
 
-@pytest.mark.parametrize("how", multiprocessing.get_all_start_methods())
-def test_a_handle_that_is_opened_in_a_child_of_multiprocessing_is_saved_at_its_end(path, how):
-    process = multiprocessing.get_context(how).Process(target=opens_its_own, args=(path,))
-    process.start()
-    process.join()
-    assert process.exitcode == 0
-    assert dict(Chest(path=path)) == {"x": 1}
-
-
-def test_a_grandchild_of_multiprocessing_is_saved_at_its_end_too(path):
-    fork = multiprocessing.get_context("fork")
+def test_children_of_multiprocessing_save_what_they_opened_and_leave_alone_what_they_inherited(tmp_path):
+    inherited, path = Chest({"x": 1}, path=tmp_path / "inherited"), str(tmp_path / "own")
+    temporary = Chest({"x": 1})
+    context = multiprocessing.get_context("fork")
 
     def middle():
+        assert inherited["x"] + temporary["x"] == 2
         Chest({"middle": 1}, path=path).sync()
-        process = fork.Process(target=opens_its_own, args=(path,))
+        run(opens_its_own, path)
+
+    def run(target, *arguments):
+        process = context.Process(target=target, args=arguments)
         process.start()
         process.join()
+        assert process.exitcode == 0
 
-    process = fork.Process(target=middle)
-    process.start()
-    process.join()
-    assert process.exitcode == 0
+    run(middle)
     assert dict(Chest(path=path)) == {"middle": 1, "x": 1}
-
-
-def test_a_child_of_multiprocessing_leaves_alone_what_it_inherited(path):
-    c = Chest({"x": 1}, path=path)
-    temporary = Chest({"x": 1})
-    process = multiprocessing.get_context("fork").Process(target=lambda: c["x"] + temporary["x"])
-    process.start()
-    process.join()
-    assert process.exitcode == 0
-    assert dict(Chest(path=path)) == {}
+    assert dict(Chest(path=inherited.path)) == {}
     assert temporary["x"] == 1
-    c.sync()
+    inherited.sync()
 
 
 POOL = """
@@ -381,38 +310,33 @@ def test_a_fork_while_another_thread_commits_does_not_hang_the_child(path, pipe,
     thread = threading.Thread(target=c.flush)
     thread.start()
     within.wait()
-    begun = pipe()
 
     def use():
         monkeypatch.undo()
         assert c["x"] == 1
         c["child"] = 2
-        begun.say()
+        pipe.say()
         c.sync()  # waits for the parent's commit, and no longer
 
-    pid = begin(use)
-    begun.wait()
+    pid = fork(use)
+    pipe.wait()
     go_on.set()
     thread.join()
-    assert os.waitpid(pid, 0)[1] == 0
+    ended(pid)
     assert dict(Chest(path=path)) == {"x": 1, "child": 2}
 
 
 @pytest.mark.parametrize("what", ["dump", "load"])
 def test_a_fork_while_another_thread_dumps_or_loads_leaves_the_child_free(path, what):
-    import pickle
     within, go_on = threading.Event(), threading.Event()
 
-    def slowly(function):
-        def call(*arguments):
-            if threading.current_thread() is not threading.main_thread():
-                within.set()
-                go_on.wait()
-            return function(*arguments)
-        return call
+    def slowly(*arguments):
+        if threading.current_thread() is not threading.main_thread():
+            within.set()
+            go_on.wait()
+        return getattr(pickle, what)(*arguments)
 
-    settings = {what: slowly(getattr(pickle, what))}
-    c = Chest({"x": [1]}, path=path, **{"dump": pickle.dump, "load": pickle.load, **settings})
+    c = Chest({"x": [1]}, path=path, **{"dump": pickle.dump, "load": pickle.load, what: slowly})
     c.flush()
     c["y"] = [2]
     thread = threading.Thread(target=c.sync if what == "dump" else lambda: c["x"])
@@ -420,8 +344,7 @@ def test_a_fork_while_another_thread_dumps_or_loads_leaves_the_child_free(path, 
     within.wait()
 
     def use():
-        assert c["x"] == [1]
-        assert c["y"] == [2]
+        assert dict(c) == {"x": [1], "y": [2]}
         c["own"] = [3]
         c.flush()
 
@@ -432,27 +355,13 @@ def test_a_fork_while_another_thread_dumps_or_loads_leaves_the_child_free(path, 
     assert dict(c) == {"x": [1], "y": [2], "own": [3]}
 
 
-def test_a_fork_within_the_chests_own_lock_leaves_both_free(path):
-    c = Chest({"x": 1}, path=path)
-
-    def use():
-        c["own"] = 2
-        c.sync()
-
-    with c.lock:
-        in_child(use)
-        assert c["x"] == 1
-    c.sync()
-    assert dict(c) == {"x": 1, "own": 2}
-
-
 def test_a_fork_from_a_callback_leaves_both_free(path):
     c = Chest({"x": 1}, path=path, on_overflow=lambda key: in_child(lambda: c["x"]))
     c.flush()
     assert c["x"] == 1
 
 
-def test_many_chests_that_are_forked_together_are_all_usable_on_both_sides(tmp_path):
+def test_a_fork_within_the_lock_of_one_of_many_chests_leaves_all_usable_on_both_sides(tmp_path):
     chests = [Chest({"n": n}, path=tmp_path / str(n)) for n in range(20)]
 
     def use():
@@ -461,13 +370,12 @@ def test_many_chests_that_are_forked_together_are_all_usable_on_both_sides(tmp_p
             c["own"] = n
             c.sync()
 
-    in_child(use)
+    with chests[7].lock:
+        in_child(use)
+        assert chests[7]["n"] == 7
     for n, c in enumerate(chests):
         c.sync()
         assert dict(c) == {"n": n, "own": n}
-
-
-# Several threads that fork at once.
 
 
 def test_threads_that_fork_at_the_same_time_let_go_of_their_own_locks_only(path):
