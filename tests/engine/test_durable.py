@@ -17,10 +17,7 @@ BEGIN = """if True:
     import os, sys
     from chest import Chest
     path, durable = sys.argv[1], sys.argv[2] == 'True'
-    c = Chest(path=path, durable=durable, **SETTINGS)
-    c['a'] = 'a' * 5000
-    c['b', 'c'] = 'bc' * 5000
-    c['small'] = 1
+    c = Chest({'a': 'a' * 5000, ('b', 'c'): 'bc' * 5000, 'small': 1}, path=path, durable=durable, **SETTINGS)
     c.flush()
     c['a'] = 'other'
     c['new', 'folder', 'x'] = 'x' * 5000
@@ -46,8 +43,11 @@ def trace(tmp_path, commit, durable, settings="{}"):
         pytest.skip("strace cannot trace a process here")
     assert done.returncode == 0, done.stderr
     with open(log) as file:
-        calls = [match.groups() for line in file if (match := CALL.match(line))]
-    return events(calls, path)
+        return events([match.groups() for line in file if (match := CALL.match(line))], path)
+
+
+def last(seen, event):
+    return len(seen) - 1 - seen[::-1].index(event)
 
 
 PATH = re.compile(r'(?:(AT_FDCWD|\d+), )?"([^"]*)"')
@@ -97,10 +97,6 @@ def test_values_and_their_folders_are_synced_before_the_index_is_replaced_and_th
     assert after.index(("sync", ".")) < min(removed), "a file of the old index goes only when the new one is safe"
 
 
-def last(seen, event):
-    return len(seen) - 1 - seen[::-1].index(event)
-
-
 def assert_synced(seen, where, written):
     """The last write to a file comes before its sync."""
     assert last(seen, (written, where)) < last(seen, ("sync", where)), seen
@@ -116,8 +112,7 @@ def test_an_index_that_is_appended_to_is_synced_after_its_values(tmp_path):
 
 
 ANOTHER = """
-    new = Chest(path=path, durable=True, min_file_size=1000)
-    new['x'] = 1
+    new = Chest({'x': 1}, path=path, durable=True, min_file_size=1000)
     new.sync()"""
 
 
@@ -137,8 +132,7 @@ def test_packs_of_small_values_are_synced_before_the_index_and_their_folder_too(
 def test_links_of_an_update_are_synced_before_the_index(tmp_path):
     other = tmp_path / "other"
     seen = trace(tmp_path, f"""
-    other = Chest(path={str(other)!r})
-    other['linked'] = 1
+    other = Chest({{'linked': 1}}, path={str(other)!r})
     c.update(other)
     c.flush()""", True)
     before = seen[: seen.index(("rename", ".keys"))]
@@ -155,8 +149,7 @@ def test_without_durable_nothing_is_synced(tmp_path):
 def test_a_new_directory_is_synced_into_its_parent_as_are_those_above_it(tmp_path):
     """Else a loss of power could take the whole chest, with all that was committed in it."""
     seen = trace(tmp_path, f"""
-    new = Chest(path={str(tmp_path / 'chest' / 'far' / 'away')!r}, durable=True)
-    new['x'] = 1
+    new = Chest({{'x': 1}}, path={str(tmp_path / 'chest' / 'far' / 'away')!r}, durable=True)
     new.flush()""", True)
     commit = seen.index(("rename", "far/away/.keys"))
     for made, parent in (("far", "."), ("far/away", "far")):

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import itertools
 import os
 import pickle
 import shutil
@@ -12,7 +11,6 @@ import subprocess
 import warnings
 
 import pytest
-from children import Interruption
 from invariants import check
 
 from chest import Chest
@@ -55,10 +53,7 @@ def test_a_value_that_cannot_be_dumped_is_named_with_its_cause_and_kept(path, me
     c["also good"] = 2
     with pytest.raises(DumpError) as caught:
         getattr(c, method)(*{"move_to_disk": ["bad"], "__exit__": [None, None, None]}.get(method, []))
-    text = str(caught.value)
-    assert "'bad'" in text
-    assert path in text
-    assert "refuses to be dumped" in text
+    assert all(word in str(caught.value) for word in ("'bad'", path, "refuses to be dumped"))
     assert isinstance(caught.value.__cause__, TypeError)
     assert c["bad"] is bad
     assert len(c) == 3
@@ -71,33 +66,29 @@ def test_a_value_that_cannot_be_dumped_is_named_with_its_cause_and_kept(path, me
 
 def test_several_that_cannot_be_dumped_are_counted(path):
     c = Chest({i: Refuses() for i in range(3)}, path=path)
-    with pytest.raises(DumpError, match=r"of 0 \(and 2 more\)"):
+    with pytest.raises(DumpError, match=r"of 0 \(and 2 more\)") as caught:
         c.flush()
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert (type(copy), str(copy)) == (DumpError, str(caught.value))
     c.clear()
 
 
-def test_a_saved_value_outlives_one_in_its_place_that_cannot_be_dumped(saved):
-    saved["x"] = Refuses()
-    with pytest.raises(DumpError):
-        saved.flush()
-    assert seen(saved.path)["x"] == "saved x"
-    del saved["x"]
-    saved.flush()
-    assert "x" not in seen(saved.path)
-
-
-def test_a_change_in_place_that_cannot_be_dumped_leaves_what_was_saved(path):
-    c = Chest({"x": [1]}, path=path)
+def test_a_saved_value_outlives_one_in_its_place_and_a_change_in_place_that_cannot_be_dumped(path):
+    c = Chest({"x": "saved", "list": [1]}, path=path)
     c.sync()
-    c["x"].append(Refuses())
-    with pytest.raises(DumpError, match="'x'"):
-        c.sync()
-    assert seen(path) == {"x": [1]}
-    assert len(c["x"]) == 2
-    c["x"].pop()
-    c["x"].append(2)
+    c["x"] = Refuses()
+    c["list"].append(Refuses())
+    for commit in (c.sync, c.flush):
+        with pytest.raises(DumpError, match="'x'|'list'"):
+            commit()
+        assert seen(path) == {"x": "saved", "list": [1]}
+    assert len(c["list"]) == 2
+    c["list"].pop()
+    c["list"].append(2)
+    del c["x"]
     c.flush()
-    assert seen(path) == {"x": [1, 2]}
+    assert not c.inmem
+    assert seen(path) == {"list": [1, 2]}
 
 
 # What cannot be loaded.
@@ -117,10 +108,8 @@ def test_a_value_that_cannot_be_loaded_is_named_and_left_alone(saved, damage):
     overwrite(name, damage(data))
     for use in (lambda: saved["x"], lambda: saved.get("x"), lambda: saved.prefetch(["y", "x"]), lambda: saved.pop("x"),
                 lambda: list(saved.values()), lambda: saved.pop("x", None)):
-        with pytest.raises(LoadError) as caught:
+        with pytest.raises(LoadError, match=f"'x'.*{name}") as caught:
             use()
-        assert "'x'" in str(caught.value)
-        assert name in str(caught.value)
         causes = [type(error) for error in chain(caught.value)]
         assert len(causes) >= 2
         assert KeyError not in causes  # that it was not in memory is no cause
@@ -152,23 +141,17 @@ def test_a_value_that_cannot_be_loaded_is_healed_by_setting_or_deleting_it(saved
     del saved["y"]
     saved.flush()
     assert seen(saved.path) == {"x": "healed", ("t", "u"): "saved t"}
-    assert sorted(os.listdir(saved.path))[0] == ".keys"
-    assert len(os.listdir(saved.path)) == 3
+    assert sorted(os.listdir(saved.path)) == [".keys", "_t", "x~1"]
 
 
 def test_a_file_that_is_gone_is_a_key_error_that_names_it(saved):
     name = saved.key_to_filename("x")
     os.unlink(name)
     for use in (lambda: saved["x"], lambda: saved.pop("x"), lambda: saved.prefetch("x")):
-        with pytest.raises(KeyError) as caught:
+        with pytest.raises(KeyError, match=f"'x'.*{name}") as caught:
             use()
-        assert "'x'" in str(caught.value)
-        assert name in str(caught.value)
         assert caught.value.__context__ is None
-    assert saved.get("x", "default") == "default"
-    assert "x" in saved
-    assert len(saved) == 3
-    assert saved["y"] == "saved y"
+    assert (saved.get("x", "default"), "x" in saved, len(saved), saved["y"]) == ("default", True, 3, "saved y")
     saved.sync()
     del saved["x"]
     saved.flush()
@@ -269,15 +252,9 @@ def test_a_path_that_is_a_file_is_said_to_be_one(tmp_path):
 
 
 @pytest.mark.parametrize(("settings", "error", "word"), [
-    ({"path": 1}, TypeError, "path"),
     ({"path": ""}, ValueError, "path"),
     ({"open": "gzip"}, TypeError, "open"),
     ({"dump": "json", "load": "json"}, TypeError, "dump"),
-    ({"available_memory": "much"}, ValueError, "available_memory"),
-    ({"available_memory": -1}, ValueError, "available_memory"),
-    ({"available_memory": float("nan")}, ValueError, "available_memory"),
-    ({"mode": "rb"}, ValueError, "mode"),
-    ({"mmap_mode": "w+"}, ValueError, "mmap_mode"),
     ({"data": 1}, TypeError, "iterable"),
     ({"data": [1]}, TypeError, "unpack|sequence"),
 ])
@@ -286,89 +263,18 @@ def test_arguments_that_make_no_sense_are_errors_at_once(settings, error, word, 
         Chest(**{"path": path, **settings})
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs POSIX")
-def test_too_many_open_files_lose_nothing(path):
-    import resource
-
-    c = Chest({"x": "value", "y": ["value"]}, path=path)
-    c.sync()
-    c["x"], c["z"] = "new", "new"
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    taken = []
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
-        try:
-            while True:
-                taken.append(os.open(os.devnull, os.O_RDONLY))
-        except OSError as error:
-            assert error.errno == errno.EMFILE
-        for _free in range(4):
-            for commit in (c.sync, c.flush):
-                try:
-                    commit()
-                except OSError as error:
-                    assert error.errno == errno.EMFILE
-                assert len(c) == 3
-            os.close(taken.pop())
-    finally:
-        for fd in taken:
-            os.close(fd)
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    assert dict(c) == {"x": "new", "y": ["value"], "z": "new"}
-    c.flush()
-    assert seen(path) == {"x": "new", "y": ["value"], "z": "new"}
-
-
-# Ctrl-C.
-
-
-@pytest.fixture
-def ctrl_c():
-    """A real SIGINT, at once."""
-    def interrupt():
-        os.kill(os.getpid(), signal.SIGINT)
-
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield interrupt
-    signal.signal(signal.SIGINT, before)
+# Signals.
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
-@pytest.mark.parametrize("method", ["flush", "sync", "close", "move_to_disk", "shrink"])
-def test_ctrl_c_while_a_value_is_written_leaves_no_half_file_and_no_loss(path, method, ctrl_c):
-    armed = []
-
-    def dump(value, file):
-        file.write(pickle.dumps(value)[:5])
-        if armed and value == "mine":
-            armed.clear()
-            ctrl_c()
-        file.write(pickle.dumps(value)[5:])
-
-    c = Chest({"saved": 1}, path=path, dump=dump, load=pickle.load)
-    c.flush()
-    c["x"], c["y"] = "mine", "yours"
-    armed.append(1)
-    if method == "shrink":
-        c._engine.state.available = 0  # not the property: that shrinks at once
-    with pytest.raises(KeyboardInterrupt):
-        getattr(c, method)(*(["x"] if method == "move_to_disk" else []))
-    check(c)
-    assert dict(c) == {"saved": 1, "x": "mine", "y": "yours"}
-    assert seen(path, dump=pickle.dump, load=pickle.load)["saved"] == 1
-    c.flush()
-    assert seen(path, dump=pickle.dump, load=pickle.load) == {"saved": 1, "x": "mine", "y": "yours"}
-    assert len(os.listdir(path)) == 4
-
-
-@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
-def test_a_limit_of_time_that_comes_while_a_read_makes_room_comes_out(path, ctrl_c):
+def test_a_limit_of_time_that_comes_while_a_read_makes_room_comes_out(path):
+    """`test_interrupted` has Ctrl-C at any line, `test_defects` in the middle of a dump."""
     armed = []
 
     def dump(value, file):
         if armed:
             armed.clear()
-            ctrl_c()
+            os.kill(os.getpid(), signal.SIGUSR1)
         pickle.dump(value, file)
 
     def limit(*_):
@@ -377,64 +283,15 @@ def test_a_limit_of_time_that_comes_while_a_read_makes_room_comes_out(path, ctrl
     c = Chest({"x": "x" * 1000}, path=path, dump=dump, load=pickle.load, available_memory=1500)
     c.flush()
     c["y"] = "y" * 1000
-    signal.signal(signal.SIGINT, limit)
+    before = signal.signal(signal.SIGUSR1, limit)
     armed.append(1)
     with pytest.raises(TimeoutError, match="the time is up"):
         c["x"]
+    signal.signal(signal.SIGUSR1, before)
     check(c)
     assert dict(c) == {"x": "x" * 1000, "y": "y" * 1000}
     c.flush()
-    assert seen(path, dump=pickle.dump, load=pickle.load) == {"x": "x" * 1000, "y": "y" * 1000}
-
-
-@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
-def test_ctrl_c_while_a_value_is_loaded_leaves_the_key_free_for_the_next(path, ctrl_c):
-    armed = []
-
-    def load(file):
-        if armed:
-            armed.clear()
-            ctrl_c()
-        return pickle.load(file)
-
-    c = Chest({"x": 1, "y": 2}, path=path, load=load)
-    c.flush()
-    for use in (lambda: c["x"], lambda: c.prefetch(["x", "y"])):
-        armed.append(1)
-        with pytest.raises(KeyboardInterrupt):
-            use()
-        check(c)
-    assert dict(c) == {"x": 1, "y": 2}
-
-
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # files let go
-@pytest.mark.parametrize("method", ["flush", "sync", "close"])
-@pytest.mark.parametrize("settings", [{}, {"min_file_size": 1000}], ids=["files", "packs"])
-def test_ctrl_c_at_any_line_of_a_commit_leaves_the_old_or_the_new_and_a_chest_that_works(tmp_path, method, settings):
-    before, after = {"old": 1, "same": 2, "gone": 3}, {"old": "new", "same": 2, "x": "x"}
-    outcomes = []
-    for n in itertools.count(1, 1 if os.environ.get("CHEST_STRESS") else 17):
-        path = str(tmp_path / str(n))
-        with Chest(before, path=path, **settings):
-            pass
-        c = Chest(path=path, **settings)
-        c["old"], c["x"] = "new", "x"
-        del c["gone"]
-        if not Interruption(n).during(getattr(c, method)):
-            break
-        found = seen(path, **settings)
-        assert found in (before, after), n
-        outcomes.append(found == after)
-        assert dict(c) == after, n
-        check(c)
-        c["later"] = 1
-        c.flush()
-        assert seen(path, **settings) == {**after, "later": 1}, n
-        c.drop()
-    del c
-    gc.collect()  # what was let go is warned of here, and not in another test
-    assert len(outcomes) > 10
-    assert settings or set(outcomes) == {False, True}
+    assert seen(path) == dict(c)
 
 
 # In a with block.
@@ -448,15 +305,6 @@ def test_an_error_in_a_with_block_is_not_hidden_by_one_of_the_save(path):
     assert isinstance(caught.value.__context__, (ZeroDivisionError, TypeError))
     assert ZeroDivisionError in [type(error) for error in chain(caught.value)]
     c.clear()
-
-
-def test_errors_can_be_pickled(saved):
-    saved["x"] = Refuses()
-    with pytest.raises(DumpError) as caught:
-        saved.flush()
-    copy = pickle.loads(pickle.dumps(caught.value))
-    assert (type(copy), str(copy)) == (DumpError, str(caught.value))
-    del saved["x"]
 
 
 def test_an_index_of_a_newer_chest_says_which(saved):

@@ -10,6 +10,7 @@ import contextvars
 import functools
 import gc
 import itertools
+import operator
 import sys
 import threading
 import types
@@ -83,45 +84,6 @@ if numpy is not None:
     }
 
 
-def closure(value):
-    return lambda: value
-
-
-def generator(value):
-    def held():
-        while True:
-            yield value
-
-    made = held()
-    next(made)
-    return lambda: next(made)
-
-
-def default(value):
-    def held(it=value):
-        return it
-
-    return held
-
-
-def attribute(value):
-    holder = Thing(it=value)
-    return lambda: holder.it
-
-
-def class_attribute(value):
-    holder = type("Holder", (), {"it": value})
-    return lambda: vars(holder)["it"]
-
-
-def error(value):
-    try:
-        raise ValueError(value)
-    except ValueError as raised:
-        caught = raised
-    return lambda: caught.args[0]
-
-
 def frame(value):
     def run():
         it = value  # noqa: F841 - the frame holds it
@@ -174,35 +136,35 @@ def waiting_thread(value):
     return get
 
 
-def iterator_of(make):
+def held_by(make, get=operator.itemgetter(0)):
+    """A place: what ``make`` makes of a value has it, and ``get`` gets it back."""
     def place(value):
-        iterator = make(value)
-        return lambda: next(iterator)
-
-    return place
-
-
-def item_of(make, key=0):
-    def place(value):
-        container = make(value)
-        return lambda: container[key]
+        holder = make(value)
+        return lambda: get(holder)
 
     return place
 
 
 #: How a value is held, and got back.
 PLACES = {
-    "closure": closure, "generator": generator, "default": default, "attribute": attribute,
-    "class": class_attribute, "error": error, "frame": frame, "context": context, "weak reference": weak,
-    "thread": thread, "waiting thread": waiting_thread,
-    "list": item_of(lambda value: [value]), "tuple": item_of(lambda value: (value,)),
-    "dict": item_of(lambda value: {0: value}), "deque": item_of(lambda value: collections.deque([value])),
-    "proxy": item_of(lambda value: types.MappingProxyType({0: value})),
-    "repeat": iterator_of(itertools.repeat), "cycle": iterator_of(lambda value: itertools.cycle([value])),
-    "map": iterator_of(lambda value: map(max, itertools.repeat([value]))),
-    "chain": iterator_of(lambda value: itertools.chain(itertools.repeat(value))),
+    "frame": frame, "context": context, "weak reference": weak, "thread": thread, "waiting thread": waiting_thread,
+    "closure": lambda value: lambda: value,
+    "default": lambda value: lambda it=value: it,
     "partial": lambda value: functools.partial(lambda it: it, value),
     "method": lambda value: types.MethodType(lambda it: it, value),
+    "generator": held_by(lambda value: (it for it in [value] * 9), next),
+    "attribute": held_by(lambda value: Thing(it=value), lambda holder: holder.it),
+    "class": held_by(lambda value: type("Holder", (), {"it": value}), lambda holder: vars(holder)["it"]),
+    "error": held_by(ValueError, lambda error: error.args[0]),
+    "list": held_by(lambda value: [value]),
+    "tuple": held_by(lambda value: (value,)),
+    "dict": held_by(lambda value: {0: value}),
+    "deque": held_by(lambda value: collections.deque([value])),
+    "proxy": held_by(lambda value: types.MappingProxyType({0: value})),
+    "repeat": held_by(itertools.repeat, next),
+    "cycle": held_by(lambda value: itertools.cycle([value]), next),
+    "map": held_by(lambda value: map(max, itertools.repeat([value])), next),
+    "chain": held_by(lambda value: itertools.chain(itertools.repeat(value)), next),
 }
 
 #: What is made, a part or view of it, and how that is changed.
@@ -210,7 +172,7 @@ VIEWS = {
     "part of a list": (lambda: [[0]], lambda value: value[0], list.append),
     "deep part": (lambda: [[[[[[0]]]]]], lambda value: value[0][0][0][0][0], list.append),
     "part of a dict": (lambda: {"a": {"b": 0}}, lambda value: value["a"], lambda part, number: part.update(a=number)),
-    "values of a dict": (lambda: {"a": [0]}, lambda value: value.values(), lambda view, number: next(iter(view)).append(number)),
+    "values of a dict": (lambda: {"a": [0]}, dict.values, lambda view, number: next(iter(view)).append(number)),
     "attributes": (lambda: Thing(n=0), vars, lambda part, number: part.update(n=number)),
     "method": (lambda: [0], lambda value: value.append, lambda method, number: method(number)),
     "view of bytes": (lambda: bytearray(9), memoryview, put_first),
@@ -253,7 +215,8 @@ def changes_are_saved(path, make, hold, change):
 
 #: Not each kind in each place, but the common ones in each place, and each kind in some places.
 COMMON = KINDS.keys() & {"a list", "a dict of dicts", "an instance", "a large array", "a list of arrays"}
-BOTH = [(kind, place) for kind in KINDS for place in PLACES if kind in COMMON or place in ("closure", "list", "repeat", "thread")]
+SOME = "closure", "list", "repeat", "thread"
+BOTH = [(kind, place) for kind in KINDS for place in PLACES if kind in COMMON or place in SOME]
 
 
 @pytest.mark.parametrize(("kind", "place"), BOTH)

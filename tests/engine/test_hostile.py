@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import pickle
-import sys
 import threading
 
 import pytest
@@ -38,19 +38,18 @@ def tree(path):
 # Names.
 
 
-@pytest.mark.parametrize("name", ["../out", "/etc/out", "a/../../out", ".", "..", "", ".keys", ".keys~", ".packs", ".hidden", "a/.b", "a//b",
-                                  "a/", "/", "nul\0", "\udcff", "x" * 5000, "/".join("a" * 2000), None, 7, b"bytes", ["list"], "con",
-                                  "a/nul/b"])
+@pytest.mark.parametrize("name", [
+    "../out", "/etc/out", "a/../../out", ".", "..", "", ".keys", ".keys~", ".packs", ".hidden", "a/.b", "a//b", "a/", "/",
+    "nul\0", "\udcff", "x" * 5000, "/".join("a" * 2000), None, 7, b"bytes", ["list"], "con", "a/nul/b"])
 def test_a_key_to_filename_that_leads_astray_is_not_followed(tmp_path, name):
     path = str(tmp_path / "in" / "chest")
     outside = tree(tmp_path)
-    c = Chest(path=path, key_to_filename=lambda key: name)
-    c["x"], c["y"] = "x", "y"
+    c = Chest({"x": "x", "y": "y"}, path=path, key_to_filename=lambda key: name)
     c.flush()
     assert seen(path) == {"x": "x", "y": "y"}
     assert {name for name in tree(tmp_path) if not name.startswith(os.path.join("in", "chest"))} == set(outside)
     assert all(part and not part.startswith(".") for name in c._keys.values() for part in name.split("/"))
-    del c["x"], c["y"]
+    c.clear()
     c.flush()
     assert os.listdir(path) == [".keys"]
 
@@ -70,9 +69,10 @@ def test_a_key_to_filename_that_fails_is_the_callers_error_and_loses_nothing(pat
 
 
 def test_hundreds_of_keys_with_one_name_all_have_their_own_file(path):
-    c = Chest({i: i for i in range(300)}, path=path, key_to_filename=lambda key: "same/name")
-    c.flush()
-    assert seen(path) == {i: i for i in range(300)}
+    keys = {i: i for i in range(300)}
+    with Chest(keys, path=path, key_to_filename=lambda key: "same/name"):
+        pass
+    assert seen(path) == keys
     assert len(os.listdir(os.path.join(path, "same"))) == 300
 
 
@@ -82,8 +82,8 @@ def index_of(path, pairs):
         pickle.dump(pairs, file)
 
 
-ASTRAY = ["../victim", "a/../../victim", "/victim", ".keys", ".", "", "a/.git", ".packs/x", ".packs", "nul\0", 5, 1 << 104, None, b"x",
-          ("a", "b")]
+ASTRAY = ["../victim", "a/../../victim", "/victim", ".keys", ".", "", "a/.git", ".packs/x", ".packs", "nul\0", 5, 1 << 104,
+          None, b"x", ("a", "b")]
 
 
 @pytest.mark.parametrize("trusted", [True, False])
@@ -92,7 +92,8 @@ def test_a_name_in_the_index_that_leads_outside_is_an_error_when_it_is_used_and_
     victim = tmp_path / "victim"
     victim.write_bytes(pickle.dumps("precious"))
     path = tmp_path / "chest"
-    index_of(path, [("x", name if name != "/victim" else str(victim)), ("good", "good")])
+    name = str(victim) if name == "/victim" else name
+    index_of(path, [("x", name), ("good", "good")])
     (path / "good").write_bytes(pickle.dumps("good"))
     before = tree(tmp_path)
     try:
@@ -113,18 +114,18 @@ def test_a_name_in_the_index_that_leads_outside_is_an_error_when_it_is_used_and_
     assert seen(path) == {"x": "mine", "good": "mine"}
     del c["x"]
     c.flush()
-    index_of(path, [("x", name if name != "/victim" else str(victim))])
+    index_of(path, [("x", name)])
     c = Chest(path=path, trusted=trusted)
     del c["x"]
     c.flush()
     assert len(c) == 0
+    c.drop()
     assert {name: data for name, data in tree(tmp_path).items() if not name.startswith("chest")} == {
         "victim": before["victim"]}
-    c.drop()
-    assert victim.exists()
 
 
-@pytest.mark.parametrize("pairs", [None, 1, "text", [1, 2], [("x",)], [("x", "x", "x")], [([[1]], 1)], {"x": "x"}, [({}, "x")], [("x", 5)]])
+@pytest.mark.parametrize("pairs", [None, 1, "text", [1, 2], [("x",)], [("x", "x", "x")], [([[1]], 1)], {"x": "x"},
+                                   [({}, "x")], [("x", 5)]])
 def test_an_index_that_is_none_is_an_error_or_read_right_and_nothing_is_touched(path, pairs):
     index_of(path, pairs)
     with open(os.path.join(path, "x"), "wb") as file:
@@ -178,6 +179,10 @@ def test_a_chest_may_be_reached_by_a_link(tmp_path):
 
 
 def test_directories_and_files_in_the_way_are_walked_around(path):
+    with pytest.raises(OSError, match=r"\.keys|directory"):
+        os.makedirs(os.path.join(path, ".keys"))
+        Chest(path=path)
+    os.rmdir(os.path.join(path, ".keys"))
     os.makedirs(os.path.join(path, "x", "y"))
     for name in ("_a", "x~1"):
         with open(os.path.join(path, name), "w") as file:
@@ -189,21 +194,16 @@ def test_directories_and_files_in_the_way_are_walked_around(path):
     assert tree(path) == {"_a": b"mine", "x~1": b"mine"}
 
 
-def test_a_directory_in_place_of_the_index_is_an_error(path):
-    os.makedirs(os.path.join(path, ".keys"))
-    with pytest.raises(OSError, match=r"\.keys|directory"):
-        Chest(path=path)
-
-
-@pytest.mark.parametrize("name", ["with space", "ünïcödé", "per%20cent", "question?mark", "hash#tag", "new\nline", "'quote\"", "semi;colon", "a&b=c"])
 @pytest.mark.parametrize("settings", [{}, {"min_file_size": 100}])
-def test_any_path_will_do(tmp_path, name, settings):
-    path = str(tmp_path / name / name)
-    with Chest({"x": 1, "large": "l" * 1000}, path=path, **settings) as c:
-        assert c.path == path
-    assert seen(path, **settings) == {"x": 1, "large": "l" * 1000}
-    assert os.listdir(tmp_path) == [name]
-    assert os.listdir(tmp_path / name) == [name]
+def test_any_path_will_do(tmp_path, settings):
+    names = ["with space", "ünïcödé", "per%20cent", "question?mark", "hash#tag", "new\nline", "'quote\"", "semi;colon", "a&b=c"]
+    for name in names:
+        path = str(tmp_path / name / name)
+        with Chest({"x": 1, "large": "l" * 1000}, path=path, **settings) as c:
+            assert c.path == path
+        assert seen(path, **settings) == {"x": 1, "large": "l" * 1000}
+        assert os.listdir(tmp_path / name) == [name]
+    assert sorted(os.listdir(tmp_path)) == sorted(names)
 
 
 def test_a_chest_within_a_chest(path):
@@ -226,26 +226,20 @@ def test_a_temporary_chest_is_its_owners_alone():
 # Keys.
 
 
-def test_nan_is_a_key_like_in_a_dict(path):
-    nan = float("nan")
-    c = Chest({nan: 1}, path=path)
-    assert c[nan] == 1
-    assert c.get(float("nan")) is None
-    c.flush()
-    assert c[nan] == 1
-    assert len(Chest(path=path)) == 1
-
-
-def test_subclasses_of_str_and_tuple_are_equal_to_what_they_look_like(path):
+def test_keys_are_equal_as_in_a_dict_however_odd_they_are(path):
     class Name(str):
         __slots__ = ()
 
-    c = Chest(path=path)
-    c["x"] = 1
+    nan, deep = float("nan"), "x"
+    for _ in range(50):
+        deep = (deep, "y")
+    c = Chest({nan: 1, "x": 1, deep: 1}, path=path)
     c[Name("x")] = 2
-    assert dict(c) == {"x": 2}
-    c.flush()
-    assert seen(path) == {"x": 2}
+    for _ in range(2):
+        assert (c[nan], c.get(float("nan")), c["x"], c[deep], len(c)) == (1, None, 2, 1, 3)
+        c.flush()
+    assert list(seen(path).values()) == [1, 2, 1]
+    assert seen(path)[deep] == 1
 
 
 class BadKey:
@@ -279,10 +273,8 @@ def test_a_key_that_cannot_be_compared_is_its_owners_error(path):
 
 
 def test_a_key_that_cannot_be_pickled_is_an_error_that_names_it_and_stops_no_other_handle(path):
-    c = Chest(path=path)
     key = threading.Lock()
-    c[key] = 1
-    c["x"] = 2
+    c = Chest({key: 1, "x": 2}, path=path)
     with pytest.raises(Exception, match="lock"):
         c.flush()
     assert c[key] == 1
@@ -291,57 +283,26 @@ def test_a_key_that_cannot_be_pickled_is_an_error_that_names_it_and_stops_no_oth
     assert seen(path) == {"x": 2}
 
 
-def test_deeply_nested_keys(path):
-    key = "x"
-    for _ in range(50):
-        key = (key, "y")
-    c = Chest({key: 1}, path=path)
-    c.flush()
-    assert seen(path) == {key: 1}
-
-
 # Values.
+
+
+def refuse(self, *arguments):
+    raise ZeroDivisionError
 
 
 class Odd:
     """A value with whom nothing can be done but to keep it."""
 
-    def __eq__(self, other):
-        raise ZeroDivisionError("eq")
-
     __hash__ = None
-
-    def __bool__(self):
-        raise ZeroDivisionError("bool")
-
-    def __len__(self):
-        raise ZeroDivisionError("len")
-
-    def __iter__(self):
-        raise ZeroDivisionError("iter")
-
-    def __sizeof__(self):
-        raise ZeroDivisionError("sizeof")
-
-    def __repr__(self):
-        raise ZeroDivisionError("repr")
-
-    @property
-    def nbytes(self):
-        raise ZeroDivisionError("nbytes")
-
-    @property
-    def shape(self):
-        raise ZeroDivisionError("shape")
+    __eq__ = __bool__ = __len__ = __iter__ = __sizeof__ = __repr__ = refuse
+    nbytes = shape = property(refuse)
 
 
 def test_a_value_is_only_kept_and_never_asked_for_anything(path):
     value = Odd()
     c = Chest(path=path)
     c["x"] = value
-    assert c["x"] is value
-    assert c.get("x") is value
-    assert c.setdefault("x") is value
+    assert c["x"] is c.get("x") is c.setdefault("x") is value
     c.move_to_disk("x")
     assert c["x"] is value, "it is still held here"
     c.flush()
@@ -357,6 +318,7 @@ def test_a_value_that_contains_itself(path):
     c = Chest({"x": value}, path=path)
     assert c.memory_usage > 0
     c.flush()
+    del value
     back = c["x"]
     assert back[0] == 1
     assert back[1] is back
@@ -384,93 +346,43 @@ def test_a_chest_may_hold_a_chest_and_even_itself(path, tmp_path):
     del other
     assert dict(c["other"]) == {"y": 2}
     c["me"] = c
-    try:
-        c.flush()
-    except (ChestError, RecursionError):
-        del c["me"]
-        c.flush()
-    else:
-        assert c["me"].path == path
+    c.flush()
+    assert c["me"].path == path
     assert "other" in seen(path)
 
 
 def test_a_value_that_changes_the_chest_while_it_is_pickled(path):
-    chests = []
-
     class Meddler:
         def __reduce__(self):
-            chests[0]["meddled"] = True
-            chests[0].pop("x", None)
-            chests[0]["z"] = "new z"
+            c["meddled"] = True
+            c.pop("x", None)
+            c["z"] = "new z"
             return str, ("meddler",)
 
     c = Chest({"x": 1, "m": Meddler(), "z": "old z"}, path=path)
-    chests.append(c)
     c.flush()
     c.flush()
     assert dict(c) == seen(path) == {"m": "meddler", "z": "new z", "meddled": True}
     check(c)
 
 
-def test_a_value_whose_finaliser_uses_the_chest(path):
-    chests = []
-
-    class Last:
-        def __init__(self, word):
-            self.word = word
-
-        def __del__(self):
-            if chests:
-                chests[0][self.word] = "said"
-                chests[0].sync()
-
-    c = Chest(path=path)
-    chests.append(c)
-    c["x"] = Last("one")
-    c["x"] = 1
-    c["y"] = Last("two")
-    del c["y"]
-    assert dict(c) == seen(path) == {"x": 1, "one": "said", "two": "said"}
-    chests.clear()
-
-
-def test_a_dump_that_writes_nothing_and_a_load_that_reads_nothing(path):
-    c = Chest({"x": 1}, path=path, dump=lambda value, file: None, load=lambda file: "always")
-    c.flush()
-    assert c["x"] == "always"
-    assert dict(Chest(path=path, load=lambda file: "always", dump=lambda value, file: None)) == {"x": "always"}
-
-
-def test_a_dump_that_closes_its_file(path):
-    def dump(value, file):
+def test_a_dump_that_writes_nothing_or_closes_its_file(path):
+    def closes(value, file):
         pickle.dump(value, file)
         file.close()
 
-    c = Chest({"x": 1}, path=path, dump=dump, load=pickle.load)
+    c = Chest({"x": 1}, path=path, dump=closes, load=pickle.load)
     c.flush()
     assert c["x"] == 1
-    assert seen(path, dump=dump, load=pickle.load) == {"x": 1}
-
-
-def test_values_that_are_types_modules_and_functions_are_values(path):
-    c = Chest({"type": dict, "function": os.getcwd, "none": None, "ellipsis": ..., "bool": True}, path=path, available_memory=0)
+    assert seen(path, dump=closes, load=pickle.load) == {"x": 1}
+    c.drop()
+    settings = dict(path=path, dump=lambda value, file: None, load=lambda file: "always")
+    c = Chest({"x": 1}, **settings)
     c.flush()
-    assert seen(path) == {"type": dict, "function": os.getcwd, "none": None, "ellipsis": ..., "bool": True}
-    assert c["bool"] is True
-    with pytest.raises(DumpError):
-        c.update(module=sys) or c.flush()
-    del c["module"]
+    assert dict(c) == dict(Chest(**settings)) == {"x": "always"}
 
 
 # Callers.
-
-
-def test_a_clear_within_an_iteration_is_the_error_that_a_dict_gives(path):
-    c = Chest({i: i for i in range(5)}, path=path, available_memory=0)
-    with pytest.raises(RuntimeError):
-        for _ in c.items():
-            c.clear()
-    assert len(c) == 0
 
 
 def test_many_handles_on_one_path(path, leaks_nothing):
@@ -520,12 +432,9 @@ def test_a_value_that_commits_by_another_handle_as_it_is_dropped_loses_nothing(p
 
 
 def test_an_index_that_is_read_lazily_is_read_whole(path):
-    import json
-
     def load(file):
         value = json.load(file)
         return iter(value) if isinstance(value, list) else value
 
-    with Chest(path=path, dump=json.dump, load=json.load) as c:
-        c["x"] = 1
+    Chest({"x": 1}, path=path, dump=json.dump, load=json.load).close()
     assert dict(Chest(path=path, dump=json.dump, load=load)) == {"x": 1}

@@ -74,7 +74,6 @@ def too_much(peaks):
 @pytest.mark.parametrize("mode", ["", "c", "packs"], ids=["loaded", "mapped", "packed"])
 def test_a_gigabyte_streams_through_a_small_budget_in_little_memory(path, mode):
     peaks = stream(path, mode, "set_all get_all iterate change flush")
-
     assert BUDGET / 2 < peaks["set_all"]  # else this would measure nothing
     assert too_much(peaks) == {}
 
