@@ -32,6 +32,17 @@ class Runner(doctest.DocTestRunner):
         super().report_unexpected_exception(out, test, example, exc_info)
 
 
+def text_of(*places):
+    return (ROOT / Path(*places)).read_text(encoding="utf-8")
+
+
+def run(*command, folder, check=True, **environment):
+    """What a script says that imports chest as this process does, in another directory."""
+    paths = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environment}
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300, check=check, cwd=folder,
+                          env={**os.environ, **paths})
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_example_of_the_page_is_true(page):
     text = page.read_text(encoding="utf-8")
@@ -39,43 +50,29 @@ def test_every_example_of_the_page_is_true(page):
         if sign in text:
             pytest.importorskip(library)
     runner = Runner(optionflags=FLAGS)
-
     runner.run(doctest.DocTestParser().get_doctest(text, {"__name__": "__main__"}, page.name, str(page), 0))
-
     assert runner.failures == 0
 
 
-def test_the_readme_has_examples_and_stays_a_front_page():
-    text = (ROOT / "README.rst").read_text(encoding="utf-8")
-
+def test_the_readme_has_examples_and_the_words_that_people_search_for_and_stays_a_front_page():
+    text = text_of("README.rst")
     assert text.count(">>> ") > 30
     assert len(text.splitlines()) < 300
-
-
-def test_the_readme_has_the_words_that_people_search_for():
-    text = (ROOT / "README.rst").read_text(encoding="utf-8").lower()
-
     for word in ("evict", "lru", "persist", "atomic", "thread-safe", "memory-map", "larger than memory", "pip install chest"):
-        assert word in text, word
+        assert word in text.lower(), word
 
 
 @pytest.mark.parametrize("script, printed", [("pool.py", "40\n"), ("terminated.py", "3 of 3 values saved\n")])
 def test_the_scripts_of_the_pages_work(script, printed, tmp_path):
     if script == "terminated.py" and os.name == "nt":
         pytest.skip("SIGTERM cannot be handled on Windows")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-
-    found = subprocess.run([sys.executable, ROOT / "docs" / script], capture_output=True, text=True, timeout=120,
-                           check=True, cwd=tmp_path, env=environment)
-
-    assert found.stdout == printed
+    assert run(ROOT / "docs" / script, folder=tmp_path).stdout == printed
 
 
 def test_files_that_the_pages_speak_of_are_there():
     for page in PAGES:
         for target in re.findall(SPOKEN_OF, page.read_text(encoding="utf-8")):
             name = next(filter(None, target))
-
             assert (page.parent / name).is_file(), f"{page.name} speaks of {name}"
 
 
@@ -86,7 +83,6 @@ def test_the_front_page_of_the_package_index_has_no_link_that_needs_the_reposito
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("the package is not installed")
     page = metadata["Description"] or metadata.get_payload()
-
     targets = [next(filter(None, found)) for found in re.findall(SPOKEN_OF, page)]
     assert not [target for target in targets if not target.startswith("https://")]
     for target in re.findall(r"/HEAD/(\S+?)(?:>|\n)", page):
@@ -95,9 +91,8 @@ def test_the_front_page_of_the_package_index_has_no_link_that_needs_the_reposito
 
 
 def test_every_picture_is_one_that_the_command_for_pictures_makes():
-    scripts = "".join((ROOT / "benchmarks" / name).read_text() for name in ("pictures.py", "compare_pictures.py"))
+    scripts = text_of("benchmarks", "pictures.py") + text_of("benchmarks", "compare_pictures.py")
     pictures = {Path(name) for page in PAGES for name in re.findall("image:: (\\S+)", page.read_text(encoding="utf-8"))}
-
     for picture in pictures:
         assert f'"{picture.name}"' in scripts or f'"{picture.stem}": [' in scripts, picture
     assert len(pictures) >= 6
@@ -106,24 +101,15 @@ def test_every_picture_is_one_that_the_command_for_pictures_makes():
 def test_the_benchmark_of_peers_measures_chest_where_it_is_not_installed(tmp_path):
     pytest.importorskip("numpy")
     script = ROOT / "benchmarks" / "compare.py"
-
-    found = subprocess.run([sys.executable, script, "--one", "small", "chest", tmp_path / "store"], capture_output=True,
-                           text=True, timeout=120, check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": ""})
-
+    found = run(script, "--one", "small", "chest", tmp_path / "store", folder=tmp_path, PYTHONPATH="")
     assert json.loads(found.stdout).keys() == {"set", "get"}
 
 
-def test_what_is_exported_is_on_the_api_page():
-    text = (ROOT / "docs" / "api.rst").read_text(encoding="utf-8")
-
-    for name in (*chest.__all__, *chest.core.__all__, *chest.errors.__all__[:4]):
-        assert name in text
-
-
-def test_every_keyword_and_method_of_a_chest_is_on_a_page():
+def test_every_exported_name_keyword_and_method_of_a_chest_is_on_a_page():
     text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
-    api = (ROOT / "docs" / "api.rst").read_text(encoding="utf-8")
-
+    api = text_of("docs", "api.rst")
+    for name in (*chest.__all__, *chest.core.__all__, *chest.errors.__all__[:4]):
+        assert name in api
     for name in Chest.__init__.__annotations__.keys() - {"data", "path", "return"}:
         assert name in text, name
     for name in vars(Chest):
@@ -132,22 +118,13 @@ def test_every_keyword_and_method_of_a_chest_is_on_a_page():
 
 def test_the_pages_build_without_a_warning(tmp_path):
     pytest.importorskip("sphinx")
-
-    found = subprocess.run([sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", ROOT / "docs", tmp_path / "html"],
-                           capture_output=True, text=True, timeout=300, check=False)
-
-    assert found.stderr == ""
-    assert found.returncode == 0
+    found = run("-m", "sphinx", "-W", "-q", "-b", "html", ROOT / "docs", tmp_path / "html", folder=tmp_path, check=False)
+    assert (found.stderr, found.returncode) == ("", 0)
 
 
 def test_breaking_a_commit_as_the_page_for_contributors_says_leaves_the_last_one(tmp_path):
-    page = (ROOT / "CONTRIBUTING.rst").read_text(encoding="utf-8")
-    script = textwrap.dedent(re.search(r"python - <<'END'\n(.*?)    END", page, re.DOTALL)[1])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-
-    broken = subprocess.run([sys.executable, "-c", script], timeout=60, check=False, cwd=tmp_path, env=environment)
-
-    assert broken.returncode == 9
+    script = textwrap.dedent(re.search(r"python - <<'END'\n(.*?)    END", text_of("CONTRIBUTING.rst"), re.DOTALL)[1])
+    assert run("-c", script, folder=tmp_path, check=False).returncode == 9
     assert dict(Chest(path="broken", flag="r")) == {"x": 1}
     assert main(["check", "broken", "--repair", "--leftovers", "--yes"]) == 0
     assert sorted(os.listdir("broken")) == [".keys", ".keys~", "x"]
@@ -156,6 +133,11 @@ def test_breaking_a_commit_as_the_page_for_contributors_says_leaves_the_last_one
 
 
 # The format
+
+
+def read(path):
+    """All that an independent reader finds."""
+    return {key: independent_reader.read_value(path, ref) for key, ref in independent_reader.read_index(path).items()}
 
 
 def test_an_independent_reader_reads_an_index_with_records(path):
@@ -169,22 +151,14 @@ def test_an_independent_reader_reads_an_index_with_records(path):
     writer.sync()
     with open(os.path.join(path, ".keys"), "ab") as file:
         file.write(b"+chs\x99\0\0")  # torn
-
-    refs = independent_reader.read_index(path)
-    values = {key: independent_reader.read_value(path, ref) for key, ref in refs.items()}
-
-    assert list(values.items()) == [("a", "new"), (("b", 2), 2), (3, 3), ("last", None)]
+    assert list(read(path).items()) == [("a", "new"), (("b", 2), 2), (3, 3), ("last", None)]
 
 
 def test_an_independent_reader_reads_packs(path):
     with Chest(path=path, min_file_size=4096) as writer:
         writer.update({"small": [1, 2], "large": bytes(5000)})
-
-    refs = independent_reader.read_index(path)
-
-    assert isinstance(refs["small"], int)
-    assert independent_reader.read_value(path, refs["small"]) == [1, 2]
-    assert independent_reader.read_value(path, refs["large"]) == bytes(5000)
+    assert isinstance(independent_reader.read_index(path)["small"], int)
+    assert read(path) == {"small": [1, 2], "large": bytes(5000)}
 
 
 def test_an_independent_reader_finds_the_bytes_of_arrays(path):
@@ -195,22 +169,12 @@ def test_an_independent_reader_finds_the_bytes_of_arrays(path):
         with Chest(path=path, durable=pad % 2 == 0) as writer:
             writer["x"] = ["p" * pad, *arrays, numpy.arange(10)]
         data = Path(path, independent_reader.read_index(path)["x"]).read_bytes()
-
         _, places = independent_reader.read_note(data)
-
         assert [size for _, size in places] == [array.nbytes for array in arrays]
         for (begin, size), array in zip(places, arrays):
             assert data[begin : begin + size] == array.tobytes()
-
-
-def test_an_independent_reader_reads_a_plain_array(path):
-    numpy = pytest.importorskip("numpy")
-    with Chest(path=path) as writer:
-        writer["x"] = numpy.arange(100_000.0).reshape(100, 1000)
-
-    found = independent_reader.read_value(path, independent_reader.read_index(path)["x"])
-
-    assert (found == numpy.arange(100_000.0).reshape(100, 1000)).all()
+    Chest({"x": numpy.arange(100_000.0).reshape(100, 1000)}, path=path).close()
+    assert (read(path)["x"] == numpy.arange(100_000.0).reshape(100, 1000)).all()
 
 
 def test_an_independent_reader_notices_every_flipped_bit(path):
@@ -225,8 +189,7 @@ def test_an_independent_reader_notices_every_flipped_bit(path):
             for bit in range(len(right) * 8):
                 file.write_bytes(flipped(right, bit))
                 try:
-                    found = {key: independent_reader.read_value(path, ref)
-                             for key, ref in independent_reader.read_index(path).items()}
+                    found = read(path)
                 except independent_reader.Damaged:
                     continue
                 assert found == {"a": 1, "b": "x" * 30, "c": 2}, (name, bit)  # behind the last value of a pack, e.g.
@@ -237,11 +200,3 @@ def flipped(data, bit):
     changed = bytearray(data)
     changed[bit // 8] ^= 1 << bit % 8
     return bytes(changed)
-
-
-def test_a_chest_of_json_names_its_files_in_json(path):
-    with Chest(path=path, dump=json.dump, load=json.load) as writer:
-        writer.update({"a": 1, ("b", 2): [2]})
-
-    with open(os.path.join(path, ".keys")) as file:
-        assert json.load(file) == [["a", "a"], [["b", 2], f"_b/{chest.core.key_to_filename(2)}"]]

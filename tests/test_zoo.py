@@ -36,7 +36,8 @@ class Thing:
 
 
 PLAIN = {
-    "none": None, "bool": True, "int": 5, "large int": 10**400, "float": 1.5, "complex": 1 + 2j, "text": "t" * 100, "text of any length": "ä" * 100_000,
+    "none": None, "bool": True, "ellipsis": ..., "class": dict, "function": os.getcwd, "int": 5, "large int": 10**400, "float": 1.5, "complex": 1 + 2j,
+    "text": "t" * 100, "text of any length": "ä" * 100_000,
     "bytes": b"b" * 100, "long bytes": b"b" * 300_000, "bytearray": bytearray(b"a" * 70_000), "tuple": (1, (2, "x")), "list": [1, [2, "x"]],
     "dict": {"a": {1: None}}, "set": {1, "a"}, "frozenset": frozenset([1, 2]), "range": range(1, 9, 2), "slice": [slice(1, None)],
     "deque": collections.deque([1], 3), "counter": collections.Counter("abca"), "ordered": collections.OrderedDict(b=1, a=2),
@@ -69,14 +70,6 @@ def of_pandas():
     }
 
 
-def of_arrow():
-    return {"arrow table": pytest.importorskip("pyarrow").table({"a": list(range(20_000)), "b": ["x"] * 20_000})}
-
-
-def of_polars():
-    return {"polars frame": pytest.importorskip("polars").DataFrame({"a": list(range(20_000)), "b": ["x"] * 20_000})}
-
-
 def of_scipy():
     sparse = pytest.importorskip("scipy.sparse")
     return {f"sparse {kind}": sparse.random(300, 300, 0.2, kind, random_state=1) for kind in ("csr", "csc", "coo")}
@@ -85,11 +78,6 @@ def of_scipy():
 def of_xarray():
     array = pytest.importorskip("xarray").DataArray([[1.0, 2]] * 20_000, dims=("x", "y"))
     return {"xarray": array, "data set": array.to_dataset(name="a")}
-
-
-def of_dask():
-    array = pytest.importorskip("dask.array").arange(20_000, chunks=5000)
-    return {"array of dask, which is not calculated": array}
 
 
 def same(one, other):
@@ -119,8 +107,13 @@ HOW = {
     "loose files": {"min_file_size": 0}, "maps": {"min_file_size": 0, "mmap_mode": "c"}, "maps to read": {"min_file_size": 0, "mmap_mode": "r"},
     "copies": {"min_file_size": 0, "mmap_mode": None}, "packs": {"min_file_size": 10**6}, "durable": {"durable": True},
 }
-HOUSES = {"Python": lambda: {**PLAIN, **OF_THIS_MODULE}, "numpy": of_numpy, "pandas": of_pandas, "pyarrow": of_arrow,
-          "polars": of_polars, "scipy": of_scipy, "xarray": of_xarray, "dask": of_dask}
+COLUMNS = {"a": list(range(20_000)), "b": ["x"] * 20_000}
+HOUSES = {
+    "Python": lambda: {**PLAIN, **OF_THIS_MODULE}, "numpy": of_numpy, "pandas": of_pandas, "scipy": of_scipy, "xarray": of_xarray,
+    "pyarrow": lambda: {"arrow table": pytest.importorskip("pyarrow").table(COLUMNS)},
+    "polars": lambda: {"polars frame": pytest.importorskip("polars").DataFrame(COLUMNS)},
+    "dask": lambda: {"array, not calculated": pytest.importorskip("dask.array").arange(20_000, chunks=5000)},
+}
 
 
 @pytest.mark.parametrize("how", HOW)

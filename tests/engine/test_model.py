@@ -68,6 +68,10 @@ def frozen(value):
     return repr(value) if not isinstance(value, Refuses) else id(value)
 
 
+def frozen_all(pairs):
+    return {key: frozen(value) for key, value in pairs.items()}
+
+
 def thaw(value):
     """A copy that shares nothing."""
     return value if isinstance(value, Refuses) else pickle.loads(pickle.dumps(value))
@@ -490,9 +494,8 @@ class Machine(RuleBasedStateMachine):
             return
         self.open(data)
         self.faulty = True
-        model, before = ({key: frozen(value) for key, value in each.items()} for each in (self.model, self.committed))
-        found = {key: frozen(value) for key, value in self.chest.items()}
-        assert found in (model, before)
+        found, before = frozen_all(self.chest), frozen_all(self.committed)
+        assert found in (frozen_all(self.model), before)
         if found != before:
             self.commit()
         self.begins_anew()
@@ -537,8 +540,9 @@ class Machine(RuleBasedStateMachine):
     # System calls that fail.
 
     @precondition(lambda self: not self.refuses)
-    @rule(data=st.data(), n=st.one_of(st.integers(1, 6), st.integers(7, 30)), error=st.sampled_from([*injection.ERRORS, injection.SHORT, *[KeyboardInterrupt] * 4]),
-          operation=st.sampled_from(["sync", "flush", "close", "write_keys", "set", "get", "pop", "move", "prefetch", "items",
+    @rule(data=st.data(), n=st.one_of(st.integers(1, 6), st.integers(7, 30)),
+          error=st.sampled_from([*injection.ERRORS, injection.SHORT, *[KeyboardInterrupt] * 4]),
+          operation=st.sampled_from(["sync", "flush", "close", "write_keys", "set", "get", "pop", "move_to_disk", "prefetch", "items",
                                      "update", "rollback", "transaction", "open"]))
     def a_call_fails(self, data, n, error, operation):
         """The operation is done, or it is not; a commit is whole, or nothing."""
@@ -572,32 +576,27 @@ class Machine(RuleBasedStateMachine):
 
     def operate(self, operation, key, new):
         c = self.chest
-        if operation in ("sync", "flush", "close", "write_keys", "rollback"):
-            getattr(c, operation)()
-        elif operation in ("set", "update"):
+        if operation in ("set", "update"):
             c.update({key: thaw(value) for key, value in new.items()})
         elif operation == "get":
             assert frozen(c[key]) == frozen(self.model[key])
-        elif operation == "pop":
-            c.pop(key)
-        elif operation == "move":
-            c.move_to_disk(key)
-        elif operation == "prefetch":
-            c.prefetch([key])
+        elif operation in ("pop", "move_to_disk", "prefetch"):
+            getattr(c, operation)(key if operation != "prefetch" else [key])
         elif operation == "items":
-            assert {key: frozen(value) for key, value in c.items()} == {key: frozen(value) for key, value in self.model.items()}
+            assert frozen_all(c) == frozen_all(self.model)
         elif operation == "transaction":
             with c.transaction():
                 c[key] = thaw(new[key])
         elif operation == "open":
             with self.another(True) as self.opened:
                 self.agree(self.opened, self.committed)
+        else:
+            getattr(c, operation)()
 
     def settle(self, operation, key, new, raised):
         """Find out which it was."""
         before = dict(self.model)
-        if operation == "rollback" and (not raised or {key: frozen(value) for key, value in self.chest.items()} != {
-                key: frozen(value) for key, value in before.items()}):
+        if operation == "rollback" and (not raised or frozen_all(self.chest) != frozen_all(before)):
             return self.begins_anew()
         if operation == "pop" and key in before and (not raised or key not in self.chest):
             del self.model[key]
@@ -624,15 +623,13 @@ class Machine(RuleBasedStateMachine):
 
     def on_disk(self, model):
         with self.another(True) as other:
-            found = {key: frozen(value) for key, value in other.items()}
-        wanted, before = ({key: frozen(value) for key, value in each.items()} for each in (model, self.committed))
-        assert found in (wanted, before)
-        return found == wanted
+            found = frozen_all(other)
+        assert found in (frozen_all(model), frozen_all(self.committed))
+        return found == frozen_all(model)
 
     def settle_transaction(self, key, new):
-        found = {each: frozen(value) for each, value in self.chest.items()}
         after = {**self.model, **new}
-        if found == {each: frozen(value) for each, value in after.items()} and self.on_disk(after):
+        if frozen_all(self.chest) == frozen_all(after) and self.on_disk(after):
             self.model = after
             self.commit()
             self.forget(key)
@@ -648,7 +645,7 @@ class Machine(RuleBasedStateMachine):
     def agree(self, chest, model):
         assert len(chest) == len(model)
         assert list(chest) == list(model) if self.ordered else set(chest) == set(model)
-        assert {key: frozen(value) for key, value in chest.items()} == {key: frozen(value) for key, value in model.items()}
+        assert frozen_all(chest) == frozen_all(model)
 
     @invariant()
     def keys_agree(self):
