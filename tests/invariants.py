@@ -1,5 +1,8 @@
-"""What holds of every chest while no thread is at work with it, whatever happened before."""
+"""What holds of every chest while no thread is at work with it, whatever happened before; and a dict to hold beside one."""
 from __future__ import annotations
+
+import contextlib
+import copy
 
 from chest.memory.cache import ABSENT
 
@@ -25,3 +28,22 @@ def check(chest):
         for key, ref in refs.items():
             assert ref is not None or key in values, f"{key!r} has no value anywhere"
             assert key not in values or (ref is None) == (key not in saved), key
+
+
+class Model(dict):
+    """A dict that does as a chest with no directory would."""
+
+    committed = {}
+
+    def nothing(self, key=None):
+        pass
+
+    sync = flush = close = shrink = prefetch = move_to_disk = nothing
+    drop = dict.clear
+
+    def rollback(self):
+        self.clear()
+        self.update(copy.deepcopy(self.committed))
+
+    def transaction(self):
+        return contextlib.nullcontext()

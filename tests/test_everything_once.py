@@ -88,7 +88,7 @@ def test_each_command(command, path, tmp_path, capsys):
 
 
 def test_a_module_of_helpers():
-    assert utils.raises(KeyError, lambda: utils.raise_KeyError("x"))
+    assert utils.raises(KeyError, lambda: utils.raise_KeyError("x")) and not utils.raises(KeyError, str)
 
 
 def test_a_small_form_of_the_demo(path):

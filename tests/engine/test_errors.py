@@ -91,6 +91,12 @@ def test_a_saved_value_outlives_one_in_its_place_and_a_change_in_place_that_cann
     assert seen(path) == {"list": [1, 2]}
 
 
+def test_a_transaction_with_a_value_that_cannot_be_dumped_is_rolled_back_whole(saved):
+    with pytest.raises(DumpError, match="'y'"), saved.transaction():
+        saved["x"], saved["y"] = "new x", Refuses()
+    assert dict(saved) == seen(saved.path) == {"x": "saved x", "y": "saved y", ("t", "u"): "saved t"}
+
+
 # What cannot be loaded.
 
 
