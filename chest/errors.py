@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 import errno
+from typing import Any
 
 __all__ = ["ChestError", "DamagedError", "DumpError", "LoadError", "explain_dump", "explain_load", "explain_os",
-           "printable", "raised_by_signal", "shown"]
+           "printable", "raised_by_signal", "refused", "shown"]
 
 
 class ChestError(Exception):
@@ -36,6 +37,11 @@ def raised_by_signal(error: BaseException) -> bool:
     while trace is not None and trace.tb_frame.f_code not in codes:
         trace = trace.tb_next
     return trace is not None
+
+
+def refused(error: Any) -> bool:
+    """Is this what the system refuses?  Its errors have numbers; those of a value's own code, or of ``dump``, none."""
+    return isinstance(error, OSError) and error.errno is not None
 
 
 def explain_os(error: OSError, what: str, path: str, kept: str = "") -> OSError:

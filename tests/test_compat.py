@@ -216,6 +216,38 @@ def test_numpy_saves_into_any_file(path, open):
         assert value.tolist() == list(range(n))
 
 
+def closes(value, file):
+    with file:
+        pickle.dump(value, file)
+
+
+def by_descriptor(value, file):
+    os.write(file.fileno(), pickle.dumps(value))
+
+
+def load_by_descriptor(file):
+    return pickle.loads(os.read(file.fileno(), 1 << 20))
+
+
+@pytest.mark.parametrize("small", [0, 4096])
+@pytest.mark.parametrize("settings", [
+    dict(dump=closes, load=pickle.load),
+    dict(dump=by_descriptor, load=load_by_descriptor),
+    dict(dump=lambda value, file: file.write(value), load=lambda file: file.read(), mode="t"),
+], ids=["closes the file", "needs a file of the system", "text as it is"])
+def test_what_a_dump_may_do_with_its_file(path, settings, small):
+    """It may do so whether the value has a file of its own or not, and values that were only read are looked at too."""
+    values = {n: f"text\r\n\n\r {n}" * 50 for n in range(9)}
+    settings = dict(settings, path=path, min_file_size=small, available_memory=2000)
+    with Chest(values, **settings):
+        pass
+    with Chest(**settings) as c:
+        assert dict(c.items()) == values
+        c.flush()
+        c[3] = values[3] = "changed"
+    assert dict(Chest(**settings)) == values
+
+
 def test_numpy_save_and_load(path):
     numpy = pytest.importorskip("numpy")
 

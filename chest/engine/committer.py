@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from chest.engine.spiller import Item, Spiller
 from chest.engine.state import Flight, State, nothing
-from chest.errors import ChestError, explain_dump, explain_os
+from chest.errors import ChestError, explain_dump, explain_os, refused
 from chest.index import KEYS
 from chest.log import log
 from chest.memory.cache import ABSENT, Saved
@@ -153,9 +153,9 @@ class Committer(Generic[K]):
                         if item[0] in saved:
                             state.cache.wrote(item[0], saved[item[0]], one.nbytes, item[2] is not None)
                 for item, one in written:
-                    if isinstance(one.error, OSError):
-                        raise explain_dump(one.error, item[0], state.storage.path)
                     if one.error is not None:
+                        if refused(one.error):
+                            raise explain_dump(one.error, item[0], state.storage.path)
                         errors.append((item[0], one.error))
         finally:
             if orphans:

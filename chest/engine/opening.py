@@ -84,7 +84,7 @@ def open_parts(asked: str | os.PathLike[str] | None, settings: Settings, availab
     if settings.flag not in ("r", "w", "c", "n"):
         raise ValueError(f"flag is 'r' (read only), 'w' (must exist), 'c' (made if needed) or 'n' (new and empty), "
                          f"not {settings.flag!r}")
-    for name in ("dump", "load", "open"):
+    for name in ("dump", "load", "open", "key_to_filename", "on_miss", "on_overflow"):
         if not callable(getattr(settings, name)):
             raise TypeError(f"{name} is a function, not {getattr(settings, name)!r}")
     codec = Codec(settings.dump, settings.load, settings.open, settings.mode, settings.mmap_mode, settings.trusted,

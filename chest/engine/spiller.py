@@ -16,7 +16,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Generic, Optional, TypeVar
 
 from chest.engine.state import Flight, State, nothing
-from chest.errors import explain_dump, raised_by_signal
+from chest.errors import explain_dump, raised_by_signal, refused
 from chest.log import Key, log
 from chest.memory.cache import UNKNOWN, Saved
 from chest.memory.sizeof import nbytes
@@ -185,7 +185,7 @@ class Spiller(Generic[K]):
         for item, one in written:
             if one.error is not None:
                 errors.append((item[0], one.error))
-                if isinstance(one.error, OSError):
+                if refused(one.error):
                     raise explain_dump(one.error, item[0], state.storage.path)
         return errors
 
@@ -266,7 +266,7 @@ class Spiller(Generic[K]):
             return bool(saved is not None and saved[0] is not None and self.state.codec.unchanged(value, saved[0])) or (
                 ref is not None and self.state.storage.same(ref, value))
         except Exception as error:
-            if isinstance(error, (OSError, MemoryError)) or raised_by_signal(error):
+            if refused(error) or isinstance(error, MemoryError) or raised_by_signal(error):
                 raise
             return False  # it can no longer be dumped: the write says why
 
@@ -293,7 +293,7 @@ class Spiller(Generic[K]):
             key = item[0]
             ours = key in state.flights and state.flights[key] is flight
             if one.ref is None:
-                if ours and not isinstance(one.error, OSError) and key in cache.values:
+                if ours and not refused(one.error) and key in cache.values:
                     cache.policy.leave(key)  # it cannot be dumped, and is not to stand in the others' way
                     cache.stuck.add(key)
                 continue

@@ -102,11 +102,11 @@ class Codec:
         anew.  With ``checked`` (default: ``durable``) arrays have checksums, and are copied; else they are not.
         """
         if not self._own_dump:
-            raw = io.BytesIO()
+            raw = _Kept()
             file = self._writer(raw)
             self.dump(value, file)
-            file.flush()
-            return Encoded.of(raw.getvalue())
+            file.close()
+            return Encoded.of(raw.content)
         encoded = Encoded(overflow, self.durable if checked is None else checked)
         if type(value).__name__ != "ndarray" or not arrays.dump_plain(value, encoded):
             encoded.dump(value)
@@ -121,7 +121,7 @@ class Codec:
         if self._own_load:
             return arrays.loads(data, self.trusted)
         data = bytes(data)
-        return self.load(io.StringIO(data.decode("utf-8")) if self.mode == "t" else io.BytesIO(data))
+        return self.load(io.StringIO(data.decode("utf-8"), "") if self.mode == "t" else io.BytesIO(data))
 
     def decode_file(self, data: bytes, owner: int = 0) -> tuple[Any, Stamp]:
         """The value of a loose file that was read whole, and its stamp.  `DamagedError` if it is not as it was, or that
@@ -180,8 +180,8 @@ class Codec:
     def _reader(self, path: str) -> Any:
         if not self.local:
             return self.open(path, mode="r" + self.mode)
-        encoding = "utf-8" if self.mode == "t" else None
-        return builtins.open(path, "r" + self.mode, encoding=encoding, opener=_open_regular)
+        encoding, newline = ("utf-8", "") if self.mode == "t" else (None, None)  # as `_writer` has it
+        return builtins.open(path, "r" + self.mode, encoding=encoding, newline=newline, opener=_open_regular)
 
     def unchanged(self, value: object, stamp: Stamp) -> bool | None:
         """Is ``value`` as it was when it was given this stamp?  `None`: it takes its bytes to tell.
@@ -231,6 +231,16 @@ def _open_regular(path: str, flags: int) -> int:
         return descriptor
     os.close(descriptor)
     raise OSError(errno.EINVAL, "not a regular file", path)
+
+
+class _Kept(io.BytesIO):
+    """A file in memory whose ``content`` is there when it is closed, as the user's dump may do."""
+
+    def close(self) -> None:
+        """May be called again."""
+        if not self.closed:
+            self.content = self.getvalue()
+        super().close()
 
 
 class _EncodingFile(io.BufferedWriter):

@@ -159,7 +159,7 @@ class Remote(Generic[K]):
             found = self._get(batch)
             for ref in batch:
                 try:
-                    result: Loaded | Exception = self._loaded(ref, found[ref])
+                    result: Loaded | Exception = self._loaded(ref, found.pop(ref))  # which lets go of its bytes
                 except Exception as error:
                     result = error
                 yield result

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import io
 import os
 import pickle
 import shutil
@@ -62,6 +63,24 @@ def test_a_value_that_cannot_be_dumped_is_named_with_its_cause_and_kept(path, me
     c["bad"] = "good now"
     c.close()
     assert seen(path, **settings) == {"good": 1, "also good": 2, "bad": "good now"}
+
+
+@pytest.mark.parametrize("small", [0, 1000])
+@pytest.mark.parametrize("error", [OSError("no such thing"), io.UnsupportedOperation("fileno")], ids=repr)
+def test_an_error_of_the_values_own_code_is_none_of_the_system(path, error, small):
+    """Those of the system have a number."""
+    def dump(value, file):
+        if value == "bad":
+            raise error
+        pickle.dump(value, file)
+
+    settings = dict(path=path, dump=dump, load=pickle.load, min_file_size=small)
+    c = Chest({"x": 1, "bad": "bad", "y": 2}, **settings)
+    with pytest.raises(DumpError, match="'bad'"):
+        c.flush()
+    assert dict(Chest(**settings)) == {"x": 1, "y": 2}
+    assert c.inmem == {"bad": "bad"}
+    del c["bad"]
 
 
 def test_several_that_cannot_be_dumped_are_counted(path):
@@ -261,6 +280,8 @@ def test_a_path_that_is_a_file_is_said_to_be_one(tmp_path):
     ({"path": ""}, ValueError, "path"),
     ({"open": "gzip"}, TypeError, "open"),
     ({"dump": "json", "load": "json"}, TypeError, "dump"),
+    ({"on_miss": "print"}, TypeError, "on_miss"),
+    ({"key_to_filename": "{}.npy"}, TypeError, "key_to_filename"),
     ({"data": 1}, TypeError, "iterable"),
     ({"data": [1]}, TypeError, "unpack|sequence"),
 ])
