@@ -246,7 +246,9 @@ def read_layout(source: Source, size: int, owner: int = 0) -> Layout | None:
     tail = _read(source, tail_at, size)
     if tail[-SHORT : 8 - SHORT] != _MAGIC:
         head = _read(source, 0, min(len(MARK), size))
-        if MARK.startswith(head) or tail[-1:] == b"\0":  # a part of the mark, or zeros, with which no pickle ends
+        # A part of the mark; or zeros at the end of zeros or of a pickle, which ends with none.  Of what else begins
+        # otherwise, as a file of `numpy.save` does, nothing is known.
+        if MARK.startswith(head) or (tail[-1:] == b"\0" and (head[:1] == MARK[:1] or not head.strip(b"\0"))):
             raise DamagedError("the file is cut off")
         return None
     _, stop, count, crc, found, expected = _END.unpack(tail[-SHORT:])

@@ -248,6 +248,17 @@ def test_nothing_is_dropped_for_an_error_that_its_class_raises(run, path, tmp_pa
     monkeypatch.delitem(sys.modules, "movedon")
 
 
+def test_nothing_is_dropped_that_a_dump_of_ones_own_wrote_and_that_ends_in_zeros(run, path):
+    """As numpy.save of integers does; nobody said with which load= it is read."""
+    with Chest(path=path, dump=lambda value, file: file.write(b"\x93NUMPY" + value)) as chest:
+        chest["x"] = bytes((1, 0, 0, 0))
+
+    status, out = run("check", path, "--repair", "--yes")
+
+    assert status == DAMAGED and "1 key, 0 damaged, 1 unreadable here" in out
+    assert "x" in Chest(path=path)
+
+
 def test_repair_asks_and_takes_no_for_an_answer(run, damaged, monkeypatch):
     asked = []
     monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "n")
