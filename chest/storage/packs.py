@@ -362,6 +362,7 @@ class Packs:
         """In a fork's child: close the copies of the parent's descriptors, which keeps its locks, and begin anew."""
         self._mutex = threading.RLock()
         if self._journal is not None:
+            descriptors.discard(self._journal)
             self._journal.close()
             self._journal = None
         self.close()
