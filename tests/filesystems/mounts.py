@@ -67,16 +67,20 @@ def tmpfs(folder):
 
 
 @contextlib.contextmanager
-def overlayfs(folder):
-    """Over a folder of a tmpfs, as containers have it over their image."""
-    place = os.path.join(folder, "merged")
+def layers(folder):
+    """A folder of a tmpfs, and what mounts another one over it, as containers have it over their image."""
     with tmpfs(folder) as under:
         lower, upper, work = (os.path.join(under, name) for name in ("lower", "upper", "work"))
         for path in (lower, upper, work):
             os.mkdir(path)
-        layers = f"lowerdir={lower},upperdir={upper},workdir={work}"
-        with mounted(place, "mount", "-t", "overlay", "-o", layers, "overlay", place):
-            yield place
+        place, options = os.path.join(under, "merged"), f"lowerdir={lower},upperdir={upper},workdir={work}"
+        yield lower, lambda: mounted(place, "mount", "-t", "overlay", "-o", options, "overlay", place)
+
+
+@contextlib.contextmanager
+def overlayfs(folder):
+    with layers(folder) as (_, merge), merge() as place:
+        yield place
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """What a program does with a chest, each in a folder of its own: the same on every file system.
 
-`SCENARIOS` are all, by name.  A scenario takes the folder, an empty one, and is right if it raises nothing.  What a file
-system may do otherwise (share files, keep the names of open files) it finds out there by itself.
+`SCENARIOS` are all, by name.  Each takes an empty folder, has its chest in it, and is right if it raises nothing.  What a
+file system may do otherwise (share files, keep the names of open files) it finds out there by itself.
 """
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ SCENARIOS = {}
 
 
 def scenario(function):
-    SCENARIOS[function.__name__] = function
-    return function
+    SCENARIOS[function.__name__] = within = lambda folder: function(os.path.join(folder, "c"))
+    return within
 
 
 def expect(found, expected):
@@ -74,8 +74,7 @@ def killed(script, path):
 
 
 @scenario
-def values_are_spilled_and_come_back(folder):
-    path = os.path.join(folder, "c")
+def values_are_spilled_and_come_back(path):
     expected = {f"k{n}": bytes([n]) * 20_000 for n in range(40)}
     with Chest(path=path, available_memory=200_000) as c:
         c.update(expected)
@@ -88,8 +87,7 @@ def values_are_spilled_and_come_back(folder):
 
 
 @scenario
-def a_flush_leaves_plain_pickles_and_the_index(folder):
-    path = os.path.join(folder, "c")
+def a_flush_leaves_plain_pickles_and_the_index(path):
     c = Chest({"x": [1], ("a", "b"): 2, 3: "three"}, path=path)
     c.flush()
     for key, value in c.items():
@@ -101,8 +99,7 @@ def a_flush_leaves_plain_pickles_and_the_index(folder):
 
 
 @scenario
-def what_is_changed_in_place_is_saved(folder):
-    path = os.path.join(folder, "c")
+def what_is_changed_in_place_is_saved(path):
     c = Chest({"small": [0], "large": list(range(20_000)), "kept": {"n": 0}}, path=path, available_memory=300_000)
     c.flush()
     kept = c["kept"]
@@ -119,8 +116,7 @@ def what_is_changed_in_place_is_saved(folder):
 
 
 @scenario
-def values_are_overwritten_and_deleted(folder):
-    path = os.path.join(folder, "c")
+def values_are_overwritten_and_deleted(path):
     c = Chest(path=path)
     for n in range(6):
         c["x"], c["y"] = n, str(n)
@@ -140,8 +136,9 @@ def values_are_overwritten_and_deleted(folder):
 
 
 @scenario
-def another_chest_is_taken_in_and_copied(folder):
-    path, other = os.path.join(folder, "c"), os.path.join(folder, "d")
+def another_chest_is_taken_in_and_copied(path):
+    folder = os.path.dirname(path)
+    other = os.path.join(folder, "d")
     expected = {"list": [1, 2], ("a", 1): b"b" * 70_000, "small": 3}
     c = Chest(expected, path=path)
     c.flush()
@@ -166,8 +163,7 @@ def another_chest_is_taken_in_and_copied(folder):
 
 
 @scenario
-def small_values_go_into_packs_that_are_compacted(folder):
-    path = os.path.join(folder, "c")
+def small_values_go_into_packs_that_are_compacted(path):
     with Chest(path=path, min_file_size=4096, available_memory=100_000) as c:
         for n in range(3000):
             c[n] = "v" * 300 + str(n)
@@ -190,8 +186,7 @@ def small_values_go_into_packs_that_are_compacted(folder):
 
 
 @scenario
-def two_handles_see_each_others_commits(folder):
-    path = os.path.join(folder, "c")
+def two_handles_see_each_others_commits(path):
     one, two = Chest(path=path), Chest(path=path)
     for n in range(4):
         one[f"one{n}"] = [n]
@@ -213,8 +208,7 @@ def two_handles_see_each_others_commits(folder):
 
 
 @scenario
-def two_processes_lose_nothing_of_each_other(folder):
-    path = os.path.join(folder, "c")
+def two_processes_lose_nothing_of_each_other(path):
     other = other_process("for n in range(20):\n c = Chest(path=path)\n c['their', n] = [n]\n c.flush()\n c.close()", path)
     for n in range(20):
         c = Chest(path=path)
@@ -226,8 +220,7 @@ def two_processes_lose_nothing_of_each_other(folder):
 
 
 @scenario
-def a_process_that_is_killed_leaves_its_last_commit_and_no_rubbish(folder):
-    path = os.path.join(folder, "c")
+def a_process_that_is_killed_leaves_its_last_commit_and_no_rubbish(path):
     killed("""
 c = Chest({'x': 1, 'y': [2]}, path=path)
 c.flush()
@@ -247,8 +240,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @scenario
-def a_drop_leaves_nothing(folder):
-    path = os.path.join(folder, "c")
+def a_drop_leaves_nothing(path):
     for other_is_open in (False, True):
         c = Chest({"x": 1, ("a", "b", "c"): b"2" * 100_000, "z": "z"}, path=path, min_file_size=1000)
         c.flush()
@@ -271,7 +263,8 @@ def a_drop_leaves_nothing(folder):
 
 
 @scenario
-def a_temporary_chest_goes_with_its_handle(folder):
+def a_temporary_chest_goes_with_its_handle(path):
+    folder = os.path.dirname(path)
     before, tempfile.tempdir = tempfile.tempdir, folder
     try:
         c = Chest({"x": [1], "y": b"y" * 300_000}, available_memory=100_000)
@@ -285,9 +278,8 @@ def a_temporary_chest_goes_with_its_handle(folder):
 
 
 @scenario
-def a_durable_chest_commits(folder):
-    path = os.path.join(folder, "new", "c")
-    expected = {}
+def a_durable_chest_commits(path):
+    path, other, expected = os.path.join(path, "new"), path + "-copy", {}
     with Chest(path=path, durable=True, min_file_size=2000) as c:
         for n in range(5):
             expected.update({f"k{n}": list(range(n * 1000)), ("deep", n): n})
@@ -296,21 +288,19 @@ def a_durable_chest_commits(folder):
             expect(contents(path), expected)
         del c["k0"]
         c.flush()
-        copied = c.copy(os.path.join(folder, "d"))
-        copied.close()
+        c.copy(other).close()
     del expected["k0"]
     expect(contents(path, durable=True), expected)
-    expect(contents(os.path.join(folder, "d")), expected)
+    expect(contents(other), expected)
     Chest(path=path, durable=True).drop()
     expect(os.path.exists(path), False)
 
 
 @scenario
-def arrays_are_mapped_or_read_and_their_changes_saved(folder):
+def arrays_are_mapped_or_read_and_their_changes_saved(path):
     if numpy is None:
         return
     for mode in ("auto", None, "c"):
-        path = os.path.join(folder, f"c{mode}")
         c = Chest(path=path, mmap_mode=mode, available_memory=3_000_000)
         for n in range(6):
             c[n] = numpy.full(150_000, n, "f8")
@@ -338,8 +328,7 @@ KEYS = ["A", "a", "aA", "Aa", "", ".", "..", "con", "NUL", "a/b", "a\\b", "a:b",
 
 
 @scenario
-def long_and_odd_keys_are_kept_apart(folder):
-    path = os.path.join(folder, "c")
+def long_and_odd_keys_are_kept_apart(path):
     expected = {key: [place] for place, key in enumerate(KEYS)}
     c = Chest(path=path)
     for key in KEYS:
@@ -362,8 +351,7 @@ def long_and_odd_keys_are_kept_apart(folder):
 
 
 @scenario
-def names_of_the_users_own_are_replaced_where_the_disk_does_not_take_them(folder):
-    path = os.path.join(folder, "c")
+def names_of_the_users_own_are_replaced_where_the_disk_does_not_take_them(path):
     keys = ["plain", "a:b", "what?", "x*", "<y>", "tab\t", "dot.", "blank ", "ÄÖ", "ä" * 60, "n" * 200, "Plain"]
 
     def name(key):
@@ -390,9 +378,8 @@ def forget_inodes():
 
 
 @scenario
-def a_change_in_place_is_kept_though_files_get_other_numbers(folder):
+def a_change_in_place_is_kept_though_files_get_other_numbers(path):
     """On many FUSE mounts a file has another inode number after the system was short of memory."""
-    path = os.path.join(folder, "c")
     one, two = Chest({"x": [0] * 5000, "y": 1, "z": b"z" * 100_000}, path=path), Chest(path=path)
     one.flush()
     changed = one["x"]
@@ -409,9 +396,8 @@ def a_change_in_place_is_kept_though_files_get_other_numbers(folder):
 
 
 @scenario
-def a_value_that_others_replaced_is_not_kept(folder):
+def a_value_that_others_replaced_is_not_kept(path):
     """The name of its file may have been free, and be that of a file of the same size, in between."""
-    path = os.path.join(folder, "c")
     one, two, three = Chest({"x": [0]}, path=path), Chest(path=path), Chest(path=path)
     one.flush()
     for n in range(1, 60):
@@ -425,9 +411,8 @@ def a_value_that_others_replaced_is_not_kept(folder):
 
 
 @scenario
-def no_name_of_one_key_is_given_to_one_that_differs_in_case_alone(folder):
+def no_name_of_one_key_is_given_to_one_that_differs_in_case_alone(path):
     """Of two keys that want one file on a disk without case, also where one handle made and dropped one before."""
-    path = os.path.join(folder, "c")
     killed("""
 c = Chest({'q': 1}, path=path)
 c.flush()

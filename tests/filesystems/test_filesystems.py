@@ -57,16 +57,8 @@ def layers(tmp_path):
     if not os.environ.get("CHEST_TEST_MOUNTS"):
         pytest.skip("mounts are made by root, with CHEST_TEST_MOUNTS=1")
     try:
-        with mounts.tmpfs(str(tmp_path)) as under:
-            lower, upper, work, place = (os.path.join(under, name) for name in ("lower", "upper", "work", "merged"))
-            for path in (lower, upper, work):
-                os.mkdir(path)
-
-            def merge():
-                return mounts.mounted(place, "mount", "-t", "overlay", "-o",
-                                      f"lowerdir={lower},upperdir={upper},workdir={work}", "overlay", place)
-
-            yield lower, merge
+        with mounts.layers(str(tmp_path)) as made:
+            yield made
     except mounts.Unavailable as error:
         pytest.skip(str(error))
 

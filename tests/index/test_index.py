@@ -143,6 +143,17 @@ def two(directory, refs):
 
 
 @pytest.mark.parametrize("plain", [False, True])
+def test_a_key_that_was_deleted_and_set_again_stands_last(tmp_path, plain):
+    one, other = two(tmp_path, {"x": "x", "y": "y"})
+    one.delete("x")
+    one.set("z", "z")
+    one.set("x", "x~1")
+    commit(one, plain)
+    other.refresh()
+    assert list(one.refs) == list(other.refs) == list(on_disk(tmp_path)) == ["y", "z", "x"]
+
+
+@pytest.mark.parametrize("plain", [False, True])
 def test_a_record_that_moved_is_the_same_value(tmp_path, plain):
     old, new, third = 1 << 104 | 5 << 64 | LOW, 2 << 104 | 9 << 64 | LOW, 3 << 104 | LOW
     one, other = two(tmp_path, {"x": old, "y": "y", "z": old + 1, "mine": old + 2, "gone": old + 3})
@@ -271,7 +282,7 @@ def test_a_key_that_was_deleted_stays_deleted_after_a_commit_that_failed_when_it
     assert on_disk(tmp_path) == {}
 
 
-# Rollback.
+# Rollback, forks.
 
 
 @pytest.mark.parametrize("when", ["never", "before", "behind"])
@@ -294,6 +305,15 @@ def test_a_rollback_forgets_what_is_pending_and_says_what_to_remove(tmp_path, wh
     assert list(index.refs) == [*expected, "other"]
     commit(index, True)
     assert on_disk(tmp_path) == {**expected, "other": "other"}
+
+
+def test_a_child_of_a_fork_removes_nothing_of_its_parents(tmp_path):
+    index, _ = two(tmp_path, {"x": "x"})
+    index.set("y", "y")
+    index.after_fork()
+    assert index.set("y", "y~1") is None
+    assert index.delete("y") == "y~1"
+    assert index.set("y") is None
 
 
 # Interruptions.

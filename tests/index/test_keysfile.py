@@ -1,21 +1,19 @@
 """The file ``.keys``: what is read of it, and what is damage."""
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import pickle
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from index.handles import another, committed, content, keys_file, put
 
 from chest.errors import ChestError, DamagedError, LoadError
 from chest.index import format
-from chest.index.format import Parser, record, whole_list
+from chest.index.format import record, whole_list
 from chest.index.keysfile import SPARE
 from chest.serialize import Codec
+from chest.storage import system
 
 PAIRS = [("x", "x"), (("a", 1), "_a/b"), (1, "c4ca~1"), (b"x", "y"), (None, 5 << 104 | 7)]
 
@@ -143,23 +141,25 @@ def test_a_record_that_is_torn_at_any_byte_was_never_committed(keys, cut):
     assert "new" in committed(keys)
 
 
-@pytest.mark.parametrize("size", [1, 20, 40])
-def test_a_torn_record_that_a_whole_one_follows_is_damage(keys, size):
-    keys.replace(PAIRS)
-    put(keys, content(keys) + joined([("a", "a")])[:size] + joined([("b", "b")]))
-    with pytest.raises(DamagedError, match="nothing was changed"):
-        committed(keys)
-
-
-@pytest.mark.parametrize("tail", [b"garbage that is no record" * 3, b"g"])
-def test_what_no_writer_of_ours_could_have_left_is_damage(keys, tail):
+@pytest.mark.parametrize("tail", [*[joined([("a", "a")])[:size] + joined([("b", "b")]) for size in (1, 20, 40)],
+                                  b"garbage that is no record" * 3, b"g"])
+def test_a_torn_record_that_a_whole_one_follows_and_what_no_writer_of_ours_left_is_damage(keys, tail):
     keys.replace(PAIRS)
     other = another(keys)
     other.read()
     put(keys, content(keys) + tail)
     for reader in (other, another(keys)):
-        with pytest.raises(DamagedError):
+        with pytest.raises(DamagedError, match="nothing was changed"):
             reader.read()
+
+
+def test_a_durable_append_ends_with_a_trailer_that_is_written_when_all_else_is_on_the_disk(keys, monkeypatch):
+    one, calls, real = another(keys, Codec(durable=True)), [], os.write
+    one.replace(PAIRS)
+    monkeypatch.setattr(os, "write", lambda fd, data: (calls.append(len(data)), real(fd, data))[1])
+    monkeypatch.setattr(system, "sync_file", lambda fd: calls.append("sync"))
+    assert one.append([("new", "new")])
+    assert calls == [len(joined([("new", "new")])) - 8, "sync", 8, "sync"]
 
 
 def test_the_rest_of_a_record_that_was_seen_half_written_is_read_when_it_is_there(keys):
@@ -174,17 +174,6 @@ def test_the_rest_of_a_record_that_was_seen_half_written_is_read_when_it_is_ther
         file.write(data[20:])
     assert other.changed()
     assert other.read() == (False, [("new", "new")])
-
-
-@given(st.lists(st.lists(st.tuples(st.integers(0, 5), st.none() | st.text("abc", min_size=1)), max_size=4), max_size=5),
-       st.integers(0, 2000))
-def test_whole_records_are_read_and_nothing_behind_them(commits, cut):
-    data = b"".join(map(joined, commits))[:cut]
-    changes, end = Parser(".keys", Codec()).changes(data)
-    ends = list(itertools.accumulate((len(joined(commit)) for commit in commits), initial=0))
-    whole = max(number for number, place in enumerate(ends) if place <= cut)
-    assert end == ends[whole]
-    assert changes == [pair for commit in commits[:whole] for pair in commit]
 
 
 def test_magics_in_keys_are_keys(keys):

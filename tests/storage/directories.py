@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import os
-import traceback
 
 import pytest
 
@@ -30,21 +29,6 @@ def saved(handle, small=0, **items):
 
 def values(handle, refs):
     return [handle.load(ref).value for ref in refs]
-
-
-def in_child(action, how=os._exit):
-    """Run ``action`` in a forked child; its exit status is 0 if nothing was raised.  ``how`` ends it."""
-    pid = os.fork()
-    if not pid:
-        status = 99
-        try:
-            action()
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            how(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def files(path):

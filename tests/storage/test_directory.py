@@ -9,9 +9,10 @@ import pickle
 import sys
 
 import pytest
+from children import forked
 from hypothesis import given
 from hypothesis import strategies as st
-from storage.directories import commit, damaged, directory, files, in_child, saved, values
+from storage.directories import commit, damaged, directory, files, saved, values
 
 from chest import Chest
 from chest.errors import ChestError, DamagedError
@@ -26,6 +27,11 @@ BIG = bytes(range(256)) * 400
                 ids=["native", "json", "text", "gzip"])
 def codec(request):
     return request.param
+
+
+@pytest.fixture
+def handle(tmp_path):
+    return directory(tmp_path / "c")
 
 
 @pytest.mark.parametrize("small", [0, 4096])
@@ -52,8 +58,7 @@ class Interrupts:
 
 
 @pytest.mark.parametrize("small", [0, 4096])
-def test_an_error_leaves_no_file_of_its_value_and_ctrl_c_none_of_the_call(tmp_path, small):
-    handle = directory(tmp_path / "c")
+def test_an_error_leaves_no_file_of_its_value_and_ctrl_c_none_of_the_call(handle, tmp_path, small):
     with pytest.raises(KeyboardInterrupt):
         handle.write([("a", 1), ("b", [b"x" * (9 << 20), Interrupts()])], small)
     commit(handle)
@@ -64,8 +69,7 @@ def test_an_error_leaves_no_file_of_its_value_and_ctrl_c_none_of_the_call(tmp_pa
     assert not [name for name in files(tmp_path / "c") if "wrong" in name]  # no pack's name has such letters
 
 
-def test_a_reserved_name_is_the_one_that_is_used(tmp_path):
-    handle = directory(tmp_path / "c")
+def test_a_reserved_name_is_the_one_that_is_used(handle, tmp_path):
     (tmp_path / "c" / "x").write_text("mine")
     assert handle.reserve("x") == handle.reserve("x") == "x~1"
     assert handle.reserve(("a", "b")) == "_a/b"
@@ -135,8 +139,7 @@ def test_the_folder_of_packs_is_no_way_out_either(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
-def test_a_named_pipe_is_an_error_and_does_not_hang(tmp_path):
-    handle = directory(tmp_path / "c")
+def test_a_named_pipe_is_an_error_and_does_not_hang(handle, tmp_path):
     os.mkfifo(tmp_path / "c" / "x")
     with pytest.raises(OSError, match="regular"):
         handle.load("x")
@@ -150,8 +153,7 @@ def test_a_named_pipe_is_an_error_and_does_not_hang(tmp_path):
 # Damage.
 
 
-def test_every_flipped_bit_of_a_pack_is_an_error_and_never_another_value(tmp_path):
-    handle = directory(tmp_path / "c")
+def test_every_flipped_bit_of_a_pack_is_an_error_and_never_another_value(handle):
     refs = saved(handle, 4096, a={"x": 1}, b=[2] * 9, c="three")
     path = handle.file(refs[0])
     with open(path, "rb") as file:
@@ -167,8 +169,7 @@ def test_every_flipped_bit_of_a_pack_is_an_error_and_never_another_value(tmp_pat
     assert len(content) > 60
 
 
-def test_a_pack_that_is_cut_off_or_gone(tmp_path):
-    handle = directory(tmp_path / "c")
+def test_a_pack_that_is_cut_off_or_gone(handle):
     refs = saved(handle, 4096, a="first", b="second")
     path = handle.file(refs[0])
     handle.close()
@@ -202,8 +203,7 @@ def test_many_are_read_in_the_order_asked_whatever_their_places(tmp_path_factory
         handle.close()
 
 
-def test_loose_files_are_loaded_as_they_are_asked_for(tmp_path, monkeypatch):
-    handle = directory(tmp_path / "c")
+def test_loose_files_are_loaded_as_they_are_asked_for(handle, monkeypatch):
     refs = saved(handle, **{f"k{n}": bytes([n]) * 300_000 for n in range(6)})
     loaded = []
     real = handle.load
@@ -215,8 +215,7 @@ def test_loose_files_are_loaded_as_they_are_asked_for(tmp_path, monkeypatch):
 # Faults.
 
 
-def test_two_files_of_one_inode_and_size_have_different_versions(tmp_path):
-    handle = directory(tmp_path / "c")
+def test_two_files_of_one_inode_and_size_have_different_versions(handle):
     seen = set()
     for _ in range(200):
         one, = handle.write([("x", 1)], 0)
@@ -236,8 +235,7 @@ def test_a_file_system_with_coarse_times_is_found_out(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("refused", [errno.EACCES, errno.EROFS, errno.EMFILE])
-def test_where_no_pack_and_no_journal_can_be_made_values_go_to_loose_files(tmp_path, monkeypatch, refused):
-    handle = directory(tmp_path / "c")
+def test_where_no_pack_and_no_journal_can_be_made_values_go_to_loose_files(handle, tmp_path, monkeypatch, refused):
     real = os.open
 
     def refuses(path, flags, *args, **more):
@@ -274,7 +272,7 @@ def test_a_descriptor_that_the_program_closed_is_noticed_before_a_byte_is_writte
         assert {os.pread(fd, 100, 0) for fd in mine} == {b"precious"}
         assert dict(Chest(path=path)) == expected
 
-    assert in_child(child) == 0
+    assert forked(child) == 0
 
 
 def test_a_chest_is_dropped_whole_and_others_files_stay(tmp_path):
@@ -295,8 +293,7 @@ def test_a_chest_is_dropped_whole_and_others_files_stay(tmp_path):
     assert not (tmp_path / "c").exists()
 
 
-def test_a_drop_tries_all_before_it_raises(tmp_path, monkeypatch):
-    handle = directory(tmp_path / "c")
+def test_a_drop_tries_all_before_it_raises(handle, tmp_path, monkeypatch):
     refs = saved(handle, x=1, y=2, z=3)
     real = os.unlink
 
@@ -334,8 +331,7 @@ def test_a_dump_that_needs_a_real_file_gets_one(tmp_path):
         assert values(handle, saved(handle, small, x=[1, small])) == [[1, small]]
 
 
-def test_values_between_the_picklers_blocks_and_a_large_limit_are_records(tmp_path):
-    handle = directory(tmp_path / "c")
+def test_values_between_the_picklers_blocks_and_a_large_limit_are_records(handle):
     big = ["t" * 100_000, b"u" * 100_000, list(range(1000))]
     ref, loose = saved(handle, 1 << 20, x=big, y=[*big, "v" * 999_000])
     assert type(ref) is int and type(loose) is str

@@ -8,13 +8,17 @@ import signal
 import threading
 
 import pytest
-from children import Interruption
-from storage.directories import in_child
+from children import Interruption, forked
 
 from chest.storage import locks, system
 from chest.storage.locks import DirectoryLock, directory_lock
 
 fcntl = pytest.importorskip("fcntl", reason="a lock on a directory is there on POSIX only")
+
+
+@pytest.fixture
+def lock(tmp_path):
+    return directory_lock(str(tmp_path))
 
 
 def is_free(directory):
@@ -62,8 +66,7 @@ def test_a_directory_has_one_lock_however_its_path_is_spelled(tmp_path):
     assert directory_lock(str(tmp_path)) is not one
 
 
-def test_it_is_re_entrant_and_held_until_its_thread_comes_out_for_the_last_time(tmp_path, leaks_nothing):
-    lock = directory_lock(str(tmp_path))
+def test_it_is_re_entrant_and_held_until_its_thread_comes_out_for_the_last_time(lock, tmp_path, leaks_nothing):
     with pytest.raises(ZeroDivisionError), lock:
         with lock:
             assert not is_free(tmp_path)
@@ -173,8 +176,7 @@ def test_a_file_system_without_locks_is_a_clear_error(tmp_path, monkeypatch, lea
         pass
 
 
-def test_a_lock_whose_descriptor_the_program_closed_closes_nobody_elses(tmp_path):
-    lock = directory_lock(str(tmp_path))
+def test_a_lock_whose_descriptor_the_program_closed_closes_nobody_elses(lock, tmp_path):
     with lock:
         fd = lock._held.fd
         os.close(fd)
@@ -184,8 +186,7 @@ def test_a_lock_whose_descriptor_the_program_closed_closes_nobody_elses(tmp_path
     os.close(mine)
 
 
-def test_a_child_neither_unlocks_nor_keeps_what_its_parent_holds(tmp_path):
-    lock = directory_lock(str(tmp_path))
+def test_a_child_neither_unlocks_nor_keeps_what_its_parent_holds(lock, tmp_path):
 
     def child():
         locks.after_fork()
@@ -193,6 +194,6 @@ def test_a_child_neither_unlocks_nor_keeps_what_its_parent_holds(tmp_path):
         assert not is_free(tmp_path), "the child unlocked what its parent holds"
 
     with lock:
-        assert in_child(child) == 0
+        assert forked(child) == 0
         assert not is_free(tmp_path)
     assert is_free(tmp_path)

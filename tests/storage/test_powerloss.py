@@ -266,15 +266,8 @@ def namesakes(run):
 
 
 def plain(run):
-    c = run.open(dump=pickle.dump, load=pickle.load)
-    run.set(c, "a", "b", ("t", "u"))
-    run.commit(c.flush)
-    run.set(c, "a", ("t", "v"))
-    c.move_to_disk("a")
-    run.delete(c, "b")
-    run.commit(c.sync)
-    run.set(c, "b")
-    run.commit(c.close)
+    run.settings.update(REREAD[plain])
+    loose(run)
 
 
 SCRIPTS = [loose, packed, compacted, outgrown, linked, dropped, killed, clashing, namesakes]

@@ -15,6 +15,7 @@ import types
 from pathlib import Path
 
 import pytest
+from children import forked
 
 from chest import Chest
 from chest.errors import ChestError, DamagedError, LoadError
@@ -648,23 +649,19 @@ def test_a_forks_child_uses_the_store_beside_its_parent(place):
     thread = threading.Thread(target=lambda: (keys.lock.__enter__(), has_it.set(), ends.wait()))
     thread.start()
     has_it.wait(10)
-    with fsspec.asyn.get_lock():
-        child = os.fork()
-    if not child:
-        fsspec.asyn.get_lock().acquire()  # as a thread of the parent's may have had it
-        status = 1
-        try:
-            values.after_fork()
-            with keys.lock:
-                assert many(values, refs) == list(VALUES.values())
-                keys.replace(list(written(values, {"child": 1}, 1000).items()))
-            values.remove(list(refs.values())[:1])
-            status = 0
-        finally:
-            os._exit(status)
+
+    def child():
+        values.after_fork()
+        with keys.lock:
+            assert many(values, refs) == list(VALUES.values())
+            keys.replace(list(written(values, {"child": 1}, 1000).items()))
+        values.remove(list(refs.values())[:1])
+
+    with fsspec.asyn.get_lock():  # which a thread of the parent's may have
+        status = forked(child)
     ends.set()
     thread.join()
-    assert os.waitpid(child, 0)[1] == 0
+    assert status == 0
     _, found = keys.read()
     assert values.load(dict(found)["child"]).value == 1
     assert values.load(refs["x"]).value == VALUES["x"]

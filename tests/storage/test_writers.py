@@ -6,8 +6,8 @@ import os
 import signal
 
 import pytest
-from children import python
-from storage.directories import commit, directory, files, in_child, saved, values
+from children import forked, python
+from storage.directories import commit, directory, files, saved, values
 
 from chest import Chest
 from chest.storage import locks, packs, system
@@ -19,6 +19,16 @@ MANY = {f"k{n}": bytes([n]) * 3000 for n in range(100)}
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks stand for other processes here")
 
 
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "c"
+
+
+@pytest.fixture
+def handle(path):
+    return directory(path)
+
+
 def killed(path, **items):
     """A child writes values, loose and packed, and dies; returns nothing, as its refs died with it."""
     def child():
@@ -28,11 +38,10 @@ def killed(path, **items):
         saved(handle, 4096, **items)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    assert in_child(child) == -signal.SIGKILL
+    assert forked(child) == signal.SIGKILL
 
 
-def test_what_a_killed_writer_left_is_reclaimed_and_what_is_committed_or_alive_is_not(tmp_path):
-    path = tmp_path / "c"
+def test_what_a_killed_writer_left_is_reclaimed_and_what_is_committed_or_alive_is_not(path):
     alive, mine = directory(path), directory(path)
     living = saved(alive, a=1) + saved(alive, 4096, b=2)
     killed(path, x=1, y=2)
@@ -47,8 +56,7 @@ def test_what_a_killed_writer_left_is_reclaimed_and_what_is_committed_or_alive_i
     assert len(os.listdir(path / ".packs")) == 2
 
 
-def test_what_a_killed_writer_was_about_to_supersede_goes_if_its_commit_was_done_and_stays_if_not(tmp_path):
-    path = tmp_path / "c"
+def test_what_a_killed_writer_was_about_to_supersede_goes_if_its_commit_was_done_and_stays_if_not(path):
     mine = directory(path)
     saved(mine, x=1, y=2)
 
@@ -56,13 +64,12 @@ def test_what_a_killed_writer_was_about_to_supersede_goes_if_its_commit_was_done
         directory(path).committing(["x", "y", 1 << PACK, "gone"])
         os.kill(os.getpid(), signal.SIGKILL)
 
-    assert in_child(child) == -signal.SIGKILL
+    assert forked(child) == signal.SIGKILL
     commit(mine, ["y"])
     assert files(path) == ["y"]
 
 
-def test_what_a_killed_writer_made_stays_if_it_is_committed_or_its_name_another_files_by_now(tmp_path):
-    path = tmp_path / "c"
+def test_what_a_killed_writer_made_stays_if_it_is_committed_or_its_name_another_files_by_now(path, tmp_path):
     killed(path, x=1)
     directory(path).reclaim(["loose_x"])
     assert files(path) == ["loose_x"]
@@ -74,8 +81,7 @@ def test_what_a_killed_writer_made_stays_if_it_is_committed_or_its_name_another_
     assert values(mine, refs) == ["mine"]
 
 
-def test_an_inode_that_came_again_for_a_living_writer_is_spared(tmp_path):
-    path = tmp_path / "c"
+def test_an_inode_that_came_again_for_a_living_writer_is_spared(path):
     killed(path, x=1)
     other = directory(path)
     inode = os.stat(path / "loose_x").st_ino
@@ -97,8 +103,7 @@ def test_a_journal_that_names_what_is_outside_removes_nothing_there(tmp_path):
     assert outside.read_text() == (path / ".keys").read_text() == "precious"
 
 
-def test_a_handle_that_is_closed_leaves_what_it_did_not_commit_to_the_next_commit_of_anyone(tmp_path):
-    path = tmp_path / "c"
+def test_a_handle_that_is_closed_leaves_what_it_did_not_commit_to_the_next_commit_of_anyone(path):
     one = directory(path)
     refs = saved(one, x=1) + saved(one, 4096, y=2)
     one.close()
@@ -107,8 +112,7 @@ def test_a_handle_that_is_closed_leaves_what_it_did_not_commit_to_the_next_commi
     assert files(path) == []
 
 
-def test_the_death_of_a_parent_frees_its_packs_and_its_lock_although_its_child_lives(tmp_path):
-    path = tmp_path / "c"
+def test_the_death_of_a_parent_frees_its_packs_and_its_lock_although_its_child_lives(path):
     told, tell = os.pipe()
     wait, done = os.pipe()
 
@@ -126,7 +130,7 @@ def test_the_death_of_a_parent_frees_its_packs_and_its_lock_although_its_child_l
             os.read(told, 1)
             os._exit(7)
 
-    assert in_child(middle) == 7
+    assert forked(middle) == 7 << 8
     with directory_lock(str(path)):
         directory(path).reclaim([])
     assert files(path) == []
@@ -136,9 +140,8 @@ def test_the_death_of_a_parent_frees_its_packs_and_its_lock_although_its_child_l
 
 @pytest.mark.parametrize("small", [4096, 0], ids=["pack", "journal"])
 @pytest.mark.parametrize("removed", [True, False], ids=["removed", "locked"])
-def test_a_file_that_was_taken_for_a_dead_writers_before_it_was_locked_is_made_again(tmp_path, monkeypatch, small, removed):
+def test_a_file_that_was_taken_for_a_dead_writers_before_it_was_locked_is_made_again(path, monkeypatch, small, removed):
     """1. we make a pack, or a journal; 2. a reclaimer finds it without a lock, and locks or removes it; 3. we lock it."""
-    path = tmp_path / "c"
     handle, other = directory(path), directory(path)
     real = packs.system.try_lock
     held = packs.system.Opened()
@@ -160,8 +163,7 @@ def test_a_file_that_was_taken_for_a_dead_writers_before_it_was_locked_is_made_a
     assert len(os.listdir(path / ".packs")) == 1
 
 
-def test_a_pack_that_somebody_removed_is_not_written_to_any_more(tmp_path):
-    handle = directory(tmp_path / "c")
+def test_a_pack_that_somebody_removed_is_not_written_to_any_more(handle):
     first = saved(handle, 4096, a=1)
     os.unlink(handle.file(first[0]))
     then = saved(handle, 4096, b=2)
@@ -197,8 +199,7 @@ def test_a_pack_of_a_dead_writer_that_holds_mostly_garbage_is_compacted_and_remo
     assert values(one, now.values()) == [bytes([n]) * 3000 for n in now]
 
 
-def test_packs_of_living_writers_or_full_of_life_are_not_compacted(tmp_path):
-    path = tmp_path / "c"
+def test_packs_of_living_writers_or_full_of_life_are_not_compacted(path):
     one, other = directory(path), directory(path)
     refs = saved(one, 4096, **MANY)
     assert other.compact({0: refs[0]}) == {}
@@ -210,8 +211,7 @@ def test_packs_of_living_writers_or_full_of_life_are_not_compacted(tmp_path):
     assert len(other.compact({0: refs[0]})) == 1
 
 
-def test_many_tiny_packs_become_one(tmp_path):
-    path = tmp_path / "c"
+def test_many_tiny_packs_become_one(path):
     refs = {}
     for n in range(40):
         handle = directory(path)
@@ -245,8 +245,7 @@ def test_a_compaction_that_finds_no_space_changes_nothing(dead, monkeypatch):
     assert one.load(refs[0]).value == bytes(3000)
 
 
-def test_a_handle_that_lives_on_and_writes_the_same_keys_again_takes_bounded_space(tmp_path):
-    handle = directory(tmp_path / "c")
+def test_a_handle_that_lives_on_and_writes_the_same_keys_again_takes_bounded_space(handle, tmp_path):
     for turn in range(60):
         refs = saved(handle, 4096, **{f"k{n}": bytes([turn]) * 3000 for n in range(100)})
         moved = handle.compact(dict(enumerate(refs)))
@@ -256,8 +255,7 @@ def test_a_handle_that_lives_on_and_writes_the_same_keys_again_takes_bounded_spa
     assert sum(os.stat(tmp_path / "c" / name).st_size for name in files(tmp_path / "c")) < 3_000_000
 
 
-def test_nothing_is_given_up_while_other_threads_writes_wait_to_be_named(tmp_path):
-    path = tmp_path / "c"
+def test_nothing_is_given_up_while_other_threads_writes_wait_to_be_named(path):
     handle = directory(path)
     refs = saved(handle, a=1) + saved(handle, 4096, b=2)
     handle.committed(plain=True, pending=True)
