@@ -399,16 +399,19 @@ def test_where_python_tells_no_sizes_they_are_estimated(monkeypatch: pytest.Monk
 # Arrays, frames, tables, trees
 
 
-def test_arrays_count_exactly_their_data() -> None:
-    np = pytest.importorskip("numpy")
+@pytest.fixture
+def np() -> Any:
+    return pytest.importorskip("numpy")
+
+
+def test_arrays_count_exactly_their_data(np: Any) -> None:
     arrays = [np.zeros(10), np.zeros((3, 0)), np.arange(6).reshape(2, 3), np.zeros(5, "S7"), np.array(1.0)]
     for array in [*arrays, np.float64(1), np.zeros(3, [("a", "f8"), ("b", "i4")])]:
         assert nbytes(array) == array.nbytes
         assert type(nbytes(array)) is int
 
 
-def test_a_view_counts_what_it_keeps_alive() -> None:
-    np = pytest.importorskip("numpy")
+def test_a_view_counts_what_it_keeps_alive(np: Any) -> None:
     array, row, strided = np.zeros(MB), np.zeros(100), np.lib.stride_tricks.as_strided
     for view in (array[:1], array[5:9][1:2], array[::1000], array.reshape(1000, 1000).T, array.view("u1")):
         assert nbytes(view) == 8 * MB
@@ -416,8 +419,7 @@ def test_a_view_counts_what_it_keeps_alive() -> None:
     assert nbytes(np.broadcast_to(row, (10**6, 100))) == nbytes(strided(row, (10**6, 100), (0, 8))) == 800
 
 
-def test_an_array_over_a_buffer_counts_the_buffer_once() -> None:
-    np = pytest.importorskip("numpy")
+def test_an_array_over_a_buffer_counts_the_buffer_once(np: Any) -> None:
     buffer = bytearray(MB)
     assert MB <= nbytes(np.frombuffer(buffer)) == nbytes(np.frombuffer(buffer, count=1)) < MB + 100
     assert nbytes([np.frombuffer(buffer, count=i) for i in range(1, 500)]) < MB + 10_000
@@ -428,8 +430,7 @@ def test_an_array_over_a_buffer_counts_the_buffer_once() -> None:
     assert nbytes(array) == nbytes(np.broadcast_to(array, (50, 100))) == 800
 
 
-def test_a_memory_map_counts_its_own_bytes(tmp_path: Any) -> None:
-    np = pytest.importorskip("numpy")
+def test_a_memory_map_counts_its_own_bytes(np: Any, tmp_path: Any) -> None:
     mapped = np.memmap(tmp_path / "map", dtype="f8", mode="w+", shape=(1000,))
     with mmap.mmap(-1, 8000) as anonymous:
         array = np.frombuffer(anonymous)
@@ -440,8 +441,7 @@ def test_a_memory_map_counts_its_own_bytes(tmp_path: Any) -> None:
     assert nbytes(mapped[:10]) == nbytes(np.asarray(mapped)[:10]) == 80
 
 
-def test_arrays_of_objects_count_what_they_refer_to() -> None:
-    np = pytest.importorskip("numpy")
+def test_arrays_of_objects_count_what_they_refer_to(np: Any) -> None:
     array = np.array([bytes(1000 + i) for i in range(50)] + [None], dtype=object)
     long, fields, cycle = np.empty(5000, object), np.zeros(3, [("a", "f8"), ("b", object)]), np.empty(2, object)
     long[:] = [bytes(1000) + b"%d" % i for i in range(5000)]
@@ -455,8 +455,7 @@ def test_arrays_of_objects_count_what_they_refer_to() -> None:
         assert 50_000 <= nbytes(np.array(["x" * 1000] * 50, dtype=np.dtypes.StringDType())) < 60_000
 
 
-def test_attributes_of_array_subclasses_count() -> None:
-    np = pytest.importorskip("numpy")
+def test_attributes_of_array_subclasses_count(np: Any) -> None:
     named = np.zeros(1000).view(type("Named", (np.ndarray,), {}))
     named.label = bytes(MB)
     masked = np.ma.array(np.zeros(1000), mask=np.zeros(1000, bool))

@@ -4,10 +4,10 @@ from __future__ import annotations
 import mmap
 import os
 import pickle
-import subprocess
 import sys
 
 import pytest
+from children import forked, python
 
 from chest.serialize import Codec, arrays, compare, pagemap
 from chest.serialize.compare import can_change
@@ -148,16 +148,14 @@ def test_a_page_written_before_a_fork_counts_in_the_child_and_its_own_do_not_in_
     clean, clean_stamp = saved.load()
     written[N // 2] = -1
     assert clean.sum() > 0
-    child = os.fork()
-    if not child:
-        code = 1
-        try:
-            seen = saved.codec.unchanged(written, stamp), saved.codec.unchanged(clean, clean_stamp), saved.same(written)
-            clean[3] = -1
-            code = 0 if (*seen, saved.codec.unchanged(clean, clean_stamp)) == (False, True, False, False) else 2
-        finally:
-            os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    def child():
+        assert saved.codec.unchanged(written, stamp) is False and not saved.same(written)
+        assert saved.codec.unchanged(clean, clean_stamp) is True
+        clean[3] = -1
+        assert saved.codec.unchanged(clean, clean_stamp) is False
+
+    assert forked(child) == 0
     assert saved.codec.unchanged(clean, clean_stamp) is True and saved.codec.unchanged(written, stamp) is False
 
 
@@ -219,7 +217,7 @@ def test_where_no_map_is_to_be_had_arrays_are_read_and_compared(file, monkeypatc
 
 @posix
 def test_three_thousand_mapped_arrays_live_with_a_thousand_descriptors(file):
-    script = """
+    script = """if True:
         import os, resource, sys
         from chest.serialize import Codec
         resource.setrlimit(resource.RLIMIT_NOFILE, (1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
@@ -234,10 +232,7 @@ def test_three_thousand_mapped_arrays_live_with_a_thousand_descriptors(file):
         again = not codec.load_file(descriptor, os.fstat(descriptor))[0].flags.owndata
         print(mapped, again)
     """
-    code = "\n".join(line[8:] for line in script.splitlines())
-    saved = file(np.arange(8192.0))
-    done = subprocess.run([sys.executable, "-c", code, saved.path], capture_output=True, text=True)
-    number, again = done.stdout.split() or (done.stderr, "")
+    number, again = python(script, file(np.arange(8192.0)).path).split()
     assert int(number) == 3000 if sys.version_info >= (3, 13) else int(number) >= 100
     assert again == "True"
 

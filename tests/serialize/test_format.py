@@ -7,11 +7,10 @@ import pickle
 import pickletools
 import random
 import struct
-import subprocess
-import sys
 import zlib
 
 import pytest
+from children import python
 
 from chest.errors import DamagedError, LoadError
 from chest.serialize import Codec, dump, load
@@ -276,5 +275,4 @@ def test_names_of_the_other_numpy_are_found(value, tmp_path):
     )
     data = pickle.dumps(value, 2).replace(mine + b".", other + b".")
     (tmp_path / "value").write_bytes(data)
-    done = subprocess.run([sys.executable, "-c", code, tmp_path / "value"], capture_output=True, text=True)
-    assert done.stdout.strip() == type(value).__name__, done.stderr
+    assert python(code, tmp_path / "value", stderr=None).strip() == type(value).__name__
