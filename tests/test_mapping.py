@@ -205,3 +205,48 @@ def test_a_key_that_was_away_for_a_moment_is_no_error(use, monkeypatch):
     monkeypatch.setattr(c._engine, "get", get)
     monkeypatch.setattr(c._engine.loader, "get", get)
     assert use(c)
+
+
+class Single:
+    """A key that equals none of the same hash, but raises."""
+
+    def __init__(self, hash=77):
+        self.hash = hash
+
+    def __hash__(self):
+        if self.hash is None:
+            raise ValueError("no hash")
+        return self.hash
+
+    def __eq__(self, other):
+        raise ZeroDivisionError("cannot be compared")
+
+
+@pytest.mark.parametrize("threads", [False, True])
+@pytest.mark.parametrize("hash", [77, None])
+def test_a_key_whose_own_code_raises_is_the_error_of_that_one_operation(tmp_path, hash, threads):
+    from threading import Event, Thread
+
+    c, key, wrong, end = Chest(path=tmp_path / "c", available_memory=200), Single(), Single(hash), Event()
+    c[key] = "x"
+    with pytest.raises((ZeroDivisionError, ValueError)):
+        c[wrong]
+    other = Thread(target=end.wait)
+    if threads:
+        other.start()
+    try:
+        for n in range(9):
+            c[n] = bytes(100)
+            for use in (c.get, c.__getitem__, c.__contains__, c.pop, c.setdefault):
+                with pytest.raises((ZeroDivisionError, ValueError)):
+                    use(wrong)
+        assert (list(c), c[key]) == ([key, *range(9)], "x")
+        with pytest.raises((ZeroDivisionError, ValueError)):
+            c[wrong]
+        c[0]
+        c.flush()
+        assert len(Chest(path=tmp_path / "c")) == 10
+    finally:
+        end.set()
+        if threads:
+            other.join()

@@ -14,9 +14,10 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import suppress
 from itertools import count
 from typing import Any, Generic, TypeVar
+
+from chest.errors import raised_by_signal
 
 __all__ = ["Access"]
 
@@ -60,9 +61,8 @@ class Access(Generic[K]):
         """There are more threads by now: what was given last is taken for the main thread's."""
         last = [*self._last.values(), *self.log][-1:]
         self._last = {}
-        with suppress(TypeError):  # a hit is logged first, and then looked up, which says what is no key
-            for key in set(last):
-                self._last[threading.main_thread().ident or ONLY] = key
+        for key in filter(_is_key, last):
+            self._last[threading.main_thread().ident or ONLY] = key
         self._single, self.used = False, self._used_by_thread
 
     def take(self) -> list[K]:
@@ -82,7 +82,9 @@ class Access(Generic[K]):
         if self._single:
             try:
                 return {self.log[-1]} if self.log else set(self._last.values())
-            except TypeError:  # no key
+            except Exception:
+                if _is_key([*self._last.values(), *self.log][-1]):  # then a signal's handler raised it
+                    raise
                 return set()
         if len(self._last) > 1:
             for ident in self._last.copy().keys() - sys._current_frames().keys():
@@ -115,3 +117,14 @@ class Access(Generic[K]):
         """In the child there is one thread, with another identity perhaps."""
         if not self._single:
             self._last = {_thread.get_ident(): key for key in self._last.values()} if len(self._last) == 1 else {}
+
+
+def _is_key(key: object) -> bool:
+    """Can it be hashed?  A hit is logged first, and then looked up, which says what is no key."""
+    try:
+        hash(key)
+    except Exception as error:
+        if raised_by_signal(error):
+            raise
+        return False
+    return True

@@ -22,6 +22,8 @@ from typing import Generic, TypeVar
 
 from heapdict import heapdict
 
+from chest.errors import raised_by_signal
+
 __all__ = ["HitDensity"]
 
 K = TypeVar("K", bound=Hashable)
@@ -177,11 +179,13 @@ class HitDensity(Generic[K]):
             self._fresh.append(key)
 
     def used(self, keys: Iterable[K]) -> None:
-        """Hits, in the order in which they came.  Keys that are unknown or cannot be hashed are passed over."""
+        """Hits, in the order in which they came.  Unknown keys, and those whose own code raises, are passed over."""
         for key in keys:
             try:
                 mark = self._marks.pop(key, 0)
-            except TypeError:
+            except Exception as error:
+                if raised_by_signal(error):
+                    raise
                 continue
             if mark:
                 tick = self._now = self._now + 1
