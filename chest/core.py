@@ -239,7 +239,7 @@ class Chest(DictMethods[K, V]):
     def transaction(self) -> AbstractContextManager[None]:
         """``with c.transaction():`` what the block does is committed at its end, all keys together, or rolled back.
 
-        What was pending before is committed at its start.  `flush`, `sync` and `close` within it are a `ChestError`.
+        What was pending before is committed at its start.  Others that save, and `drop`, are a `ChestError` in it.
 
         >>> with Chest() as c, c.transaction():
         ...     c['from'], c['to'] = -10, 10
@@ -250,7 +250,9 @@ class Chest(DictMethods[K, V]):
 
     def write_keys(self) -> None:
         """Commit the index as it stands, without the values that are not on disk yet.  Cost: O(keys)."""
-        self._engine.writable().committer.commit(True)
+        committer = self._engine.writable().committer
+        committer.no_transaction()
+        committer.commit(True)
 
     def close(self, *, progress: Progress | None = None) -> None:
         """Save everything, commit, and free memory; a temporary chest removes its directory instead.
@@ -368,6 +370,7 @@ class Chest(DictMethods[K, V]):
     @property
     def _keys(self) -> dict[K, str | None]:
         """Each key's place on disk, in a pack ``.packs/number:offset``; `None`: in memory only.  Cost: O(keys)."""
+        self._engine.state.refresh()
         refs = self._engine.state.index.refs.copy()
         return {key: f"{pack_of(ref)}:{offset_of(ref)}" if isinstance(ref, int) else ref for key, ref in refs.items()}
 

@@ -72,6 +72,12 @@ def test_keys_tells_the_place_of_a_small_value_in_its_pack(path):
     assert c._keys == {"x": f"{pack}:0", "y": f"{pack}:{end}", "z": None}
 
 
+def test_keys_of_a_chest_that_was_closed_are_those_that_it_opens_again_with(path):
+    with Chest({"x": 1, "y": 2}, path=path) as c:
+        pass
+    assert c._keys == {"x": "x", "y": "y"}
+
+
 def test_after_a_flush_there_are_the_index_and_the_values_and_nothing_else(path):
     c = Chest({"x": [1, 2, 3], "y": 2}, path=path)
     c.flush()
@@ -265,6 +271,12 @@ def test_a_wrong_setting_is_a_value_error_and_leaves_nothing_behind(wrong, tmp_p
     with pytest.raises(ValueError, match=next(reversed(wrong)).split("_")[0]):
         Chest(**wrong)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["dump", "load", "open", "key_to_filename", "on_miss", "on_overflow"])
+def test_what_has_to_be_a_function_and_is_none_is_an_error_at_once(name):
+    with pytest.raises(TypeError, match=f"{name} is a function, not None"):
+        Chest(**{name: None})
 
 
 @pytest.mark.parametrize(("call", "says"), [

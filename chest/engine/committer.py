@@ -55,8 +55,7 @@ class Committer(Generic[K]):
         """
         state = self.state
         with state.lock:
-            if self.in_transaction:
-                raise ChestError("a transaction is open: it saves at its end, and nothing before")
+            self.no_transaction()
             before = self._wait_for_others()
             mine = self._saves = Flight(False)
         try:
@@ -70,6 +69,11 @@ class Committer(Generic[K]):
             key, error = errors[0]
             more = f" (and {len(errors) - 1} more)" if errors[1:] else ""
             raise explain_dump(error, key, state.storage.path, more)
+
+    def no_transaction(self) -> None:
+        """`ChestError` while a transaction is open."""
+        if self.in_transaction:
+            raise ChestError("a transaction is open: it saves at its end, and nothing before")
 
     def _wait_for_others(self) -> Flight | None:
         """Wait until no other thread saves; the save of this very thread that this one is nested in, if it is."""
@@ -265,13 +269,17 @@ class Committer(Generic[K]):
             state.mend()
             state.refresh()
             with state.section:
-                state.flights.clear()
                 gone = state.cache.clear()  # first: what the index has of a value that is nowhere is not taken for one
                 unnamed = state.index.rollback()
+                writes = self._is_pending(None)
+                state.flights.clear()
                 state.count_change()
                 state.landed.notify_all()
         del gone
         state.storage.remove(unnamed)
+        with state.lock:
+            if not (writes or self._is_pending(None)):
+                state.storage.settled(False)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

@@ -233,6 +233,7 @@ class Engine(Generic[K]):
         A chest that was only read touches nothing on disk.
         """
         state = self.state
+        self.committer.no_transaction()
         if self.temporary:
             if not self.closed:
                 self.closed = True
@@ -276,6 +277,7 @@ class Engine(Generic[K]):
         if self.temporary:
             return self.close()
         state = self.writable().state
+        self.committer.no_transaction()
         with state.lock:
             state.mend()
             if self.owner == os.getpid() and state.storage.exists():

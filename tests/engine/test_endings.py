@@ -1,6 +1,7 @@
 """However a program ends, its chests end well: saved where they have a path, removed where they are temporary."""
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import os
@@ -15,6 +16,7 @@ import pytest
 from children import python
 
 from chest import Chest
+from chest.errors import ChestError
 
 collected = pytest.mark.skipif(sys.implementation.name != "cpython", reason="nobody can say when garbage is collected")
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -136,6 +138,7 @@ def test_a_value_that_cannot_be_saved_as_the_program_ends_is_a_warning_that_name
 MULTIPROCESSING = """
 import multiprocessing, os, sys
 from chest import Chest
+from chest.errors import ChestError
 kept = []
 
 def work(path, number):
@@ -304,6 +307,35 @@ def test_a_save_to_a_directory_that_was_renamed_is_an_error_that_says_so_and_los
     os.rename(path + "-elsewhere", path)
     c.flush()
     assert dict(Chest(path=path)) == {"x": 1, "y": 2}
+
+
+@pytest.mark.parametrize("how", ["flush", "sync", "close", "write_keys", "drop"])
+def test_what_saves_or_drops_in_a_transaction_is_an_error_and_changes_nothing(path, how):
+    c = Chest({"x": 1, "y": 2}, path=path)
+    c.sync()
+    with pytest.raises(ChestError, match="a transaction is open"), c.transaction():
+        del c["x"]
+        c["z"] = 3
+        c.move_to_disk("z")
+        getattr(c, how)()
+    assert dict(c) == dict(Chest(path=path)) == {"x": 1, "y": 2}
+
+
+@pytest.mark.parametrize("how", ["close", "drop"])
+def test_a_temporary_chest_does_not_end_in_its_transaction(how):
+    c = Chest({"x": 1})
+    with pytest.raises(ChestError, match="a transaction is open"), c.transaction():
+        c["x"] = 2
+        getattr(c, how)()
+    assert dict(c) == {"x": 1}
+
+
+def test_what_was_rolled_back_leaves_nothing_behind(path):
+    with contextlib.suppress(ZeroDivisionError), Chest({"x": 1}, path=path, available_memory=0) as c, c.transaction():
+        c["y"] = 2
+        c.move_to_disk("y")
+        raise ZeroDivisionError
+    assert sorted(os.listdir(path)) == [".keys", "x"]
 
 
 @pytest.mark.parametrize("small", [0, 1000])
