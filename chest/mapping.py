@@ -33,8 +33,11 @@ class _View:
 class KeysView(_View, collections.abc.KeysView[K]):
     """The keys, in the order of insertion."""
 
+    def __iter__(self) -> Iterator[K]:
+        return iter(self._mapping)
+
     def __reversed__(self) -> Iterator[K]:
-        yield from reversed(self._mapping)
+        return cast("Iterator[K]", reversed(self._mapping))
 
 
 class ValuesView(_View, collections.abc.ValuesView[V]):
@@ -65,12 +68,20 @@ class ItemsView(_View, collections.abc.ItemsView[K, V]):
 
 
 def unchanging(chest: Any, steps: Iterable[T]) -> Iterator[T]:
-    """The ``steps`` of an iteration over ``chest``, as long as this thread adds and removes no keys."""
+    """The ``steps`` of an iteration over ``chest``, as long as this thread adds and removes no keys from now on."""
     unchanged = chest._engine.state.unchanged()
-    for step in steps:
-        yield step
-        if not unchanged():
-            raise RuntimeError("chest changed size during iteration")
+
+    def checked() -> Iterator[T]:
+        if unchanged():
+            for step in steps:
+                yield step
+                if not unchanged():
+                    break
+            else:
+                return
+        raise RuntimeError(f"{chest} changed size during iteration")
+
+    return checked()
 
 
 class DictMethods(MutableMapping[H, V]):

@@ -344,6 +344,21 @@ def test_changing_the_size_while_iterating_is_the_error_that_a_dict_raises():
             c[key * 2] = 1
 
 
+@pytest.mark.parametrize("change", [lambda c: c.update(c=3), lambda c: c.pop("a"), lambda c: c.clear()])
+@pytest.mark.parametrize("over", [iter, reversed, lambda c: iter(c.keys()), lambda c: reversed(c.keys()), lambda c: iter(c.values()),
+                                  lambda c: reversed(c.values()), lambda c: iter(c.items()),
+                                  lambda c: reversed(c.items())])
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_an_iterator_notices_what_was_added_and_removed_since_it_was_made(steps, over, change):
+    for mapping in ({"a": 1, "b": 2}, Chest({"a": 1, "b": 2})):
+        iterator = over(mapping)
+        for _ in range(steps):
+            next(iterator)
+        change(mapping)
+        with pytest.raises(RuntimeError, match="changed size"):
+            next(iterator)
+
+
 def test_importing_chest_imports_nothing_that_is_large():
     program = ("import sys, chest; "
                "print([name for name in ('numpy', 'pandas', 'sqlite3', 'fsspec', 'logging', 'multiprocessing',"
