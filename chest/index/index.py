@@ -206,21 +206,24 @@ class Index(Generic[K]):
         whosever they are: no key has an old one afterwards.  Returns refs that nothing names any more, and keys that
         cannot be pickled, with their errors.  Cost: O(changes), or O(keys) for a list.
         """
-        done = [key for key in self.own() if self.refs.get(key, "") is not None]
-        refused: list[tuple[K, Exception]] = []
+        own = self.own()
+        astray = [key for key in own if key not in self.pending]  # whose hash changed: nobody finds them
+        refused: list[tuple[K, Exception]] = [(key, DumpError("its hash changed since it was set")) for key in astray]
+        done = [key for key in own if key in self.pending and self.refs.get(key, "") is not None]
         try:
             self._write(done, plain, moved or {})
         except DumpError:
+            left_out = {}
             for key in done:
                 try:
                     dumped([(key, 0)])
                 except DumpError as error:
-                    refused.append((key, error))
-            if not refused:
+                    left_out[key] = error
+            if not left_out:
                 raise
-            left_out = {key for key, _ in refused}
+            refused += left_out.items()
             self._write([key for key in done if key not in left_out], plain, moved or {})
-        orphans = list(self.fresh.keys() - set(map(self.refs.get, self.pending)))
+        orphans = [] if astray else list(self.fresh.keys() - set(map(self.refs.get, self.pending)))
         self.names.noted.difference_update(orphans)
         for ref in orphans:
             del self.fresh[ref]
@@ -242,10 +245,11 @@ class Index(Generic[K]):
             self.appended = not plain and not moved and self.keys.append(changes)
             if not self.appended:
                 pairs = list(refs.items())
-                waiting = pending.keys() - set(done)  # of these it says what was committed before
+                named = set(done)
+                waiting = {key for key in pending if key not in named}  # of these it says what was committed before
                 if waiting or moved:
-                    pairs = [(key, pending[key] if key in waiting else ref) for key, ref in pairs]
-                    pairs += [(key, pending[key]) for key in waiting if key not in refs]
+                    pairs = [(key, pending.get(key) if key in waiting else ref) for key, ref in pairs]
+                    pairs += [(key, ref) for key, ref in pending.items() if key in waiting and key not in refs]
                     pairs = [(key, moved.get(ref, ref)) for key, ref in pairs if ref is not None]
                 self.keys.replace(pairs)
         except DumpError:  # nothing was done

@@ -320,9 +320,9 @@ class Cache(Generic[K]):
         A value without a key in ``refs`` was being set, or deleted: it goes.
         """
         for key in [key for key in list(self.values) if key not in refs]:
-            del self.values[key]
+            self.values.pop(key, None)  # one whose hash changed is not found
         self.given.clear()
-        self.saved = {key: self.saved.get(key, UNKNOWN) for key in self.values if refs[key] is not None}
+        self.saved = {key: self.saved.get(key, UNKNOWN) for key in self.values if refs.get(key) is not None}
         self.watch = dict.fromkeys(self.saved)
         self.left = {key: found for key, found in self.left.copy().items() if refs.get(key) is not None
                      and key not in self.values}

@@ -45,6 +45,58 @@ def saved(path):
 # What cannot be dumped.
 
 
+class Changing:
+    def __init__(self, number):
+        self.number = number
+
+    def __hash__(self):
+        return self.number
+
+    def __eq__(self, other):
+        return type(other) is Changing and self.number == other.number
+
+    def __repr__(self):
+        return f"Changing({self.number})"
+
+
+@pytest.mark.parametrize("settings", [{}, {"min_file_size": 1000}])
+@pytest.mark.parametrize("how", ["in memory", "spilled", "committed before"])
+def test_a_key_whose_hash_changed_keeps_no_other_from_being_saved(path, how, settings):
+    c, key = Chest({"x": 1}, path=path, **settings), Changing(1)
+    c[key], c["y"] = "its value", 2
+    if how == "spilled":
+        c.move_to_disk(key)
+    elif how == "committed before":
+        c.sync()
+        c[key] = "another value"
+    key.number = 2
+    c["z"] = 3
+    for save in (c.flush, c.sync, c.close):
+        with pytest.raises(DumpError, match=r"Changing\(2\).*its hash changed"):
+            save()
+    found = seen(path)
+    assert [found[name] for name in "xyz"] == [1, 2, 3]
+    assert ("its value" in found.values()) == (how == "committed before")
+
+    key.number = 1
+    c.flush()
+    assert c[key] == seen(path)[Changing(1)] == ("another value" if how == "committed before" else "its value")
+
+
+def test_a_chest_with_a_key_whose_hash_changed_goes_on_after_an_interruption(path):
+    c, key = Chest({"x": 1}, path=path), Changing(1)
+    c[key] = [1]
+    key.number = 2
+    c._engine.state.torn = True
+    c["y"] = 2
+    with pytest.raises(DumpError, match="its hash changed"):
+        c.flush()
+    c.rollback()
+    c["z"] = 3
+    c.flush()
+    assert dict(c) == seen(path) == {"x": 1, "y": 2, "z": 3}
+
+
 @pytest.mark.parametrize("settings", [{}, {"min_file_size": 1000}, {"dump": pickle.dump, "load": pickle.load}])
 @pytest.mark.parametrize("method", ["flush", "sync", "close", "move_to_disk", "__exit__"])
 def test_a_value_that_cannot_be_dumped_is_named_with_its_cause_and_kept(path, method, settings):
