@@ -250,9 +250,7 @@ class Chest(DictMethods[K, V]):
 
     def write_keys(self) -> None:
         """Commit the index as it stands, without the values that are not on disk yet.  Cost: O(keys)."""
-        committer = self._engine.writable().committer
-        committer.no_transaction()
-        committer.commit(True)
+        self._engine.writable().committer.write_keys()
 
     def close(self, *, progress: Progress | None = None) -> None:
         """Save everything, commit, and free memory; a temporary chest removes its directory instead.

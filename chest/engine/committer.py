@@ -222,6 +222,11 @@ class Committer(Generic[K]):
 
     # The index.
 
+    def write_keys(self) -> None:
+        """Commit the index as it stands, by itself."""
+        self.no_transaction()
+        self.commit(True)
+
     def commit(self, plain: bool, mine: Flight | None = None) -> Errors:
         """Commit the index as it stands, for the save ``mine``.  Returns the keys that cannot be pickled, left out."""
         state = self.state

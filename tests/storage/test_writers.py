@@ -313,4 +313,4 @@ def test_hundreds_of_chests_that_sync_need_few_descriptors(tmp_path):
             chest.sync()
         assert [chest["x"] for chest in chests] == [[n, 0, 0] for n in range(200)]
 
-    assert in_child(child) == 0
+    assert forked(child) == 0
