@@ -6,6 +6,8 @@ import errno
 import os
 from abc import abstractmethod
 from collections.abc import Hashable, Iterable, Iterator, Mapping, MutableMapping
+from operator import itemgetter
+from threading import get_ident
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
@@ -44,7 +46,7 @@ class ValuesView(_View, collections.abc.ValuesView[V]):
     """The values, loaded as they are asked for, so that memory stays within the budget."""
 
     def __iter__(self) -> Iterator[V]:
-        return (value for _, value in ItemsView(self._mapping))
+        return map(itemgetter(1), ItemsView(self._mapping))
 
     def __reversed__(self) -> Iterator[V]:
         return (self._mapping[key] for key in reversed(self._mapping))
@@ -69,13 +71,15 @@ class ItemsView(_View, collections.abc.ItemsView[K, V]):
 
 def unchanging(chest: Any, steps: Iterable[T]) -> Iterator[T]:
     """The ``steps`` of an iteration over ``chest``, as long as this thread adds and removes no keys from now on."""
-    unchanged = chest._engine.state.unchanged()
+    ident = get_ident()
+    changes: Mapping[int, int] = chest._engine.state.changes
+    before = changes.get(ident)
 
     def checked() -> Iterator[T]:
-        if unchanged():
+        if changes.get(ident) == before:
             for step in steps:
                 yield step
-                if not unchanged():
+                if changes.get(ident) != before:
                     break
             else:
                 return

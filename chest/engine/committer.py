@@ -264,8 +264,8 @@ class Committer(Generic[K]):
     def _is_pending(self, mine: Flight | None) -> bool:
         """Is anything written that no commit names?  Another thread's write may wait for the lock to say where."""
         state = self.state
-        return bool(state.index.fresh) or any(flight is not mine and not flight.loads
-                                              for flight in state.flights.copy().values())
+        return state.index.has_unnamed() or any(flight is not mine and not flight.loads
+                                               for flight in state.flights.copy().values())
 
     def rollback(self) -> None:
         """Forget what was not committed: values in memory, pending changes, new bytes on disk."""

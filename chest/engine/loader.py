@@ -11,7 +11,7 @@ The last question is asked when the bytes were read, as a name may be freed and 
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
@@ -212,26 +212,32 @@ class Loader(Generic[K]):
         Records of packs that do not fit into memory are read ahead and pass by: they push nothing out, and are compared
         when the loop is through with them.
         """
+        state, cache = self.state, self.state.cache
         passed = 0  # bytes, since it was last looked at what the program still has of them
         for some in batches(keys, TOGETHER):
             ahead = self._ahead(some)
-            if not ahead and self.state.storage.remote:
+            if not ahead and state.storage.remote:
                 self._bring(some, [])  # all of them at once, as each by itself is a round trip
-            loads = self.state.storage.load_many(list(ahead.values()))
-            for key in some:
-                loaded = next(loads) if key in ahead else None
-                if isinstance(loaded, Loaded) and self._passes(key, ahead[key], loaded):
-                    yield key, loaded.value
-                    passed += loaded.nbytes
-                    if len(self.state.cache.kept) > SWEPT or passed > PASSED:
-                        passed = 0
-                        self.spiller.sweep(SWEPT)
-                        self.spiller.make_room_quietly()
-                else:
-                    value = self.get(key)
-                    if value is not ABSENT:
+            loads = state.storage.load_many(list(ahead.values()))
+            for few, size in _few(some, ahead):
+                wanted = [key for key in few if key in ahead]
+                found = list(islice(loads, len(wanted)))  # refers to the values, lest they are let go before their turn
+                passing = self._pass(wanted, found, ahead) if wanted else {}
+                for key in few:
+                    entry = passing.get(key)
+                    # Nobody had, set or deleted it meanwhile: what may be changed is known as what left memory.
+                    if entry is not None and (cache.left.get(key) is entry if entry[1] is not None
+                                              else state.index.refs.get(key) == ahead[key]):
+                        yield key, entry[0]
+                    elif (value := self.get(key)) is not ABSENT:
                         yield key, value
                         del value
+                del found, passing, entry
+                passed += size
+                if len(cache.kept) > SWEPT // 2 or passed > PASSED:
+                    passed = 0
+                    self.spiller.sweep(2 * SWEPT)
+                    self.spiller.make_room_quietly()
 
     def _ahead(self, keys: list[K]) -> dict[K, Ref]:
         """Those of ``keys`` that lie in packs, and are not in memory, if there is no room for them there."""
@@ -245,17 +251,42 @@ class Loader(Generic[K]):
             least = sum([ref >> 32 & 0xFFFFFFFF if type(ref) is int else 1 << 16 for ref in refs.values()])
             return refs if cache.usage + 4 * least > state.available else {}
 
-    def _passes(self, key: K, ref: Ref, loaded: Loaded) -> bool:
-        """Is a value that was read ahead still that of its key, and does nobody else have it?  Then it is given now."""
-        state, cache = self.state, self.state.cache
-        with state.lock:
-            if state.index.refs.get(key) != ref or key in cache.values or key in cache.left or key in state.flights:
-                return False
-            if can_change(loaded.value):
-                cache.keep(key, loaded.value, (loaded.stamp, loaded.version))  # so that others get the same object
-            state.counts.misses += 1
-            state.counts.bytes_read += loaded.nbytes
-        return True
+    def _pass(self, keys: list[K], found: list[Loaded | Exception], ahead: dict[K, Ref]) -> dict[K, Any]:
+        """Of values that were read ahead those that are still their keys', and that nobody else has.
+
+        With each stands what tells whether it changed, `None` if it never does; others get the same object from now on.
+        """
+        state, cache, passing = self.state, self.state.cache, {}
+        with state.lock, state.section:
+            refs, values, left, flights = state.index.refs, cache.values, cache.left, state.flights
+            for key, loaded in zip(keys, found):
+                if type(loaded) is Loaded and key in refs and refs[key] == ahead[key] and not (
+                        key in values or key in left or key in flights):
+                    value, length, version, stamp = loaded
+                    if can_change(value):
+                        cache.keep(key, value, (stamp, version))
+                        passing[key] = left[key]
+                    else:
+                        passing[key] = value, None
+                    state.counts.misses += 1
+                    state.counts.bytes_read += length
+        return passing
+
+
+def _few(keys: list[K], refs: Mapping[K, Ref]) -> Iterator[tuple[list[K], int]]:
+    """``keys`` in lists of up to 64 and, by their ``refs``, of about a megabyte; and the bytes of each list."""
+    few: list[K] = []
+    size = 0
+    for key in keys:
+        few.append(key)
+        if key in refs:
+            ref = refs[key]
+            size += ref >> 32 & 0xFFFFFFFF if type(ref) is int else PASSED
+        if len(few) == SWEPT or size >= PASSED:
+            yield few, size
+            few, size = [], 0
+    if few:
+        yield few, size
 
 
 def batches(items: Iterable[Any], most: int) -> Iterator[list[Any]]:

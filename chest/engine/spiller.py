@@ -69,8 +69,9 @@ class Spiller(Generic[K]):
         state, cache = self.state, self.state.cache
         with state.lock, state.section:
             found = cache.unreferenced(most)
-            for key, value, saved in found:
-                if self._is_same(value, saved):
+            sure = self._are_same([one[1] for one in found], [one[2] for one in found])
+            for (key, value, saved), same in zip(found, sure):
+                if same or self._is_same(value, saved):
                     cache.let_go(key)
                 else:
                     cache.put(key, value, nbytes(value), saved)
@@ -251,14 +252,32 @@ class Spiller(Generic[K]):
         what tells that later."""
         watch, values = self.state.cache.watch, self.state.cache.values
         new: list[Item] = []
+        suspects: list[Item] = []
         for item in items:
             key, value, ref, before = item
-            if ref is None or ((key in watch or key not in values) and not (
-                    self._is_same(value, before, ref) or self._is_replaced(key, value))):
+            if ref is None:
                 new.append(item)
+            elif key in watch or key not in values:
+                suspects.append(item)
             else:
                 saved[key] = before or UNKNOWN
+        sure = self._are_same([item[1] for item in suspects], [item[3] or UNKNOWN for item in suspects])
+        for item, same in zip(suspects, sure):
+            key, value, ref, before = item
+            if same or self._is_same(value, before, ref) or self._is_replaced(key, value):
+                saved[key] = before or UNKNOWN
+            else:
+                new.append(item)
         return new
+
+    def _are_same(self, values: list[Any], saved: list[Saved]) -> list[bool]:
+        """For each value: is it surely as its bytes are?  `_is_same` tells of the others."""
+        try:
+            return self.state.codec.unchanged_many(values, [one[0] for one in saved])
+        except Exception as error:
+            if isinstance(error, MemoryError) or raised_by_signal(error):
+                raise
+            return [False] * len(values)  # one of them can no longer be dumped
 
     def _is_same(self, value: Any, saved: Saved | None, ref: Ref | None = None) -> bool:
         """Is the value as its bytes are, by what is known of them, or by those at ``ref``?  No, if nobody can tell."""

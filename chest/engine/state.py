@@ -107,6 +107,7 @@ class State(Generic[K]):
         self.torn = False
         self.interrupted = False  # there may be files that nothing names: the next plain commit looks for them
         index.version, index.committing = storage.version, storage.committing
+        index.removes_records = storage.remote
         self.section = _Section(self)
         self.large: set[K] = set()  # keys in memory whose values are larger than the budget: these leave first
         self.is_exposed = False  # if so, no value is known to be in nobody's hands
@@ -226,12 +227,6 @@ class State(Generic[K]):
     def count_change(self) -> None:
         """A key came or went through this thread: its iterators have to notice."""
         self.changes[_thread.get_ident()] += 1
-
-    def unchanged(self) -> Callable[[], bool]:
-        """A question for later: has this thread added or removed no key since?"""
-        ident = _thread.get_ident()
-        changes, before = self.changes, self.changes.get(ident)
-        return lambda: changes.get(ident) == before
 
     def exposed(self) -> dict[K, Any]:
         """The values in memory, for somebody who may take from them, and change, what he likes, now and later."""

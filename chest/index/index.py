@@ -39,8 +39,8 @@ class Index(Generic[K]):
     - ``keys``: where it is committed.
     - ``refs``: the whole view, key to ref; `None`: the value is in memory only.  Another dict after a refresh.
     - ``pending``: the keys that this handle changed since its last commit, with what the newest commit says of each.
-    - ``fresh``: this handle's refs that no commit names, with the versions of their files; and what its last commit
-      superseded, until it is known that that was done.
+    - ``fresh``: this handle's refs that no commit names and that are to be removed one by one, with the versions of
+      their files; and what its last commit superseded, until it is known that that was done.
     - ``inherited``: keys that were pending before a fork, with the versions of their files: the parent commits them.
     - ``appended``: did this handle's last commit leave a list with changes behind it?
     """
@@ -56,6 +56,7 @@ class Index(Generic[K]):
         self.appended = False
         self.version: Callable[[Ref], int | None] = lambda ref: self.fresh.get(ref)  # as `Storage.version`
         self.committing: Callable[[list[Ref]], object] = len  # as `Storage.committing`
+        self.removes_records = True  # as `Storage.removes_records`
         self._again: dict[K, Ref | None] = {}  # deleted and set again: they stand last now, as in a dict; as in pending
         self._stale: dict[K, None] = {}  # what the last refresh found
         self._uncertain = False  # after an interruption, or a commit that failed: only reading all tells what is there
@@ -67,6 +68,10 @@ class Index(Generic[K]):
     def own(self) -> list[K]:
         """The keys that this handle has changed and not committed.  O(pending)."""
         return [key for key in self.pending if key not in self.inherited]
+
+    def has_unnamed(self) -> bool:
+        """Has this handle written anything that the newest commit does not name?  O(pending)."""
+        return bool(self.fresh) or int in {type(self.refs.get(key)) for key in self.own()}
 
     def committed_refs(self) -> set[Ref]:
         """All refs that the newest commit names.  O(keys)."""
@@ -91,7 +96,8 @@ class Index(Generic[K]):
                 self.names.release(key)  # first, as the name may be the one that was reserved
             if type(ref) is str:
                 self.names.noted.add(ref)
-            self.fresh[ref] = version
+            if self.removes_records or type(ref) is str:
+                self.fresh[ref] = version
         refs[key] = ref
         return self._orphan(before) if before is not None and before != ref and before in self.fresh else None
 
@@ -234,12 +240,14 @@ class Index(Generic[K]):
         if not (done or moved or (plain and not self.keys.plain())):
             return
         pending, refs = self.pending, self.refs
-        changes: Pairs = [(key, None) for key in done if key in self._again or key not in refs]  # it moves to the end
-        changes += [(key, refs[key]) for key in done if key in refs]
+        changes: Pairs = []
+        if not (plain or moved):
+            changes += [(key, None) for key in done if key in self._again or key not in refs]  # it moves to the end
+            changes += [(key, refs[key]) for key in done if key in refs]
         superseded = [old for key in done if (old := pending[key]) is not None and old != refs.get(key)]
         self.committing(superseded)
         self._stale, self._uncertain = {}, True
-        self.fresh.update(dict.fromkeys(superseded, 0))
+        self.fresh.update((old, 0) for old in superseded if self.removes_records or type(old) is str)
         self._reads += 1
         try:
             self.appended = not plain and not moved and self.keys.append(changes)
@@ -259,10 +267,12 @@ class Index(Generic[K]):
             raise
         for changed in (refs, pending) if moved else ():
             changed.update([(key, moved[ref]) for key, ref in changed.items() if ref in moved])
-        for key in done:
+        committed = set(done)
+        for key in done if self.fresh else ():
             self.fresh.pop(refs.get(key), None)  # type: ignore[arg-type]
-            self._again.pop(key, None)
-            del pending[key]
+        # New dicts, as one that was emptied key by key keeps its memory.
+        self._again = {key: old for key, old in self._again.items() if key not in committed}
+        self.pending = {key: old for key, old in pending.items() if key not in committed}
         self._uncertain = False
 
     # Beginning anew.

@@ -81,6 +81,9 @@ def memory_of(value: Any, length: int, size: int | None = None) -> int:
     return size if length <= 2 * size else length
 
 
+_WITHOUT = frozenset((dict, list, tuple, str, bytes, int, float))  # to which there are no weak references
+
+
 class _Reference(weakref.ref):  # type: ignore[type-arg]
     """A weak reference to a value that left memory, or to the array that it is a view of; it knows the value's key.
 
@@ -231,9 +234,11 @@ class Cache(Generic[K]):
 
     def leave(self, key: K, value: Any, saved: Saved) -> None:
         """Remember a value outside of memory for as long as somebody else refers to it."""
-        try:
-            reference = _Reference(value, self._died)
-        except TypeError:
+        reference = None
+        if type(value) not in _WITHOUT:
+            with suppress(TypeError):
+                reference = _Reference(value, self._died)
+        if reference is None:
             if COUNTED and can_change(value):
                 self.keep(key, value, saved)
             return
@@ -286,21 +291,23 @@ class Cache(Generic[K]):
         refers, nor to a part of them: one is ``left``."""
         kept, left = self.kept, self.left
         keys = list(islice(kept, most))
-        for key in keys:
+        plain = [(key, left[key]) for key in keys if key in left]
+        held = referenced([found[0] for _, found in plain], holders)
+        free = [(key, found[0], found[1]) for (key, found), one in zip(plain, held) if not one]
+        free = [found for found, parts in zip(free, held_parts([found[1] for found in free]))
+                if not (parts and self._is_worth_keeping(found[0], found[1], parts))]
+        for key in set(keys).difference([found[0] for found in free]) if len(free) < len(keys) else ():
             del kept[key]
             if key in left:
                 kept[key] = None  # as the one looked at last
-        plain = {key: left[key] for key in keys if key in left}
-        held = referenced([found[0] for found in plain.values()], holders)
-        free = [(key, *found) for (key, found), one in zip(plain.items(), held) if not one]
-        return [found for found, parts in zip(free, held_parts([found[1] for found in free]))
-                if not (parts and self._is_worth_keeping(found[0], found[1], parts))]
+        return free
 
     def let_go(self, key: K) -> None:
         """A value that left memory, and that is as its bytes are, is kept no more."""
         self.left.pop(key, None)
         self.kept.pop(key, None)
-        self._for_parts -= self._besides.pop(key, 0)
+        if key in self._besides:
+            self._for_parts -= self._besides.pop(key)
 
     # The whole.
 

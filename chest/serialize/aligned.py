@@ -19,7 +19,7 @@ from chest.errors import DamagedError
 from .pagemap import Map, in_read_only_map
 
 MARK = b"\x80\x05C\x05chest0"
-"""The opcodes at the start of each value: PROTO 5, then a short bytes object "chest" pushed and popped."""
+"""The opcodes at the start of each loose file: PROTO 5, then a short bytes object "chest" pushed and popped."""
 LEAST = 64 * 1024  # bytes; from this size on the C pickler writes a buffer by itself, and a value has no hash
 
 _ALIGNMENT = 64
@@ -67,6 +67,52 @@ def make_note(stop: int, crc: int, owner: int, arrays: bytes = b"", count: int =
     return note + crc32(note).to_bytes(4, "little")
 
 
+def without_mark(content: bytes) -> bytes:
+    """A value as a record has it: its pickle alone."""
+    return content[:2] + content[len(MARK) :] if content.startswith(MARK) else content
+
+
+def stamp_of(content: bytes) -> int | None:
+    """The hash of what a value serialises to, the same in a file and in a record; `None` from 64 KiB on."""
+    return hash(without_mark(content)) if len(content) < LEAST else None
+
+
+class _TooLong(Exception):
+    """A value takes more than one write."""
+
+
+class _Piece(list[bytes]):
+    """A file for one write, which is all that a value takes that is not as long as a frame."""
+
+    def write(self, data: bytes) -> None:
+        """Called by the pickler."""
+        if self:
+            raise _TooLong
+        self.append(data)
+
+
+class ShortDump:
+    """Pickles values for records, one after another, with a call of Python each."""
+
+    __slots__ = ("_dump", "_forget", "_piece")
+
+    def __init__(self) -> None:
+        self._piece = _Piece()
+        pickler = pickle.Pickler(self._piece, 5)
+        self._dump, self._forget = pickler.dump, pickler.clear_memo
+
+    def dump(self, value: object) -> bytes:
+        """The pickle of ``value``; no bytes for one that takes 64 KiB or more.  Raises whatever pickling raises."""
+        self._piece.clear()
+        try:
+            self._dump(value)
+            return self._piece[0]
+        except _TooLong:
+            return b""
+        finally:
+            self._forget()
+
+
 class Encoded:
     """What a value serialises to; the pickler writes into it.
 
@@ -95,7 +141,7 @@ class Encoded:
     @property
     def stamp(self) -> int | None:
         """The hash of all bytes, of fewer than 64 KiB."""
-        return hash(b"".join(self.pieces)) if self.nbytes < LEAST else None
+        return stamp_of(b"".join(self.pieces)) if self.nbytes < LEAST else None
 
     def note(self, owner: int = 0) -> bytes:
         """What a file has behind the pieces, and a record has not; ``owner`` is the checksum of its key."""

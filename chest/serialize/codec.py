@@ -4,17 +4,20 @@ from __future__ import annotations
 import builtins
 import errno
 import io
+import operator
 import os
 import pickle
 import stat
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import repeat
 from typing import IO, TYPE_CHECKING, Any, Callable, cast
 from zlib import crc32
 
 from . import aligned, arrays, compare
-from .aligned import LEAST, MARK, Encoded, Overflow
+from .aligned import LEAST, Encoded, Overflow, ShortDump, stamp_of, without_mark
 from .compare import Stamp
 
 if TYPE_CHECKING:
@@ -90,6 +93,8 @@ class Codec:
         self.local = open is builtins.open
         self._own_dump, self._own_load = (dump is _DUMP and mode == "b"), (load is _LOAD and mode == "b")
         self.native = self.local and self._own_dump and self._own_load
+        # The value of a record, whose checksum was verified before.  What loading raises comes out as itself.
+        self.decode: Callable[[bytes], Any] = arrays.loads if self._own_load and trusted else self._decode
 
     def same_format(self, other: Codec) -> bool:
         """Do bytes of ``other`` mean the same here?"""
@@ -112,22 +117,24 @@ class Codec:
             encoded.dump(value)
         return encoded
 
+    def short_dump(self) -> Callable[[object], bytes]:
+        """What makes the bytes of small records, no bytes for what it cannot do: `ShortDump.dump` for chest's own."""
+        return ShortDump().dump if self._own_dump else lambda value: b""
+
     def _writer(self, raw: Any) -> io.TextIOWrapper | io.BufferedWriter:
         file = _EncodingFile(raw)
         return io.TextIOWrapper(file, encoding="utf-8", newline="") if self.mode == "t" else file
 
-    def decode(self, data: bytes | memoryview) -> Any:
-        """The value of a record, whose checksum was verified before.  What loading raises comes out as itself."""
+    def _decode(self, data: bytes) -> Any:
         if self._own_load:
             return arrays.loads(data, self.trusted)
-        data = bytes(data)
         return self.load(io.StringIO(data.decode("utf-8"), "") if self.mode == "t" else io.BytesIO(data))
 
     def decode_file(self, data: bytes, owner: int = 0) -> tuple[Any, Stamp]:
         """The value of a loose file that was read whole, and its stamp.  `DamagedError` if it is not as it was, or that
         of a key with another checksum than ``owner``."""
         if not self._own_load:
-            return self.decode(data), hash(data) if len(data) < LEAST else None
+            return self.decode(data), stamp_of(data)
         stop = max(len(data) - aligned.SHORT, 0)
         content = data[:stop]
         if not data.endswith(aligned.make_note(stop, crc32(content), owner)):  # else it is good, and without arrays
@@ -135,7 +142,7 @@ class Codec:
             if layout is not None:
                 layout.verify()
             content = data if layout is None else data[: layout.stop]
-        return arrays.loads(content, self.trusted), hash(content) if len(content) < LEAST else None
+        return arrays.loads(content, self.trusted), stamp_of(content)
 
     def load_file(self, descriptor: int, status: os.stat_result, owner: int = 0) -> tuple[Any, Stamp]:
         """The value in an open loose file of the system, and its stamp; only for a ``native`` codec.
@@ -194,7 +201,16 @@ class Codec:
             return compare.map_unchanged(value, stamp)  # type: ignore[arg-type]  # not narrowed by `type() is`
         if not self._own_dump:
             return self.encode(value).stamp == stamp
-        return hash(MARK + pickle.dumps(value, 5)[2:]) == stamp
+        return hash(pickle.dumps(value, 5)) == stamp
+
+    def unchanged_many(self, values: Sequence[object], stamps: Sequence[Stamp]) -> list[bool]:
+        """For each of ``values``: is it surely as it was when it was given its stamp?  `unchanged` tells of the others.
+
+        Raises what dumping any of them raises.
+        """
+        if not self._own_dump or {*map(type, stamps)} != {int}:
+            return [False] * len(values)
+        return list(map(operator.eq, map(hash, map(pickle.dumps, values, repeat(5))), stamps))
 
     def same(self, value: object, data: bytes) -> bool:
         """Is ``value`` as the bytes of its record, or of its file read whole, have it?
@@ -203,7 +219,7 @@ class Codec:
         """
         encoded = self.encode(value)
         content = b"".join(encoded.pieces)
-        return data in (content, content + encoded.note()) or compare.same_as_loaded(
+        return data in (without_mark(content), content, content + encoded.note()) or compare.same_as_loaded(
             value, lambda: self.decode(data), self.encode)
 
     def same_file(self, value: object, descriptor: int, status: os.stat_result) -> bool:
@@ -258,4 +274,4 @@ class _EncodingFile(io.BufferedWriter):
 
 
 _DUMPS = frozenset(method.__code__ for method in (
-    Codec.encode, Codec.dump_to, Codec.unchanged, compare.same_as_loaded))
+    Codec.encode, Codec.dump_to, Codec.unchanged, Codec.unchanged_many, compare.same_as_loaded, ShortDump.dump))

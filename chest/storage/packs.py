@@ -23,7 +23,7 @@ from chest.storage.base import CRC, LENGTH, OFFSET, PACK, PACKS, offset_of, pack
 from chest.storage.descriptors import Descriptor, descriptors
 from chest.storage.tree import Tree
 
-__all__ = ["AHEAD", "NoPack", "Packs", "idle", "taken"]
+__all__ = ["NoPack", "Packs", "idle", "taken"]
 
 JOURNAL = ".new"  # the ending of a journal's name
 ROTATE = 1 << 20  # bytes: a pack of this size is given up for a new one at a plain commit, so that it can be compacted
@@ -193,11 +193,13 @@ class Packs:
             return data
 
     def read_many(self, refs: Iterable[int]) -> dict[int, bytes]:
-        """The bytes of those records that are there, and right.  Neighbours are read together."""
+        """The bytes of those records that are there, right, and not long.  Neighbours are read together."""
         found: dict[int, bytes] = {}
         data, start = b"", 0  # what follows a record, and where, with the number of the pack in front
-        for ref in sorted(set(refs)):
+        for ref in sorted(refs):
             at, length = ref >> OFFSET, ref >> LENGTH & CRC
+            if length > AHEAD:
+                continue
             part = data[at - start : at - start + length]
             if crc32(part) == ref & CRC and len(part) == length:
                 found[ref] = part

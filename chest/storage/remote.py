@@ -19,7 +19,7 @@ from zlib import crc32
 from chest.errors import ChestError, DamagedError, raised_by_signal
 from chest.index import KEYS
 from chest.index.filenames import Names, digest, inside
-from chest.serialize.aligned import LEAST, Encoded
+from chest.serialize.aligned import LEAST, Encoded, stamp_of, without_mark
 from chest.serialize.compare import can_change
 from chest.storage.base import CRC, LENGTH, OFFSET, PACK, PACKS, Loaded, Ref, Storage, Written, offset_of, pack_of
 from chest.storage.remote_keys import RemoteKeys
@@ -110,19 +110,22 @@ class Remote(Generic[K]):
                 continue
             size, name = encoded.nbytes, self._names.reserved.get(key)
             ref: Ref
+            content: Buffer  # without the note
             if name is None and 0 < size < min(small, 1 << LENGTH):
-                data = b"".join(encoded.pieces)
-                ref = pack << PACK | end << OFFSET | size << LENGTH | crc32(data)
+                content = b"".join(encoded.pieces)
+                data = without_mark(content)
+                ref = pack << PACK | end << OFFSET | len(data) << LENGTH | crc32(data)
                 records[ref] = data
-                end += size
+                end += len(data)
             else:
                 data = b"".join((*encoded.pieces, encoded.note()))
+                content = memoryview(data)[:size]
                 ref = name or f"{_new_name(self._names, key)}-{len(data):x}"
                 objects[ref] = data
                 self._names.release(key)
-            stamp = hash(data[:size]) if size < LEAST else None
+            stamp = stamp_of(bytes(content)) if size < LEAST else None
             if stamp is None and can_change(value):
-                self._digests[ref] = _digest([memoryview(data)[:size]])
+                self._digests[ref] = _digest([content])
             done.append(Written(ref, len(data), 0, stamp, None))
         if records:
             objects[pack_of(pack << PACK)] = b"".join(records.values())
@@ -195,7 +198,7 @@ class Remote(Generic[K]):
         if isinstance(ref, str):
             value, stamp = self.codec.decode_file(data)
         else:
-            value, stamp = self.codec.decode(data), hash(data) if len(data) < LEAST else None
+            value, stamp = self.codec.decode(data), stamp_of(data)
         if can_change(value):
             try:
                 encoded = self.codec.encode(value)  # need not be the very bytes that it was loaded from

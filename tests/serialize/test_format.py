@@ -14,7 +14,7 @@ from children import python
 
 from chest.errors import DamagedError, LoadError
 from chest.serialize import Codec, dump, load
-from chest.serialize.aligned import read_layout
+from chest.serialize.aligned import read_layout, stamp_of
 
 np = pytest.importorskip("numpy")
 
@@ -98,7 +98,17 @@ def test_small_values_come_back_and_their_hash_is_the_same_on_both_ways(value, t
     (tmp_path / "value").write_bytes(record + encoded.note())
     loaded, stamp = from_file(tmp_path / "value", "auto")
     assert pickle.dumps(loaded) == pickle.dumps(value) == pickle.dumps(Codec().decode(record))
-    assert stamp == encoded.stamp == hash(record)
+    assert stamp == encoded.stamp == stamp_of(record) == hash(Codec().short_dump()(value)), "of a record too"
+
+
+def test_short_values_are_pickled_one_after_another_whatever_becomes_of_one():
+    dumped = Codec().short_dump()
+    for value in SMALL:
+        assert dumped(value) == pickle.dumps(value, 5)
+        assert dumped([value, np.zeros(N), "x" * 100_000]) == dumped(b"x" * 100_000) == b"", "it takes no record"
+        with pytest.raises((TypeError, pickle.PicklingError, AttributeError)):
+            dumped([value, "of this the next one is not to hear", lambda: 0])
+    assert Codec(dump=pickle.dump).short_dump()([]) == b""
 
 
 @pytest.mark.parametrize("name", ARRAYS)
