@@ -2,6 +2,7 @@
 import os
 import pickle
 import struct
+from itertools import accumulate
 from zlib import crc32
 
 END_OF_LIST = b"\xc5\xe7keys\xb9\x93"
@@ -27,7 +28,8 @@ def read_index(path):
     need(data[:3] == b"\x80\x05C", "this is no list of chest's")
     need(data[4 : 4 + data[3]].split()[:2] == [b"chest-keys", b"2"], "this is another format")
     end = end_of_list(data)
-    refs = dict(pickle.loads(data[:end]))
+    found = pickle.loads(data[:end])
+    refs = dict(zip(found[0], accumulate(found[1])) if isinstance(found, tuple) else found)
     at = end + 24
     while at < len(data):
         body, at = commit(data, at)

@@ -22,7 +22,7 @@ from chest.index import KEYS
 from chest.log import log
 from chest.memory.cache import ABSENT, Saved
 from chest.memory.changes import owned
-from chest.storage.base import Ref
+from chest.storage.base import Ref, record_size
 
 __all__ = ["Committer", "silent"]
 
@@ -174,10 +174,14 @@ class Committer(Generic[K]):
         some: list[Item] = []
         remote = self.state.storage.remote
         most = AT_ONCE << 6 if remote else AT_ONCE
-        sizes, total = self.state.cache.sizes if remote or self.spiller.threshold() else {}, 0
+        sizes, together, total = self.state.cache.sizes, remote or self.spiller.threshold(), 0
         for item in items:
             some.append(item)
-            total += sizes.get(item[0], AT_ONCE)
+            key, _, ref, _ = item
+            if together and key in sizes:
+                total += sizes[key]
+            else:  # of a value that left memory, and may have been changed since, only a record tells the size
+                total += record_size(ref) if together and type(ref) is int else AT_ONCE
             if total >= most:
                 yield some
                 some, total = [], 0

@@ -17,7 +17,7 @@ from chest.errors import ChestError, explain_os
 from chest.log import log
 from chest.memory.cache import ABSENT
 from chest.memory.sizeof import nbytes
-from chest.storage.base import Written
+from chest.storage.base import Ref, Written
 
 __all__ = ["Engine"]
 
@@ -166,25 +166,31 @@ class Engine(Generic[K]):
 
     def adopt(self, made: Iterable[tuple[K, Written, Any]]) -> None:
         """The values of keys are what new bytes hold; with each the object that was written, or `ABSENT`."""
-        state, cache, orphans, gone = self.state, self.state.cache, [], []
+        state, cache, gone = self.state, self.state.cache, []
+        orphans: list[Ref] = []
         with state.lock:
             state.mend()
             with state.section:
-                refs, added = state.index.refs, False
+                refs, added, written = state.index.refs, False, 0
                 for key, one, value in made:
+                    ref, nbytes, version, stamp, _ = one
                     is_new = key not in refs
-                    orphans.append(state.index.set(key, one.ref, one.version))
+                    orphan = state.index.set(key, ref, version)
+                    if orphan is not None:
+                        orphans.append(orphan)
                     if is_new:
                         added = True
                     else:
                         gone.append(state.drop(key))
                     if value is not ABSENT:
-                        cache.leave(key, value, (one.stamp, one.version))
-                        state.counts.bytes_written += one.nbytes
+                        cache.leave(key, value, (stamp, version))
+                        written += nbytes
+                state.counts.bytes_written += written
                 if added:
                     state.count_change()
         del gone
-        state.storage.remove([ref for ref in orphans if ref is not None])
+        if orphans:
+            state.storage.remove(orphans)
 
     def set_many(self, pairs: Mapping[K, Any]) -> None:
         """As `set` for each.  Small values that do not fit into memory go straight to a pack, in one batch."""

@@ -23,7 +23,7 @@ from chest.memory.cache import ABSENT, memory_of
 from chest.memory.changes import COUNTED
 from chest.memory.sizeof import nbytes
 from chest.serialize.compare import can_change
-from chest.storage.base import Loaded, Ref
+from chest.storage.base import Loaded, Ref, record_size
 
 __all__ = ["TOGETHER", "Loader", "batches"]
 
@@ -58,14 +58,15 @@ class Loader(Generic[K]):
                     value = self._at_hand(key)
                     if value is not ABSENT:
                         break
-                    ref = state.index.refs[key] if state.known(key) else None
+                    refs = state.index.refs
+                    ref = refs[key] if key in refs else state.index.refs[key] if state.known(key) else None
                     if ref is None:
                         return ABSENT
                     if key in state.flights and state.waited(key, True):
                         continue
                     if announced:
                         flight = state.flights[key] = Flight(True, (key,))
-                        newest = state.newest_check()
+                        newest = state.newest_check(ref)
                 if flight is None:
                     announced = True
                     self.on_miss(key)
@@ -92,7 +93,7 @@ class Loader(Generic[K]):
         value = cache.give(key) if is_there else ABSENT
         if value is not ABSENT:
             cache.policy.used((key,))
-        else:
+        elif key in cache.left:
             value, saved = cache.find(key)
             if value is not ABSENT:
                 cache.put(key, value, nbytes(value), saved)
@@ -248,7 +249,7 @@ class Loader(Generic[K]):
             state.mend()
             refs = {key: ref for key in keys if (type(ref := state.index.refs.get(key)) is int or (remote and ref))
                     and key not in cache.values and key not in cache.left}
-            least = sum([ref >> 32 & 0xFFFFFFFF if type(ref) is int else 1 << 16 for ref in refs.values()])
+            least = sum([record_size(ref) if type(ref) is int else 1 << 16 for ref in refs.values()])
             return refs if cache.usage + 4 * least > state.available else {}
 
     def _pass(self, keys: list[K], found: list[Loaded | Exception], ahead: dict[K, Ref]) -> dict[K, Any]:

@@ -42,6 +42,10 @@ def nothing(key: Any) -> None:
     """The default of ``on_miss`` and ``on_overflow``."""
 
 
+def _surely() -> bool:
+    return True
+
+
 class Flight:
     """A load, or a batch of writes, of ``keys`` under way.  ``given`` are those whose values somebody got meanwhile."""
 
@@ -111,9 +115,6 @@ class State(Generic[K]):
         self.section = _Section(self)
         self.large: set[K] = set()  # keys in memory whose values are larger than the budget: these leave first
         self.is_exposed = False  # if so, no value is known to be in nobody's hands
-        # The index's, for a load: in a store no name comes again, so that there it needs no round trip.
-        self.newest_check: Callable[[], Callable[[], bool]] = (
-            index.newest_check if not storage.remote else lambda: lambda: True)
         self.changes: defaultdict[int, int] = defaultdict(int)  # by thread, how often it added or removed a key
         self.new_lock()
 
@@ -167,6 +168,11 @@ class State(Generic[K]):
         with self.lock:
             self.refresh()
             return key in self.index.refs
+
+    def newest_check(self, ref: Ref | None = None) -> Callable[[], bool]:
+        """As the index's, for a load of ``ref``; without a look for a record, whose ref fits no other bytes, and in a
+        store, where no name comes again."""
+        return _surely if type(ref) is int or self.storage.remote else self.index.newest_check()
 
     def keys(self) -> list[K]:
         """The keys there are at this moment, in order."""

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import errno
 import io
+import operator
 import os
 import pickle
 import struct
 from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Callable, Optional
 from zlib import crc32
 
@@ -39,19 +41,23 @@ _FOOTER = struct.Struct("<8sQI")
 _HEAD = struct.Struct("<4sQI")
 _CRC = 4  # bytes of a checksum
 _ATOMS = {str, int, float, bytes, bool, type(None)}
+_REF = 1 << 144  # more than any ref of a record
 
 
 # Writing.
 
 
-def dumped(pairs: Pairs) -> bytes:
-    """The pickle of ``pairs``.  `DumpError` if a key cannot be pickled."""
+def dumped(pairs: Pairs, whole: bool = False) -> bytes:
+    """The pickle of ``pairs``; of a ``whole`` list of nothing but records as keys and steps: neighbours' refs differ
+    little.  `DumpError` if a key cannot be pickled."""
     stream = io.BytesIO()
     pickler = pickle.Pickler(stream, 5)
-    if {type(ref) for _, ref in pairs} <= {int} and {type(key) for key, _ in pairs} <= _ATOMS:
+    keys, refs = [key for key, _ in pairs], [ref for _, ref in pairs]
+    records = set(map(type, refs)) == {int}
+    if records and _ATOMS.issuperset(map(type, keys)):
         pickler.fast = True  # nothing is shared: without the memo it takes a fifth of the time
     try:
-        pickler.dump(pairs)
+        pickler.dump((keys, list(map(operator.sub, refs, [0, *refs]))) if whole and records else pairs)
     except Exception as error:
         if isinstance(error, MemoryError) or raised_by_signal(error):
             raise
@@ -67,7 +73,7 @@ def whole_list(pairs: Pairs, mark: bytes = b"") -> bytes:
     """The list and its footer; with a ``mark`` of up to 255 bytes, which unpickling skips, in front of the pairs."""
     pushed = (f"chest-keys {FORMAT} {__version__}".encode(), mark)
     head = b"".join(pickle.SHORT_BINBYTES + bytes([len(one)]) + one + pickle.POP for one in pushed if one)
-    pickled = dumped(pairs)
+    pickled = dumped(pairs, whole=True)
     data = pickled[:2] + head + pickled[2:]
     return data + _sealed(_FOOTER.pack(END_OF_LIST, len(data), crc32(data)))
 
@@ -125,7 +131,7 @@ class Parser:
                 raise DamagedError("the checksum of the list is wrong")
             footer = _sealed(_FOOTER.pack(END_OF_LIST, stop, crc32(memoryview(data)[:stop])))
             end = stop + len(footer) if data.startswith(footer, stop) else 0
-        refs = checked(self._unpickled(data[:stop]))
+        refs = checked(pairs_of(self._unpickled(data[:stop])))
         changes, length = self.changes(data[end:])
         for key, ref in changes:
             if ref is None:
@@ -192,6 +198,17 @@ class Parser:
             raise (DamagedError if isinstance(error, DamagedError) else LoadError)(
                 f"the index {self._path} cannot be read ({told}); nothing was changed. Open the chest with the dump, "
                 f"load, open and mode that it was written with, or put the file back from a copy") from error
+
+
+def pairs_of(found: Any) -> Iterable[tuple[Any, Any]]:
+    """The pairs of a list, or of keys and steps."""
+    if type(found) is not tuple:
+        return found  # type: ignore[no-any-return]
+    keys, steps = found
+    # Else sums of what a stranger puts there might take all memory.
+    if len(keys) != len(steps) or set(map(type, steps)) != {int} or min(steps) < -_REF or max(steps) > _REF:
+        raise LoadError("it does not map keys to files")
+    return zip(keys, accumulate(steps))
 
 
 def checked(pairs: Iterable[tuple[Any, Any]], kinds: Iterable[type] = (str, int)) -> Refs:

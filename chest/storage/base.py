@@ -9,7 +9,8 @@ from chest.index.filenames import Ref
 if TYPE_CHECKING:
     from chest.serialize.codec import Codec, Stamp
 
-__all__ = ["CRC", "LENGTH", "OFFSET", "PACK", "PACKS", "Loaded", "Ref", "Storage", "Written", "offset_of", "pack_of"]
+__all__ = ["CRC", "LENGTH", "OFFSET", "PACK", "PACKS", "Loaded", "Ref", "Storage", "Written", "offset_of", "pack_of",
+           "record_size"]
 
 K = TypeVar("K", bound=Hashable)
 
@@ -24,6 +25,11 @@ CRC = 0xFFFF_FFFF  # mask of the checksum, and of the length
 def pack_of(record: int) -> str:
     """The name of the pack that a record is in, below the path of the chest."""
     return f"{PACKS}/{record >> PACK:010x}"
+
+
+def record_size(record: int) -> int:
+    """The bytes of a record."""
+    return record >> LENGTH & CRC
 
 
 def offset_of(record: int) -> int:

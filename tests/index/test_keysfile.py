@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import zlib
 
 import pytest
 from index.handles import another, committed, content, keys_file, put
@@ -42,13 +43,16 @@ def test_no_file_is_an_empty_index_and_what_is_replaced_is_read_in_order_with_ty
 
 @pytest.mark.parametrize("pairs", [PAIRS, [(n, n << 64) for n in range(5)], [("k", 1), (True, 2), (b"", 3), (None, 4), (1.5, 5)], []])
 def test_the_list_is_an_ordinary_pickle_and_so_it_is_with_records_behind(keys, pairs):
+    records = pairs and all(type(ref) is int for _, ref in pairs)
+    steps = [ref - before for (_, ref), (_, before) in zip(pairs, [("", 0), *pairs])] if records else []
+    listed = ([key for key, _ in pairs], steps) if records else pairs
     keys.replace(pairs)
-    assert pickle.loads(content(keys)) == pairs
-    assert keys.plain()
+    assert pickle.loads(content(keys)) == listed
+    assert keys.plain() and list(another(keys).read()[1].items()) == pairs
     if pairs:
         assert keys.append([("more", "more")])
         assert not keys.plain()
-        assert pickle.loads(content(keys)) == pairs
+        assert pickle.loads(content(keys)) == listed
         assert committed(keys) == {**dict(pairs), "more": "more"}
 
 
@@ -215,6 +219,22 @@ def test_an_index_that_cannot_be_read_is_a_clear_error_and_stays_as_it_is(keys, 
     with pytest.raises(LoadError, match=r"\.keys.*nothing was changed"):
         another(keys).read()
     assert content(keys) == data
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+@pytest.mark.parametrize("found", [([1], [1, 2]), (["a", "b"], ["x", "y"]), (["a"], [1.5]), ([], []), ([1], [1], [1]), ([{}], [1]),
+                                   ([1, 2], [1 << 145, 1]), ([1, 2], [-(1 << 145), 1])], ids=str)
+def test_keys_and_steps_that_make_no_index_are_a_clear_error(keys, found, trusted, monkeypatch):
+    monkeypatch.setattr(format, "dumped", lambda pairs, whole: pickle.dumps(found, 5))
+    put(keys, whole_list([]))
+    with pytest.raises(LoadError, match=r"\.keys.*nothing was changed"):
+        another(keys, Codec(trusted=trusted)).read()
+
+
+def test_neighbouring_records_take_little_room_in_the_list(keys):
+    pairs = [(n, 7 << 104 | 60 * n << 64 | 60 << 32 | zlib.crc32(b"%d" % n)) for n in range(1000)]
+    keys.replace(pairs)
+    assert committed(keys) == dict(pairs) and len(content(keys)) < 16 * len(pairs)
 
 
 class Point(tuple):
