@@ -7,7 +7,8 @@
 
 *store*: four processes store 2,000 arrays of 64 KB between them, with a commit after each, in a fresh store; the peers
 take turns, forwards and backwards. Chest is shown twice: with a budget of a few arrays, as its peers keep none in
-memory, and with the default one, which keeps them all. *sync*: one small value is set, in a chest of so many keys, and
+memory, and with the default one, which keeps them all. *small*: two processes set 2,000 small values each, with default
+settings, and close; diskcache commits each. *sync*: one small value is set, in a chest of so many keys, and
 committed; the clock runs for `sync()` alone. *notice*: another handle, which has everything in its index, finds that
 value. *nothing new*: a look-up of a key that is not there, as one finds that nobody committed. The list is rewritten
 now and then, when what was appended outgrows it; that, and the look after it, cost O(keys) and are shown apart. All is
@@ -37,6 +38,7 @@ import numpy as np
 QUICK = bool(os.environ.get("CHEST_QUICK"))  # set by --quick for the processes that measure
 WORKERS = 4
 ARRAYS, ARRAY = (80, 64_000) if QUICK else (2_000, 64_000)  # arrays in all, and bytes of one
+SMALL = 100 if QUICK else 2_000  # small values of each of two processes
 SIZES = (100, 1_000) if QUICK else (1_000, 100_000)  # keys of a chest
 COMMITS = 30 if QUICK else 400
 
@@ -94,12 +96,33 @@ def work(peer: str, path: str, who: int, ready: Any, go: Any) -> None:
 
 
 def store(peer: str, path: str) -> Figures:
-    """Seconds from when all are ready until the last has gone."""
     compare.touch(path, ARRAYS * ARRAY)
-    context = multiprocessing.get_context("spawn")
-    ready, go = context.Barrier(WORKERS + 1), context.Event()
     PEERS[peer](path)("first", np.zeros(1))
-    workers = [context.Process(target=work, args=(peer, path, who, ready, go)) for who in range(WORKERS)]
+    return together(work, WORKERS, peer, path)
+
+
+def work_small(peer: str, path: str, who: int, ready: Any, go: Any) -> None:
+    if peer == "chest":
+        from chest import Chest as Mapping
+    else:
+        from diskcache import Cache as Mapping
+    mapping = Mapping(path) if peer == "diskcache" else Mapping(path=path)
+    ready.wait()
+    go.wait()
+    for n in range(SMALL):
+        mapping[f"{who}-{n}"] = {"id": n, "name": f"name-{n}", "score": n / 7}
+    mapping.close()
+
+
+def small(peer: str, path: str) -> Figures:
+    return together(work_small, 2, peer, path)
+
+
+def together(work: Callable[..., None], processes: int, peer: str, path: str) -> Figures:
+    """Seconds from when all are ready until the last has gone."""
+    context = multiprocessing.get_context("spawn")
+    ready, go = context.Barrier(processes + 1), context.Event()
+    workers = [context.Process(target=work, args=(peer, path, who, ready, go)) for who in range(processes)]
     for worker in workers:
         worker.start()
     ready.wait()
@@ -175,6 +198,7 @@ def measured(rounds: int, scratch: str) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     left_out: set[str] = set()
     works: list[tuple[Any, str]] = [(store, peer) for peer in PEERS] + [(commit, "chest")]
+    works += [(small, peer) for peer in ("chest", "diskcache")]
     for turn in range(rounds):
         for run, peer in works[::-1] if turn % 2 else works:
             if peer in left_out:
@@ -187,7 +211,7 @@ def measured(rounds: int, scratch: str) -> dict[str, list[float]]:
                 print(f"left out: {peer}: {(done.stderr.strip().splitlines() or ['?'])[-1]}", file=sys.stderr)
                 continue
             for what, seconds in json.loads(done.stdout).items():
-                found.setdefault(f"store, {peer}" if run is store else what, []).append(seconds)
+                found.setdefault(what if run is commit else f"{run.__name__}, {peer}", []).append(seconds)
     return found
 
 
@@ -201,10 +225,10 @@ def rows(found: dict[str, list[float]]) -> Iterator[Row]:
         return statistics.median(a / b for a, b in zip(found[one], found[other]))
 
     few, many = SIZES
-    for peer in PEERS:
-        name = f"store, {peer}"
+    for work, peer in [*(("store", peer) for peer in PEERS), ("small", "chest"), ("small", "diskcache")]:
+        name = f"{work}, {peer}"
         if name in found:
-            of = ratio(name, "store, chest")
+            of = ratio(name, f"{work}, chest")
             floor = ("> 1 × chest", of is not None and of > 1) if not peer.startswith("chest") else ("", None)
             yield Row(name, seconds[name], of, *floor)
     for what, most in (("sync", 3e-3), ("notice", 1e-3)):
@@ -230,7 +254,7 @@ def main() -> None:
     parser.add_argument("--one", nargs=3, metavar=("WORK", "PEER", "PATH"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        work_of = {"store": store, "commit": commit}[arguments.one[0]]
+        work_of = {"store": store, "small": small, "commit": commit}[arguments.one[0]]
         print(json.dumps(work_of(*arguments.one[1:])))
         return
     if arguments.quick and not QUICK:

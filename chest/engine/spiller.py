@@ -69,8 +69,7 @@ class Spiller(Generic[K]):
         state, cache = self.state, self.state.cache
         with state.lock, state.section:
             found = cache.unreferenced(most)
-            sure = self._are_same([one[1] for one in found], [one[2] for one in found])
-            for (key, value, saved), same in zip(found, sure):
+            for (key, value, saved), same in zip(found, self._are_same([(one[1], one[2]) for one in found])):
                 if same or self._is_same(value, saved):
                     cache.let_go(key)
                 else:
@@ -261,7 +260,7 @@ class Spiller(Generic[K]):
                 suspects.append(item)
             else:
                 saved[key] = before or UNKNOWN
-        sure = self._are_same([item[1] for item in suspects], [item[3] or UNKNOWN for item in suspects])
+        sure = self._are_same([(item[1], item[3]) for item in suspects]) if suspects[1:] else [False]
         for item, same in zip(suspects, sure):
             key, value, ref, before = item
             if same or self._is_same(value, before, ref) or self._is_replaced(key, value):
@@ -270,10 +269,11 @@ class Spiller(Generic[K]):
                 new.append(item)
         return new
 
-    def _are_same(self, values: list[Any], saved: list[Saved]) -> list[bool]:
+    def _are_same(self, values: list[tuple[Any, Saved | None]]) -> list[bool]:
         """For each value: is it surely as its bytes are?  `_is_same` tells of the others."""
         try:
-            return self.state.codec.unchanged_many(values, [one[0] for one in saved])
+            stamps = [saved[0] if saved else None for _, saved in values]
+            return self.state.codec.unchanged_many([value for value, _ in values], stamps)
         except Exception as error:
             if isinstance(error, MemoryError) or raised_by_signal(error):
                 raise

@@ -234,10 +234,10 @@ class Cache(Generic[K]):
 
     def leave(self, key: K, value: Any, saved: Saved) -> None:
         """Remember a value outside of memory for as long as somebody else refers to it."""
-        reference = None
-        if type(value) not in _WITHOUT:
-            with suppress(TypeError):
-                reference = _Reference(value, self._died)
+        try:
+            reference = None if type(value) in _WITHOUT else _Reference(value, self._died)
+        except TypeError:
+            reference = None
         if reference is None:
             if COUNTED and can_change(value):
                 self.keep(key, value, saved)

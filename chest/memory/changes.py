@@ -24,7 +24,6 @@ _LONGEST = 2000  # items, keys and values of one that are looked at
 _IN_A_LIST = _OF_AN_ATTRIBUTE = 2  # the counts of an object with one owner: that one, and who asks
 _FIXED = frozenset((type(None), bool, int, float, complex, str, bytes))
 CONTAINERS: frozenset[type] = frozenset((list, dict, tuple, set, frozenset, deque, OrderedDict, defaultdict))
-_FIXED_OR_CONTAINERS = _FIXED | CONTAINERS
 
 
 def _counts(items: Collection[object]) -> list[int]:
@@ -63,9 +62,8 @@ def referenced(items: Collection[Any], more: int = 0) -> list[bool]:
     if not COUNTED:
         return [True] * len(items)
     most = _IN_A_LIST + more
-    if _FIXED_OR_CONTAINERS.issuperset(map(type, items)):  # no views
-        return list(map(most.__lt__, _counts(items)))
-    return [count > most or (viewed(item) is not None and _count_of_attribute(item, "base") > _OF_AN_ATTRIBUTE)
+    return [count > most or (type(item) not in CONTAINERS and viewed(item) is not None
+                             and _count_of_attribute(item, "base") > _OF_AN_ATTRIBUTE)
             for item, count in zip(items, _counts(items))]
 
 

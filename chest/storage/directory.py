@@ -86,7 +86,7 @@ class Directory(Generic[K]):
                 new.key, new.inode = key, 0
                 try:
                     data = short(value) if short is not None else b""
-                    if 0 < len(data) < small:
+                    if data and len(data) < small:
                         size = len(data)
                         batch.append((place, waiting << OFFSET | size << LENGTH | crc32(data), hash(data), data))
                         waiting += size
