@@ -257,7 +257,9 @@ class Loader(Generic[K]):
 
         With each stands what tells whether it changed, `None` if it never does; others get the same object from now on.
         """
-        state, cache, passing = self.state, self.state.cache, {}
+        state, cache = self.state, self.state.cache
+        passing: dict[K, Any] = {}
+        read = 0
         with state.lock, state.section:
             refs, values, left, flights = state.index.refs, cache.values, cache.left, state.flights
             for key, loaded in zip(keys, found):
@@ -269,8 +271,9 @@ class Loader(Generic[K]):
                         passing[key] = left[key]
                     else:
                         passing[key] = value, None
-                    state.counts.misses += 1
-                    state.counts.bytes_read += length
+                    read += length
+            state.counts.misses += len(passing)
+            state.counts.bytes_read += read
         return passing
 
 
@@ -282,7 +285,7 @@ def _few(keys: list[K], refs: Mapping[K, Ref]) -> Iterator[tuple[list[K], int]]:
         few.append(key)
         if key in refs:
             ref = refs[key]
-            size += ref >> 32 & 0xFFFFFFFF if type(ref) is int else PASSED
+            size += record_size(ref) if type(ref) is int else PASSED
         if len(few) == SWEPT or size >= PASSED:
             yield few, size
             few, size = [], 0

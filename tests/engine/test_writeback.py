@@ -114,3 +114,35 @@ def test_a_loop_over_packed_values_that_do_not_fit_changes_each_of_them(path, he
     c.close()
     expected = {n: [n, "seen", *["the same object"][n % 100:], *["later"][not held:]] for n in range(2000)}
     assert dict(Chest(path=path)) == expected
+
+
+@pytest.mark.parametrize("make", [lambda n: [n], lambda n: f"text {n}"], ids=["lists", "texts"])
+def test_a_loop_gives_what_became_meanwhile_of_the_keys_that_are_ahead(path, make):
+    """Set, read, changed, moved out by the loop's own body; or set and deleted by another handle, after a refresh."""
+    with Chest({n: make(n) for n in range(300)}, path=path, min_file_size=4096) as c:
+        c.flush()
+    c, other = (Chest(path=path, min_file_size=4096, available_memory=5_000) for _ in range(2))
+    given, held = {}, {}
+    for n, value in c.items():
+        given[n] = value
+        if n % 30 == 0:
+            c[n + 1] = "set"
+            held[n + 2] = c[n + 2]
+            c[n + 3] = "set and moved"
+            c.move_to_disk(n + 3)
+            if type(value) is list:
+                c[n + 4].append("changed")
+            c.move_to_disk(n + 4)
+            other[n + 5] = "others'"
+            del other[n + 6]
+            other.sync()
+            len(c)
+    expected = {n: make(n) for n in range(300) if n % 30 != 6}
+    for n in range(0, 300, 30):
+        expected.update({n + 1: "set", n + 3: "set and moved", n + 5: "others'"})
+        if type(expected[n + 4]) is list:
+            expected[n + 4].append("changed")
+    assert given == expected and len(held) == 10
+    assert all(given[n] is value for n, value in held.items() if type(value) is list), "others get the same object"
+    c.close()
+    assert dict(Chest(path=path)) == expected
