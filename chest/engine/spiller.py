@@ -253,7 +253,7 @@ class Spiller(Generic[K]):
         new: list[Item] = []
         suspects: list[Item] = []
         for item in items:
-            key, value, ref, before = item
+            key, _, ref, before = item
             if ref is None:
                 new.append(item)
             elif key in watch or key not in values:
@@ -262,9 +262,8 @@ class Spiller(Generic[K]):
                 saved[key] = before or UNKNOWN
         sure = self._are_same([(item[1], item[3]) for item in suspects]) if suspects[1:] else [False]
         for item, same in zip(suspects, sure):
-            key, value, ref, before = item
-            if same or self._is_same(value, before, ref) or self._is_replaced(key, value):
-                saved[key] = before or UNKNOWN
+            if same or self._is_same(item[1], item[3], item[2]) or self._is_replaced(item[0], item[1]):
+                saved[item[0]] = item[3] or UNKNOWN
             else:
                 new.append(item)
         return new

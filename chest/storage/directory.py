@@ -180,7 +180,8 @@ class Directory(Generic[K]):
 
     def load_many(self, refs: Sequence[Ref], keys: Sequence[K] = ()) -> Iterator[Loaded | Exception]:
         """Small records are all read at once, in the order of their places."""
-        found, decode = self._packs.read_many([ref for ref in refs if type(ref) is int]), self.codec.decode
+        found: dict[Any, bytes] = self._packs.read_many([ref for ref in refs if type(ref) is int])
+        decode = self.codec.decode
         names = [(ref, key_checksum(keys[place]) if keys else 0) for place, ref in enumerate(refs) if type(ref) is str]
         with closing(self._load_files(names)) as files:
             for ref in refs:
