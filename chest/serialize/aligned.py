@@ -11,6 +11,7 @@ import os
 import pickle
 import struct
 import sys
+from collections.abc import Sequence
 from typing import Any, Callable, Optional, Union
 from zlib import crc32
 
@@ -22,6 +23,7 @@ MARK = b"\x80\x05C\x05chest0"
 """The opcodes at the start of each loose file: PROTO 5, then a short bytes object "chest" pushed and popped."""
 LEAST = 64 * 1024  # bytes; from this size on the C pickler writes a buffer by itself, and a value has no hash
 
+_MARK_END = len(MARK)
 _ALIGNMENT = 64
 _GATHERED = 8 * 1024 * 1024  # bytes of opcodes held before they are passed on
 _BLOCK = 1024 * 1024  # bytes copied or read at a time
@@ -67,14 +69,15 @@ def make_note(stop: int, crc: int, owner: int, arrays: bytes = b"", count: int =
     return note + crc32(note).to_bytes(4, "little")
 
 
-def without_mark(content: bytes) -> bytes:
-    """A value as a record has it: its pickle alone."""
-    return content[:2] + content[len(MARK) :] if content.startswith(MARK) else content
+def without_mark(pieces: Sequence[Buffer]) -> bytes:
+    """A value as a record has it: its pickle alone.  Copied once, if at all."""
+    first = memoryview(pieces[0])
+    return b"".join((first[:2], first[_MARK_END:], *pieces[1:]) if first[:_MARK_END] == MARK else pieces)
 
 
 def stamp_of(content: bytes) -> int | None:
     """The hash of what a value serialises to, the same in a file and in a record; `None` from 64 KiB on."""
-    return hash(without_mark(content)) if len(content) < LEAST else None
+    return hash(without_mark((content,))) if len(content) < LEAST else None
 
 
 class _TooLong(Exception):
@@ -141,7 +144,7 @@ class Encoded:
     @property
     def stamp(self) -> int | None:
         """The hash of all bytes, of fewer than 64 KiB."""
-        return stamp_of(b"".join(self.pieces)) if self.nbytes < LEAST else None
+        return hash(without_mark(self.pieces)) if self.nbytes < LEAST else None
 
     def note(self, owner: int = 0) -> bytes:
         """What a file has behind the pieces, and a record has not; ``owner`` is the checksum of its key."""

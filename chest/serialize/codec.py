@@ -219,7 +219,7 @@ class Codec:
         """
         encoded = self.encode(value)
         content = b"".join(encoded.pieces)
-        return data in (without_mark(content), content, content + encoded.note()) or compare.same_as_loaded(
+        return data in (without_mark((content,)), content, content + encoded.note()) or compare.same_as_loaded(
             value, lambda: self.decode(data), self.encode)
 
     def same_file(self, value: object, descriptor: int, status: os.stat_result) -> bool:

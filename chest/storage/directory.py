@@ -104,9 +104,9 @@ class Directory(Generic[K]):
                     if encoded is None or (encoded.nbytes >= small and not native):
                         done[place] = new.dump(value, codec)
                     elif encoded.nbytes >= small or new.opened:
-                        done[place] = new.finish(encoded)
+                        done[place] = new.finish(encoded, hash(data) if data else encoded.stamp)
                     else:
-                        data = without_mark(b"".join(encoded.pieces))
+                        data = without_mark(encoded.pieces)
                         size = len(data)
                         batch.append((place, waiting << OFFSET | size << LENGTH | crc32(data), stamp_of(data), data))
                         waiting += size

@@ -216,12 +216,12 @@ class NewFile(Generic[K]):
         self._name = name
         self._loose.tree.open(name, system.CREATE, self.opened, make=True)
 
-    def finish(self, encoded: Encoded) -> Written:
-        """Write what is left of a value, and close its file."""
+    def finish(self, encoded: Encoded, stamp: Stamp) -> Written:
+        """Write what is left of a value, whose stamp is this, and close its file."""
         note = encoded.note(key_checksum(self.key))
         size = encoded.nbytes + len(note)
         self.write([*encoded.pieces, note], size)
-        return self._finished(size, encoded.stamp)
+        return self._finished(size, stamp)
 
     def dump(self, value: object, codec: Codec) -> Written:
         """Make the file with the user's own dump and open."""

@@ -113,7 +113,7 @@ class Remote(Generic[K]):
             content: Buffer  # without the note
             if name is None and 0 < size < min(small, 1 << LENGTH):
                 content = b"".join(encoded.pieces)
-                data = without_mark(content)
+                data = without_mark((content,))
                 ref = pack << PACK | end << OFFSET | len(data) << LENGTH | crc32(data)
                 records[ref] = data
                 end += len(data)
