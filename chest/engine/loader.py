@@ -66,7 +66,7 @@ class Loader(Generic[K]):
                         continue
                     if announced:
                         flight = state.flights[key] = Flight(True, (key,))
-                        newest = state.newest_check(ref)
+                        newest = state.newest_check()
                 if flight is None:
                     announced = True
                     self.on_miss(key)

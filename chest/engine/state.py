@@ -42,10 +42,6 @@ def nothing(key: Any) -> None:
     """The default of ``on_miss`` and ``on_overflow``."""
 
 
-def _surely() -> bool:
-    return True
-
-
 class Flight:
     """A load, or a batch of writes, of ``keys`` under way.  ``given`` are those whose values somebody got meanwhile."""
 
@@ -112,6 +108,9 @@ class State(Generic[K]):
         self.interrupted = False  # there may be files that nothing names: the next plain commit looks for them
         index.version, index.committing = storage.version, storage.committing
         index.removes_records = storage.remote
+        # The index's, for a load: in a store no name comes again, so that there it needs no round trip.
+        self.newest_check: Callable[[], Callable[[], bool]] = (
+            index.newest_check if not storage.remote else lambda: lambda: True)
         self.section = _Section(self)
         self.large: set[K] = set()  # keys in memory whose values are larger than the budget: these leave first
         self.is_exposed = False  # if so, no value is known to be in nobody's hands
@@ -168,11 +167,6 @@ class State(Generic[K]):
         with self.lock:
             self.refresh()
             return key in self.index.refs
-
-    def newest_check(self, ref: Ref | None = None) -> Callable[[], bool]:
-        """As the index's, for a load of ``ref``; without a look for a record, whose ref fits no other bytes, and in a
-        store, where no name comes again."""
-        return _surely if type(ref) is int or self.storage.remote else self.index.newest_check()
 
     def keys(self) -> list[K]:
         """The keys there are at this moment, in order."""

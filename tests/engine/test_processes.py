@@ -131,3 +131,15 @@ def test_what_stands_where_a_file_was_may_be_a_folder_by_now_or_the_other_way_ro
     a["x"] = 2
     a.sync()
     assert dict(a) == dict(Chest(path=path, dump=pickle.dump, load=pickle.load)) == {"x": 2}
+
+
+@pytest.mark.parametrize("small", [0, 4096])
+def test_what_is_loaded_is_the_newest_value(path, small):
+    one, two = (Chest(path=path, min_file_size=small) for _ in range(2))
+    one["x"] = [1]
+    one.flush()
+    assert two["x"] == [1]
+    two.flush()
+    one["x"] = [2]
+    one.sync()
+    assert two["x"] == [2]
