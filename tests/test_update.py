@@ -45,6 +45,13 @@ def test_between_formats_values_are_copied(tmp_path):
         assert json.load(file) == [1]
 
 
+def test_with_overwrite_false_keys_that_are_here_stay():
+    a, b = Chest({"x": 1}), Chest({"x": 2, "y": 3})
+    a.update(b, overwrite=False)
+    a.update({"x": 4, "z": 5}, overwrite=False)
+    assert dict(a) == {"x": 1, "y": 3, "z": 5}
+
+
 def test_iterators_of_pairs_and_no_pairs_are_taken_as_by_a_dict():
     c = Chest()
     c.update(iter([("c", 3)]), d=4)

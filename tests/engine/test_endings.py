@@ -292,6 +292,21 @@ def test_drop_close_and_end_may_follow_each_other_in_any_order(path, given, step
     assert os.path.exists(place) == (given and "drop" not in steps)
 
 
+def test_a_dropped_chest_can_be_used_again(path):
+    c = Chest({"x": 1}, path=path)
+    for save in (c.flush, c.sync, c.close, c.write_keys):
+        c.drop()
+        assert len(c) == 0 and not os.path.exists(path)
+        c["y"] = 2
+        c.move_to_disk("y")
+        save()
+        assert dict(Chest(path=path)) == {"y": 2}
+    c.drop()
+    with c.transaction():
+        c["z"] = 3
+    assert dict(Chest(path=path)) == {"z": 3}
+
+
 @pytest.mark.skipif(os.name == "nt", reason="there nobody can rename a directory in which a file is open")
 def test_a_save_to_a_directory_that_was_renamed_is_an_error_that_says_so_and_loses_nothing(path):
     c = Chest({"x": 1}, path=path)
