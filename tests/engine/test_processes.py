@@ -9,6 +9,7 @@ import pytest
 
 from chest import Chest
 from chest.index import KeysFile
+from chest.storage import system
 
 
 def fill(path, who):
@@ -143,3 +144,23 @@ def test_what_is_loaded_is_the_newest_value(path, small):
     one["x"] = [2]
     one.sync()
     assert two["x"] == [2]
+
+
+def test_an_error_after_the_commit_is_done_does_not_undo_it(path, monkeypatch):
+    """The disk may fail just when the index is in place."""
+    a = Chest({"x": [1]}, path=path, durable=True)
+    real = system.sync_directory
+
+    def fail(directory):
+        if directory == path:  # where the index is; folders of values are synced by descriptor
+            raise OSError(5, "Input/output error")
+        return real(directory)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(system, "sync_directory", fail)
+        with pytest.raises(OSError, match="Input/output"):
+            a.sync()
+    a["x"] = [2]  # not committed: whoever looks now finds what was
+    assert dict(Chest(path=path)) == {"x": [1]}
+    a.sync()
+    assert dict(Chest(path=path)) == {"x": [2]}
