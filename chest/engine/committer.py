@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from chest.engine.spiller import Item, Spiller
 from chest.engine.state import Flight, State, nothing
-from chest.errors import ChestError, explain_dump, explain_os, refused
+from chest.errors import ChestError, explain_dump, explain_os, raised_by_signal, refused
 from chest.index import KEYS
 from chest.log import log
 from chest.memory.cache import ABSENT, Saved
@@ -242,7 +242,7 @@ class Committer(Generic[K]):
         orphans, refused = self._commit(plain, moved, mine)
         state.storage.remove(orphans)
         with state.lock:
-            if not self._is_pending(mine) and not state.interrupted:
+            if not (self.is_pending(mine) or state.storage.doubtful):
                 state.storage.settled(plain)
         log("debug", "committed %s; keys: %d", state.storage.path, len(state.index.refs))
         return refused
@@ -254,18 +254,20 @@ class Committer(Generic[K]):
                 pass  # a value that is dropped may run code of the user's, and that may commit by another handle
             try:
                 done = state.index.commit(plain, moved)
-                state.storage.committed(plain, self._is_pending(mine))
+                state.storage.committed(plain, self.is_pending(mine))
             except OSError as error:
+                if raised_by_signal(error):
+                    raise
                 state.refresh()
                 raise explain_os(error, "commit the index", state.storage.file(KEYS),
                                  "; nothing is lost in memory, and what was committed before is untouched") from error
             if plain:
-                own = state.interrupted and not self._is_pending(mine)
+                own = state.storage.doubtful and not self.is_pending(mine)
                 state.storage.reclaim(state.index.committed_refs(), own)
-                state.interrupted = state.interrupted and not own
+                state.storage.doubtful = state.storage.doubtful and not own
         return done
 
-    def _is_pending(self, mine: Flight | None) -> bool:
+    def is_pending(self, mine: Flight | None = None) -> bool:
         """Is anything written that no commit names?  Another thread's write may wait for the lock to say where."""
         state = self.state
         return state.index.has_unnamed() or any(flight is not mine and not flight.loads
@@ -280,14 +282,14 @@ class Committer(Generic[K]):
             with state.section:
                 gone = state.cache.clear()  # first: what the index has of a value that is nowhere is not taken for one
                 unnamed = state.index.rollback()
-                writes = self._is_pending(None)
+                writes = self.is_pending(None)
                 state.flights.clear()
                 state.count_change()
                 state.landed.notify_all()
         del gone
         state.storage.remove(unnamed)
         with state.lock:
-            if not (writes or self._is_pending(None)):
+            if not (writes or self.is_pending(None)):
                 state.storage.settled(False)
 
     @contextmanager

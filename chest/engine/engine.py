@@ -250,7 +250,9 @@ class Engine(Generic[K]):
             self.committer.save(bool(self.unsaved()), True, progress)
             if state.index.appended:
                 self.committer.commit(True)  # what others read is one plain list again
-        state.close()
+        with state.lock:
+            if not self.committer.is_pending():  # else other threads' files would be taken for a dead writer's
+                state.close()
 
     def _forgets_all(self) -> bool:
         """Empty memory if there is nothing to save, and nothing that may have been changed.  Was it so?"""

@@ -135,7 +135,10 @@ _locked: dict[int, list[Any]] = {}  # by thread, as several may fork at once
 
 def _before_fork() -> None:
     """The wait is bounded: a program may hold one chest's lock in a thread that waits for another's."""
-    _locked[threading.get_ident()] = [lock for handle in _handles() if (lock := handle.lock).acquire(timeout=AT_FORK)]
+    locked = _locked[threading.get_ident()] = []  # first: Ctrl-C, which forks all the same, may end a wait
+    for lock in [handle.lock for handle in _handles()]:
+        if lock.acquire(timeout=AT_FORK):
+            locked.append(lock)
 
 
 def _after_fork_in_parent() -> None:

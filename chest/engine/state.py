@@ -105,7 +105,6 @@ class State(Generic[K]):
         self.counts = Counts(cache.access.counted)
         self.flights: dict[K, Flight] = {}
         self.torn = False
-        self.interrupted = False  # there may be files that nothing names: the next plain commit looks for them
         index.version, index.committing = storage.version, storage.committing
         index.removes_records = storage.remote
         # The index's, for a load: in a store no name comes again, so that there it needs no round trip.
@@ -131,7 +130,7 @@ class State(Generic[K]):
         """
         if self.torn and not self._in_a_section():
             log("debug", "an operation was interrupted; what is derived is made anew")
-            self.interrupted = True
+            self.storage.doubtful = True
             if self.section.depth and self.section.collects:
                 gc.enable()
             self.section = _Section(self)
@@ -274,7 +273,7 @@ class State(Generic[K]):
 
     def check_landed(self, flight: Flight) -> None:
         """An error comes through: was what had to be done behind the flight done?"""
-        self.interrupted = True
+        self.storage.doubtful = True
         if any(other is flight for other in list(self.flights.values())):
             self.torn = True
 

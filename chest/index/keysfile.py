@@ -53,7 +53,17 @@ class KeysFile:
         try:
             return _signature(os.lstat(self.path)) != self._signature
         except FileNotFoundError:
-            return self._signature is not None
+            return self._signature is not None and not self._is_elsewhere()
+
+    def _is_elsewhere(self) -> bool:
+        """Is what we read still there, and the directory with it elsewhere: renamed, or on a disk that was taken off?
+
+        Nothing was committed then.  An index that was dropped has no name any more.
+        """
+        with self._system.tolerated(), suppress(IndexError):
+            found = os.fstat(self._held[0])
+            return found.st_nlink > 0 and _signature(found) == self._signature and not os.path.isdir(self._directory)
+        return False
 
     def plain(self) -> bool:
         """Is the file one list and nothing behind it?"""

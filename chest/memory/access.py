@@ -70,7 +70,7 @@ class Access(Generic[K]):
         if self._single and _thread._count():
             self._tell_threads_apart()
         log = self.log
-        keys = [log.popleft() for _ in range(len(log))]
+        keys = [log.popleft() for _ in range(len(log)) if log]  # a finaliser of the user's may take some meanwhile
         if self._single and keys:
             self._last[ONLY] = keys[-1]
         return keys

@@ -19,7 +19,7 @@ from functools import cache, lru_cache
 from typing import Any, Callable
 from zlib import crc32
 
-from chest.errors import DamagedError
+from chest.errors import DamagedError, raised_by_signal
 
 from . import aligned, pagemap
 from .aligned import CHECKED, LEAST, MARK, READONLY, Array, Encoded, Template
@@ -187,7 +187,9 @@ def _map_file(descriptor: int, status: os.stat_result, mode: str) -> Map | None:
     access = mmap.ACCESS_READ if mode == "r" else mmap.ACCESS_COPY
     try:
         made = Map(descriptor, status.st_size, access=access, **_WITHOUT_DESCRIPTOR)
-    except (OSError, ValueError):  # too many maps, no room in the address space, a file system without maps
+    except (OSError, ValueError) as error:  # too many maps, no room in the address space, a file system without maps
+        if raised_by_signal(error):
+            raise
         return None
     made.file = status.st_dev, status.st_ino
     made.writable = mode != "r"

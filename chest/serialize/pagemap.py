@@ -14,6 +14,8 @@ import sys
 from functools import cache
 from typing import Any
 
+from chest.errors import raised_by_signal
+
 _PAGE = mmap.PAGESIZE
 _ENTRY = 8  # bytes of one entry
 _AT_ONCE = 1 << 16  # entries
@@ -60,11 +62,10 @@ def written(begin: int, size: int) -> list[tuple[int, int]] | None:
     first, last = begin // _PAGE, -(-(begin + size) // _PAGE)
     runs: list[tuple[int, int]] = []
     try:
-        descriptor = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-        try:
+        with open("/proc/self/pagemap", "rb", 0) as file:
             for page in range(first, last, _AT_ONCE):
                 count = _AT_ONCE if page + _AT_ONCE < last else last - page
-                entries = os.pread(descriptor, count * _ENTRY, page * _ENTRY)
+                entries = os.pread(file.fileno(), count * _ENTRY, page * _ENTRY)
                 if len(entries) != count * _ENTRY:
                     return None
                 flags = entries[_HIGHEST::_ENTRY].translate(_WRITTEN)
@@ -72,9 +73,9 @@ def written(begin: int, size: int) -> list[tuple[int, int]] | None:
                     for run in re.finditer(b"\1+", flags):
                         start, stop = ((page + at) * _PAGE - begin for at in run.span())
                         runs.append((max(start, 0), min(stop, size)))
-        finally:
-            os.close(descriptor)
-    except OSError:
+    except OSError as error:
+        if raised_by_signal(error):
+            raise
         return None
     return runs
 

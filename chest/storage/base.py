@@ -66,6 +66,7 @@ class Storage(Protocol[K]):
     path: str
     remote: bool
     codec: Codec
+    doubtful: bool  # was a write or a removal cut off, so that there may be files that nobody knows of?
 
     def write(self, items: Sequence[tuple[K, object]], small: int) -> list[Written]:
         """Write each value to new bytes; those that serialise to fewer than ``small`` bytes into packs."""

@@ -58,6 +58,7 @@ class Directory(Generic[K]):
         self._packs = Packs(self._tree, durable)
         self._loose = Loose(self._tree, self._packs, names, durable)
         self.reserve, self.reclaim = self._loose.reserve, self._packs.reclaim
+        self.doubtful = False
         self._in_use: dict[str, int] = {}  # files that were to be removed, and could not be, with their inodes
         self._left = False  # was it dropped, and still stands as something in it is in use?
 
@@ -242,15 +243,19 @@ class Directory(Generic[K]):
 
     def remove(self, refs: Iterable[Ref]) -> None:
         """A file that the system does not let go stays, and nothing names it; the next commit tries again."""
-        for ref in refs:
-            if isinstance(ref, str) and inside(ref):
-                try:
-                    self._tree.unlink(ref)
-                except OSError as error:
-                    system.raise_of_a_signal(error)
-                    log("warning", "%s, which no index names, stays: %s", self.file(ref), error)
-                    with system.tolerated():
-                        self._in_use[ref] = self._tree.status(ref).st_ino
+        try:
+            for ref in refs:
+                if isinstance(ref, str) and inside(ref):
+                    try:
+                        self._tree.unlink(ref)
+                    except OSError as error:
+                        system.raise_of_a_signal(error)
+                        log("warning", "%s, which no index names, stays: %s", self.file(ref), error)
+                        with system.tolerated():
+                            self._in_use[ref] = self._tree.status(ref).st_ino
+        except BaseException:
+            self.doubtful = True
+            raise
 
     def _remove_again(self) -> None:
         """Remove what was in use before: Windows removes no file that is open or mapped."""

@@ -95,7 +95,7 @@ class DirectoryLock:
         while True:
             with system.Opened() as opened:
                 try:
-                    opened.append(system.open_lock(self.directory))
+                    system.open_lock(self.directory, opened)
                 except OSError as error:
                     if not descriptors.make_room(error):
                         raise
@@ -143,7 +143,7 @@ def check(directory: str, writes: bool) -> None:
         there = os.path.dirname(there)
     with system.Opened() as opened:
         try:
-            opened.extend(map(os.open, (os.path.join(there, "."),), (system.FOLDER,)))  # as `system.open_regular`
+            system.open_into(opened, os.path.join(there, "."), system.FOLDER)
         except OSError as error:
             system.raise_of_a_signal(error)
             if error.errno == errno.EINVAL:

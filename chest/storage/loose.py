@@ -150,8 +150,12 @@ class Loose(Generic[K]):
 
     def link(self, key: K, source: Tree, name: str) -> Written:
         """A second name, for ``key``, of the file ``name`` of another directory.  `OSError` where that cannot be."""
+        linked = ""
+
         def make(new: str) -> None:
+            nonlocal linked
             with source.entry(name) as (old, theirs), self.tree.entry(new, make=True) as (path, ours):
+                linked = new  # first, as Ctrl-C comes when the system is through
                 if system.WALKS:
                     os.link(old, path, src_dir_fd=theirs, dst_dir_fd=ours, follow_symlinks=False)
                 else:
@@ -160,8 +164,9 @@ class Loose(Generic[K]):
         check_inside(name, source.root)
         if not hasattr(os, "link"):
             raise OSError(errno.ENOSYS, "the system has no hard links", source.path(name))
-        linked = self.place(key, make)
+        inode = source.status(name).st_ino
         try:
+            self.place(key, make)
             with system.Opened() as opened:
                 status = self.tree.open(linked, system.READ, opened)
                 self.packs.note(status.st_ino, linked)
@@ -169,7 +174,8 @@ class Loose(Generic[K]):
                     system.sync_file(opened[0])
                     self.tree.sync_folders([linked])
         except BaseException:
-            self.tree.unlink(linked)
+            if linked:
+                self.tree.unlink(linked, inode)
             raise
         return Written(linked, status.st_size, version_of(status), None, None)
 
@@ -197,7 +203,7 @@ class NewFile(Generic[K]):
             if "/" not in name and (reserved or name not in loose.names.taken):
                 self._name = name
                 try:
-                    # One call of C: Ctrl-C comes before or after it.
+                    # In one call of C, as `system.open_into`.
                     self.opened.extend(map(os.open, (loose.tree.prefix + name,), (system.CREATE,), (0o666,)))
                 except OSError as error:  # it is taken; or what is wrong is wrong below too
                     system.raise_of_a_signal(error)

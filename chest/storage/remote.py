@@ -66,6 +66,7 @@ class Remote(Generic[K]):
     """
 
     remote = True
+    doubtful = False
 
     def __init__(self, store: Store, codec: Codec, names: Names[K]):
         self.path, self.codec = store.path, codec

@@ -17,7 +17,7 @@ from typing import Union
 from chest.log import log
 
 __all__ = ["APPEND", "CREATE", "FOLDER", "HOLDS_OPEN", "READ", "ROOT", "UTIME_BY_DESCRIPTOR", "WALKS", "Buffer",
-           "Opened", "lock_file", "open_lock", "open_regular", "pread", "raise_of_a_signal", "replace",
+           "Opened", "lock_file", "open_into", "open_lock", "open_regular", "pread", "raise_of_a_signal", "replace",
            "sync_directory", "sync_file", "tolerated", "try_lock", "unlock", "write_all"]
 
 Buffer = Union[bytes, memoryview]
@@ -43,9 +43,9 @@ if sys.platform == "win32":
 
     _FAR = 1 << 40  # a locked byte cannot be read by others: so it is one that no file has
 
-    def open_lock(directory: str) -> int:
+    def open_lock(directory: str, opened: list[int]) -> None:
         """Windows cannot lock a directory: a file stands in for it, which goes with its last descriptor."""
-        return os.open(os.path.join(directory, ".lock"), os.O_RDWR | os.O_CREAT | getattr(os, "O_TEMPORARY", 0))
+        open_into(opened, os.path.join(directory, ".lock"), os.O_RDWR | os.O_CREAT | getattr(os, "O_TEMPORARY", 0))
 
     def _locking(fd: int, how: int) -> None:
         os.lseek(fd, _FAR, os.SEEK_SET)  # what is locked is only appended to, and read by `pread`
@@ -84,9 +84,9 @@ else:
     replace = os.replace
     _FULL_SYNC = getattr(fcntl, "F_FULLFSYNC", None)
 
-    def open_lock(directory: str) -> int:
+    def open_lock(directory: str, opened: list[int]) -> None:
         """A descriptor to lock: the directory itself, so that no file of the lock is left behind."""
-        return os.open(directory, os.O_RDONLY | _COMMON)
+        open_into(opened, directory, os.O_RDONLY | _COMMON)
 
     def try_lock(fd: int) -> bool:
         """Take the lock of an open file, or say `False` if another open file description has it.
@@ -121,7 +121,7 @@ else:
         """
         with Opened() as opened:
             if isinstance(directory, str):
-                opened.append(os.open(directory, ROOT))
+                open_into(opened, directory, ROOT)
                 directory = opened[0]
             try:
                 os.fsync(directory)
@@ -212,6 +212,12 @@ class Opened(_Closed):
     __del__ = _Closed.close
 
 
+def open_into(opened: list[int], path: str, flags: int, folder: int | None = None) -> None:
+    """Open a file and put its descriptor into ``opened``: in one call of C, as Ctrl-C comes when the system is through
+    with the first of several."""
+    opened.extend(map(partial(os.open, dir_fd=folder), (path,), (flags,), (0o666,)))
+
+
 def open_regular(path: str, flags: int, opened: list[int], folder: int | None = None) -> os.stat_result:
     """Open a file and say what it is; its descriptor is put into ``opened``, also where the system then fails to say.
 
@@ -219,8 +225,7 @@ def open_regular(path: str, flags: int, opened: list[int], folder: int | None = 
     """
     if not _NOFOLLOW and os.path.islink(path):
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
-    make = os.open if folder is None else partial(os.open, dir_fd=folder)
-    opened.extend(map(make, (path,), (flags,), (0o666,)))  # one call of C: Ctrl-C comes before or after it
+    open_into(opened, path, flags, folder)
     status = os.fstat(opened[-1])
     if not stat.S_ISREG(status.st_mode):
         os.close(opened.pop())

@@ -6,7 +6,6 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 
 from chest.storage import system
 from chest.storage.descriptors import descriptors
@@ -61,7 +60,7 @@ class Tree:
         with system.Opened() as opened:
             try:
                 if folders and system.WALKS:
-                    opened.extend(map(os.open, (path,), (system.ROOT,)))  # one call of C, as in `open_regular`
+                    system.open_into(opened, path, system.ROOT)
                     fd = opened[0]
                 for folder in folders:
                     path = os.path.join(path, folder) if fd is None else folder
@@ -69,15 +68,17 @@ class Tree:
                         with suppress(FileExistsError):  # or it is a link, which is not followed
                             os.mkdir(path, dir_fd=fd)
                     if fd is not None:
-                        opened.extend(map(partial(os.open, dir_fd=fd), (path,), (system.FOLDER,)))
+                        system.open_into(opened, path, system.FOLDER, fd)
                         os.close(opened.pop(0))
                         fd = opened[0]
                     elif not stat.S_ISDIR(os.lstat(path).st_mode):
                         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
                 yield (os.path.join(path, last) if fd is None else last), fd
-            except OSError as error:
-                if isinstance(error.filename, str):
+            except BaseException as error:
+                if isinstance(error, OSError) and isinstance(error.filename, str):
                     error.filename = self.path(name)
+                if make:
+                    self.prune(name)
                 raise
 
     def open(self, name: str, flags: int, opened: list[int], make: bool = False) -> os.stat_result:

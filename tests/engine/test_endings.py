@@ -353,6 +353,25 @@ def test_what_was_rolled_back_leaves_nothing_behind(path):
     assert sorted(os.listdir(path)) == [".keys", "x"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="the system renames no folder of an open file")
+@pytest.mark.parametrize("look", [len, list, lambda c: c.get("none"), lambda c: "none" in c, lambda c: c["x"]],
+                         ids=["len", "list", "get", "in", "read"])
+def test_a_directory_that_was_renamed_is_not_taken_for_dropped_whatever_one_looks_at(path, look):
+    c = Chest({"x": [1], "z": [2]}, path=path)
+    c.flush()
+    c["x"].append("changed")
+    os.rename(path, path + "-elsewhere")
+    look(c)
+    assert list(c) == ["x", "z"]
+    c["y"] = 3
+    with pytest.raises(FileNotFoundError, match="renamed or removed while the chest was open"):
+        c.flush()
+    assert not os.path.exists(path)
+    os.rename(path + "-elsewhere", path)
+    c.flush()
+    assert dict(Chest(path=path)) == dict(c) == {"x": [1, "changed"], "z": [2], "y": 3}
+
+
 @pytest.mark.parametrize("small", [0, 1000])
 def test_a_closed_chest_with_a_path_opens_itself_again_and_leaves_no_file_open(path, small, leaks_nothing):
     c = Chest(path=path, min_file_size=small)

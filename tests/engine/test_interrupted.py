@@ -10,13 +10,17 @@ import gc
 import itertools
 import operator
 import os
+import signal
+import sys
 import threading
 
 import pytest
-from children import Interruption
+from children import Interruption, open_files
 from invariants import Model, check
 
+import chest
 from chest import Chest
+from chest.storage import system
 
 N = 16
 BUDGET = 2400  # bytes: about half of the values fit
@@ -159,6 +163,64 @@ def once(path, action, settings, n):
     return interrupted
 
 
+class WhileTheSystemIsAsked:
+    """Ctrl-C that comes during the ``n``-th call of the system by chest's own code: Python raises it when that returns."""
+
+    def __init__(self, n):
+        self.left = n
+
+    def __call__(self, frame, event, function):
+        if event == "c_return" and frame.f_code.co_filename.startswith(os.path.dirname(chest.__file__)) and (
+                function.__module__ in ("posix", "fcntl", "_io") or function.__name__ == "extend"):
+            self.left -= 1
+            if not self.left:
+                raise KeyboardInterrupt
+
+
+def moves(c):
+    for key in (1, 3, "pending"):
+        c.move_to_disk(key)
+
+
+def links(c):
+    with Chest({"linked": ["linked"], ("linked", 1): ["linked"] * 9}, path=c.path + "-other") as other:
+        other.sync()
+        c.update(other)
+
+
+@pytest.mark.skipif(sys.implementation.name != "cpython" or not os.path.isdir("/proc/self/fd"),
+                    reason="no profile of calls into C, or open descriptors cannot be seen")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Ctrl-C in a finaliser
+@pytest.mark.parametrize("settings", [{}, {"min_file_size": 1000}], ids=["files", "packs"])
+@pytest.mark.parametrize("action", [moves, links, transacts, Chest.sync, Chest.flush], ids=lambda action: action.__name__)
+def test_ctrl_c_while_the_system_is_asked_leaves_no_file_and_no_descriptor_behind_the_next_commits(tmp_path, action, settings):
+    interrupted, n = True, 1
+    while interrupted:
+        path = str(tmp_path / str(n))
+        c, *_ = begun(path, settings)
+        files = set(open_files().values())
+        interruption = WhileTheSystemIsAsked(n)
+        sys.setprofile(interruption)
+        try:
+            action(c)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.setprofile(None)
+        interrupted = interruption.left <= 0
+        for _ in range(3):  # its own, what it may leave to the next, and the end
+            c.flush()
+        named = {".keys", *(os.path.relpath(c.key_to_filename(key), path) for key in c)}
+        c.close()
+        left = {os.path.relpath(os.path.join(folder, name), path) for folder, _, names in os.walk(path) for name in names}
+        assert left <= named, n
+        assert not {name for name in set(open_files().values()) - files if path in name or "pagemap" in name}, n
+        c.drop()
+        assert not os.path.exists(path), n
+        n += 1 if STRESS else 5
+    assert n > 6, "it asks the system of nothing"
+
+
 def changed(c, key, before, after, n):
     """What ``c`` has for ``key``, which is what it was or what it was to be, changed in place."""
     value = c.get(key, GONE)
@@ -166,6 +228,38 @@ def changed(c, key, before, after, n):
     if value is not GONE:
         value.append("changed")
     return copy.copy(value)
+
+
+@pytest.mark.parametrize("call, commit", [
+    ("write", Chest.sync), ("write", transacts), ("replace", Chest.flush), ("replace", Chest.close)])
+def test_a_limit_of_time_that_comes_in_a_commit_comes_out_as_itself_and_loses_nothing(tmp_path, monkeypatch, commit, call):
+    def limit(number, frame):
+        raise TimeoutError("time is up")
+
+    def slow(*arguments, **more):
+        done = real(*arguments, **more)
+        monkeypatch.setattr(os, call, real)
+        monkeypatch.setattr(system, "replace", os.replace)
+        signal.raise_signal(signal.SIGINT)
+        return done
+
+    c, before, _ = begun(str(tmp_path / "c"), {})
+    if commit is transacts:
+        commit(before)
+    real, handler = getattr(os, call), signal.signal(signal.SIGINT, limit)
+    monkeypatch.setattr(os, call, slow)
+    monkeypatch.setattr(system, "replace", os.replace)
+    try:
+        with pytest.raises(TimeoutError, match="^time is up$"):
+            commit(c)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if commit is not transacts:
+        assert dict(c) == before
+    check(c)
+    c.flush()
+    with Chest(path=c.path) as again:
+        assert dict(again) == dict(c)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Ctrl-C may come in a finaliser

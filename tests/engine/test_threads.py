@@ -570,6 +570,30 @@ def test_what_is_set_while_the_value_before_it_is_compared_is_not_taken_for_save
     assert dict(Chest(path=path)) == {"x": ["new"], "last": 1}
 
 
+@pytest.mark.parametrize("min_file_size", [0, 4096])
+def test_a_close_by_one_thread_gives_up_nothing_that_another_wrote_behind_its_commit(path, min_file_size, monkeypatch):
+    c = Chest({"x": 1}, path=path, min_file_size=min_file_size)
+    save = c._engine.committer.save
+
+    def set_and_spill():
+        c["y"] = "set since"
+        c.move_to_disk("y")
+
+    def save_and_let_another_thread_run(*arguments, **more):
+        save(*arguments, **more)
+        with thread(set_and_spill):
+            pass
+
+    with monkeypatch.context() as patch:
+        patch.setattr(c._engine.committer, "save", save_and_let_another_thread_run)
+        c.close()
+    with Chest(path=path, min_file_size=min_file_size) as other:
+        other["theirs"] = 2  # its commit removes what dead writers left
+    assert dict(c) == {"x": 1, "y": "set since", "theirs": 2}
+    c.close()
+    assert dict(Chest(path=path)) == dict(c)
+
+
 @pytest.mark.parametrize("how", ["flush", "sync"])
 def test_what_another_thread_has_in_hand_as_a_commit_begins_may_be_changed_once_it_is_written(path, gates, how):
     chest = Chest({"x": [0], "last": "last"}, path=path, dump=gates.dump, load=gates.load, min_file_size=0)
