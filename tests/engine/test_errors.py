@@ -373,6 +373,24 @@ def test_a_limit_of_time_that_comes_while_a_read_makes_room_comes_out(path):
     assert seen(path) == dict(c)
 
 
+def test_ctrl_c_while_a_value_is_loaded_leaves_the_key_free_for_the_next(path):
+    armed = []
+
+    def load(file):
+        if armed:
+            raise armed.pop()
+        return pickle.load(file)
+
+    c = Chest({"x": 1, "y": 2}, path=path, load=load)
+    c.flush()
+    for use in (lambda: c["x"], lambda: c.prefetch(["x", "y"])):
+        armed.append(KeyboardInterrupt)
+        with pytest.raises(KeyboardInterrupt):
+            use()
+        check(c)
+    assert dict(c) == {"x": 1, "y": 2}
+
+
 # In a with block.
 
 
