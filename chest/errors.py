@@ -47,7 +47,8 @@ def refused(error: Any) -> bool:
 def explain_os(error: OSError, what: str, path: str, kept: str = "") -> OSError:
     """``error`` of the system with what could not be done, and where; of the same class and number."""
     number = errno.EIO if error.errno is None else error.errno
-    explained = OSError(number, f"cannot {what}: {error.strerror or error}{kept}", path)
+    told = "it is a link, which is not followed" if number == errno.ELOOP else error.strerror or error
+    explained = OSError(number, f"cannot {what}: {told}{kept}", path)
     explained.__cause__ = error
     return explained
 

@@ -7,7 +7,6 @@ has two bits set or more.
 """
 from __future__ import annotations
 
-import errno
 import io
 import operator
 import os
@@ -192,8 +191,7 @@ class Parser:
             if type(error) is ChestError or isinstance(error, MemoryError) or raised_by_signal(error):
                 raise
             if isinstance(error, OSError) and error.errno is not None:
-                link = "; it is a link, which is not followed" if error.errno == errno.ELOOP else ""
-                raise explain_os(error, f"read the index{link}", self._path) from error
+                raise explain_os(error, "read the index", self._path) from error
             told = str(error) if isinstance(error, LoadError) else f"{type(error).__name__}: {error}"
             raise (DamagedError if isinstance(error, DamagedError) else LoadError)(
                 f"the index {self._path} cannot be read ({told}); nothing was changed. Open the chest with the dump, "

@@ -168,6 +168,18 @@ def test_a_link_is_never_written_through(tmp_path):
 
 
 @needs_links
+def test_an_error_says_what_is_a_link(path):
+    c = Chest({"x": 1}, path=path)
+    c.close()
+    for name, read in (("x", lambda: c["x"]), (".keys", lambda: Chest(path=path))):
+        os.rename(os.path.join(path, name), os.path.join(path, "elsewhere"))
+        os.symlink("elsewhere", os.path.join(path, name))
+        with pytest.raises(OSError, match=f"it is a link, which is not followed: '.*{name}'"):
+            read()
+        os.replace(os.path.join(path, "elsewhere"), os.path.join(path, name))
+
+
+@needs_links
 def test_a_chest_may_be_reached_by_a_link(tmp_path):
     os.mkdir(tmp_path / "real")
     os.symlink(tmp_path / "real", tmp_path / "link")
