@@ -110,8 +110,8 @@ class Committer(Generic[K]):
                 self._land(items, saved, alone, flight)
             if empty:
                 self._empty({**clean, **saved}, flight)
-        except BaseException:
-            state.check_landed(flight)
+        except BaseException as error:
+            state.check_landed(flight, error)
             raise
         return errors
 
@@ -242,7 +242,7 @@ class Committer(Generic[K]):
         orphans, refused = self._commit(plain, moved, mine)
         state.storage.remove(orphans)
         with state.lock:
-            if not (self.is_pending(mine) or state.storage.doubtful):
+            if not self.is_pending(mine):
                 state.storage.settled(plain)
         log("debug", "committed %s; keys: %d", state.storage.path, len(state.index.refs))
         return refused
@@ -254,7 +254,8 @@ class Committer(Generic[K]):
                 pass  # a value that is dropped may run code of the user's, and that may commit by another handle
             try:
                 done = state.index.commit(plain, moved)
-                state.storage.committed(plain, self.is_pending(mine))
+                pending = self.is_pending(mine)
+                state.storage.committed(plain, pending)
             except OSError as error:
                 if raised_by_signal(error):
                     raise
@@ -262,9 +263,11 @@ class Committer(Generic[K]):
                 raise explain_os(error, "commit the index", state.storage.file(KEYS),
                                  "; nothing is lost in memory, and what was committed before is untouched") from error
             if plain:
-                own = state.storage.doubtful and not self.is_pending(mine)
-                state.storage.reclaim(state.index.committed_refs(), own)
-                state.storage.doubtful = state.storage.doubtful and not own
+                if state.storage.doubtful and not pending:  # what the journal lists is reclaimed as a dead writer's
+                    state.storage.remove(done[0])
+                    done[0].clear()  # now, as the names may be others' files behind this
+                    state.storage.settled(plain)
+                state.storage.reclaim(state.index.committed_refs())
         return done
 
     def is_pending(self, mine: Flight | None = None) -> bool:

@@ -178,8 +178,8 @@ class Spiller(Generic[K]):
             finally:
                 if flight.keys:
                     self._settle(items, written, saved, flight)
-        except BaseException:
-            state.check_landed(flight)
+        except BaseException as error:
+            state.check_landed(flight, error)
             raise
         errors = []
         for item, one in written:

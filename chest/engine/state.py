@@ -86,10 +86,14 @@ class _Section:
         if self.depth == 1:
             if self.collects:
                 gc.enable()
-            # An OSError without a number is not the system's: a handler of a signal raised it.
-            if error is None or isinstance(error, ChestError) or getattr(error, "errno", None) is not None:
+            if error is None or _is_answer(error):
                 self._state.torn = self.before
         self.depth -= 1
+
+
+def _is_answer(error: BaseException) -> bool:
+    """Is this chest's own error, or the system's?  An `OSError` without a number is a handler's of a signal."""
+    return isinstance(error, ChestError) or getattr(error, "errno", None) is not None
 
 
 class State(Generic[K]):
@@ -267,13 +271,14 @@ class State(Generic[K]):
             finally:
                 with self.lock:
                     self.land(flight)
-        except BaseException:
-            self.check_landed(flight)
+        except BaseException as error:
+            self.check_landed(flight, error)
             raise
 
-    def check_landed(self, flight: Flight) -> None:
+    def check_landed(self, flight: Flight, error: BaseException) -> None:
         """An error comes through: was what had to be done behind the flight done?"""
-        self.storage.doubtful = True
+        if not _is_answer(error):
+            self.storage.doubtful = True
         if any(other is flight for other in list(self.flights.values())):
             self.torn = True
 

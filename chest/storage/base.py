@@ -92,11 +92,8 @@ class Storage(Protocol[K]):
         """What the commit superseded is removed by now, and nothing is pending."""
     def compact(self, refs: Mapping[K, Ref | None]) -> dict[int, int]:
         """Copy records out of packs that hold little else than garbage.  Returns old and new ref of each."""
-    def reclaim(self, refs: Collection[Ref], own: bool = False) -> None:
-        """Remove what dead writers left, and with ``own`` what this handle left, of which nothing is pending.
-
-        The caller has the directory's lock, ``refs`` are all that are committed.
-        """
+    def reclaim(self, refs: Collection[Ref]) -> None:
+        """Remove what dead writers left; the caller has the directory's lock, ``refs`` are all that are committed."""
     def reserve(self, key: K) -> str:
         """The name that the next file of ``key`` will have, as far as anyone can tell now; kept for the key."""
     def file(self, ref: Ref) -> str:

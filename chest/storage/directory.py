@@ -275,7 +275,8 @@ class Directory(Generic[K]):
             self._packs.committed(plain)
 
     def settled(self, plain: bool) -> None:
-        self._packs.settled(plain)
+        doubtful, self.doubtful = self.doubtful, False
+        self._packs.settled(plain, doubtful)
         self._remove_again()
 
     def compact(self, refs: Mapping[K, Ref | None]) -> dict[int, int]:

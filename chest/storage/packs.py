@@ -227,11 +227,12 @@ class Packs:
                 elif file.unnamed:
                     self._forget(number)  # it was given up: let go of its lock
 
-    def settled(self, plain: bool) -> None:
-        """Nothing that the journal lists needs it any more."""
+    def settled(self, plain: bool, doubtful: bool = False) -> None:
+        """Nothing that the journal lists needs it any more; if that is ``doubtful``, the next `reclaim` looks at it, as
+        if this handle were dead."""
         with self._mutex, system.tolerated():
-            if plain:
-                self._close_journal(listed=False)
+            if plain or doubtful:
+                self._close_journal(listed=doubtful)
             elif self._journal is not None and self._journal.unnamed:
                 if self._journal.end() > 0:
                     os.ftruncate(self._journal.fd, 0)
@@ -268,10 +269,9 @@ class Packs:
                     place += len(data) << OFFSET
         return moved
 
-    def reclaim(self, refs: Collection[object], own: bool = False) -> None:
+    def reclaim(self, refs: Collection[object]) -> None:
         """Remove packs that no ref names and no writer holds, this handle's own too if nothing in it is to come, and
-        loose files that dead handles made (with ``own`` this one's too), unless a ref names them or a living handle has
-        just made them.
+        loose files that dead handles made, unless a ref names them or a living handle has just made them.
 
         An inode comes again: 1. a handle made x and died; 2. x was committed and removed by others; 3. a living one
         makes x anew and gets the same inode.  Its journal says so.
@@ -292,11 +292,10 @@ class Packs:
             # They stay locked, as one may be so new that its writer is about to lock it: that makes another one then.
             dead = [name for name in journals
                     if len(locks) < _JOURNALS and name != mine and taken(self._tree, name, locks)]
-            listed = [*dead, mine] if own and mine else dead
-            if listed:
+            if dead:
                 loose = {ref for ref in refs if type(ref) is str}
-                spared = set().union(*[self._entries(name) for name in journals if name not in listed])
-                for entry in set().union(*map(self._entries, listed)) - spared:
+                spared = set().union(*[self._entries(name) for name in journals if name not in dead])
+                for entry in set().union(*map(self._entries, dead)) - spared:
                     inode, _, text = entry.partition(b" ")
                     name = text.decode("utf-8", "surrogateescape")
                     if inode.isdigit() and len(inode) < 30 and name not in loose and inside(name):
@@ -335,7 +334,6 @@ class Packs:
         """Close the journal, and remove it unless something ``listed`` in it counts."""
         journal = self._journal
         if journal is not None:
-            descriptors.discard(journal)
             with system.tolerated("debug", "%s stays: %s", journal.name):  # until anybody's next plain commit
                 if not listed or journal.end() == 0:
                     if not system.HOLDS_OPEN:

@@ -273,7 +273,7 @@ class Remote(Generic[K]):
             moved.update((ref, int(one.ref)) for ref, one in zip(found, self._put(records, 1 << LENGTH)) if one.ref)
         return moved
 
-    def reclaim(self, refs: Collection[Ref], own: bool = False) -> None:
+    def reclaim(self, refs: Collection[Ref]) -> None:
         """Remove the packs that a commit named once, and this one, with ``refs``, does not.  Cost: O(keys)."""
         now = {ref >> PACK for ref in refs if isinstance(ref, int)}
         for pack, left in list(self._new.items()):

@@ -412,3 +412,22 @@ run(fork, fork)
 run(use)
 """, path, options=("-W", "ignore::DeprecationWarning"))
     assert dict(Chest(path=path)) == {"x": 2}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # as Python says of an error before a fork
+def test_ctrl_c_while_a_fork_waits_for_a_thread_leaves_no_lock_taken(tmp_path, monkeypatch):
+    class Interrupted:
+        def acquire(self, timeout):
+            raise KeyboardInterrupt
+
+    first, second = [Chest(path=str(tmp_path / name)) for name in ("first", "second")]
+    with monkeypatch.context() as patch:
+        patch.setattr(second._engine.state, "lock", Interrupted())
+        child = os.fork()
+        if not child:
+            os._exit(0)
+    os.waitpid(child, 0)
+    thread = threading.Thread(target=first.__setitem__, args=("x", 1), daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive()
