@@ -267,12 +267,12 @@ class Index(Generic[K]):
             raise
         for changed in (refs, pending) if moved else ():
             changed.update([(key, moved[ref]) for key, ref in changed.items() if ref in moved])
-        committed = set(done)
-        for key in done if self.fresh else ():
+        for key in done:
             self.fresh.pop(refs.get(key), None)  # type: ignore[arg-type]
-        # New dicts, as one that was emptied key by key keeps its memory.
-        self._again = {key: old for key, old in self._again.items() if key not in committed}
-        self.pending = {key: old for key, old in pending.items() if key not in committed}
+            self._again.pop(key, None)
+            del pending[key]
+        if not pending:  # a new dict, as one that was emptied key by key keeps its memory
+            self.pending = {}
         self._uncertain = False
 
     # Beginning anew.
