@@ -17,6 +17,7 @@ from children import python
 
 from chest import Chest
 from chest.errors import ChestError
+from chest.memory.changes import COUNTED
 
 collected = pytest.mark.skipif(sys.implementation.name != "cpython", reason="nobody can say when garbage is collected")
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -415,8 +416,9 @@ def test_a_chest_that_is_read_only_writes_nothing_whatever_is_changed_in_place(p
         for value in c.values():
             value.append("changed")
         assert c.memory_usage <= 2000
-        assert c[3] is held
-        assert held[-1] == "changed"
+        if COUNTED:  # else nobody could tell that it is held
+            assert c[3] is held
+            assert held[-1] == "changed"
     assert files() == before
 
 
