@@ -10,6 +10,8 @@ import pytest
 from children import open_files
 from hypothesis import HealthCheck, settings
 
+from chest import Chest
+
 if sys.implementation.name != "cpython":  # there, what a finaliser lets go of is garbage of the next collection only
     _collect = gc.collect
     gc.collect = lambda: [_collect() for _ in range(4)]
@@ -48,6 +50,8 @@ def leaks_nothing():
     threads, files = set(threading.enumerate()), open_files()
     yield
     gc.collect()
+    with Chest() as another:
+        len(another)  # an operation, behind which none is left that was let go in the middle of another
     left = set(threading.enumerate()) - threads
     assert not [thread for thread in left if thread.is_alive()]
     assert {fd: name for fd, name in open_files().items() if fd not in files} == {}
