@@ -239,13 +239,13 @@ class Committer(Generic[K]):
             with state.lock:
                 refs = dict(state.index.refs)
             moved = state.storage.compact(refs)
-        orphans, refused = self._commit(plain, moved, mine)
+        orphans, left_out = self._commit(plain, moved, mine)
         state.storage.remove(orphans)
         with state.lock:
             if not self.is_pending(mine):
                 state.storage.settled(plain)
         log("debug", "committed %s; keys: %d", state.storage.path, len(state.index.refs))
-        return refused
+        return left_out
 
     def _commit(self, plain: bool, moved: dict[int, int], mine: Flight | None) -> tuple[list[Ref], Errors]:
         state = self.state
@@ -285,14 +285,14 @@ class Committer(Generic[K]):
             with state.section:
                 gone = state.cache.clear()  # first: what the index has of a value that is nowhere is not taken for one
                 unnamed = state.index.rollback()
-                writes = self.is_pending(None)
+                writes = self.is_pending()
                 state.flights.clear()
                 state.count_change()
                 state.landed.notify_all()
         del gone
         state.storage.remove(unnamed)
         with state.lock:
-            if not (writes or self.is_pending(None)):
+            if not (writes or self.is_pending()):
                 state.storage.settled(False)
 
     @contextmanager

@@ -56,7 +56,7 @@ class Index(Generic[K]):
         self.appended = False
         self.version: Callable[[Ref], int | None] = lambda ref: self.fresh.get(ref)  # as `Storage.version`
         self.committing: Callable[[list[Ref]], object] = len  # as `Storage.committing`
-        self.removes_records = True  # as `Storage.removes_records`
+        self.removes_records = True  # one by one, as a store does; a directory leaves them to the end of their pack
         self._again: dict[K, Ref | None] = {}  # deleted and set again: they stand last now, as in a dict; as in pending
         self._stale: dict[K, None] = {}  # what the last refresh found
         self._uncertain = False  # after an interruption, or a commit that failed: only reading all tells what is there

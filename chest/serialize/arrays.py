@@ -224,7 +224,7 @@ def is_local(device: int) -> bool:
 
 
 @cache
-def reserves(device: int) -> bool:
+def preallocates(device: int) -> bool:
     """Is a large file of this device written faster, by a sixth, where its room was reserved before?
 
     So it is on ext4.  Elsewhere it makes no difference (tmpfs), or costs something (Btrfs then compresses nothing), or

@@ -16,7 +16,7 @@ from chest.index.filenames import Names, inside, key_checksum
 from chest.log import log
 from chest.serialize.aligned import LEAST, Encoded, stamp_of, without_mark
 from chest.storage import system
-from chest.storage.base import CRC, LENGTH, OFFSET, PACKS, Loaded, Ref, Storage, Written, pack_of
+from chest.storage.base import CRC, LENGTH, OFFSET, PACKS, Loaded, Ref, Storage, Written, pack_of, record_size
 from chest.storage.loose import Loose, NewFile, version_of
 from chest.storage.packs import NoPack, Packs
 from chest.storage.tree import Tree
@@ -227,7 +227,7 @@ class Directory(Generic[K]):
             return False
 
     def size(self, ref: Ref) -> int:
-        return ref >> LENGTH & CRC if isinstance(ref, int) else self._tree.size(ref)
+        return record_size(ref) if isinstance(ref, int) else self._tree.size(ref)
 
     def version(self, ref: Ref) -> int | None:
         try:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Callable, Generic, TypeVar
 from chest.errors import ChestError, DumpError
 from chest.index.filenames import Names, digest, inside, key_checksum
 from chest.log import log
-from chest.serialize.arrays import keeps_inodes, reserves
+from chest.serialize.arrays import keeps_inodes, preallocates
 from chest.storage import system
 from chest.storage.base import Written
 from chest.storage.packs import Packs
@@ -28,7 +28,7 @@ __all__ = ["Loose", "NewFile", "version_of"]
 
 K = TypeVar("K", bound=Hashable)
 
-RESERVED = 1 << 20  # bytes of a file from which on its room is reserved
+PREALLOCATED = 1 << 20  # bytes of a file from which on its room is reserved before it is written
 
 _new = tuple.__new__  # makes a Written without a call of Python
 # What making a file says of a name that the file system does not take; exFAT says ENOENT of one with a colon.
@@ -67,9 +67,9 @@ class Loose(Generic[K]):
         return not keeps_inodes(os.stat(self.tree.root).st_dev)
 
     @cached_property
-    def reserves(self) -> bool:
+    def preallocates(self) -> bool:
         """Are large files written faster where their room was reserved before?"""
-        return reserves(os.stat(self.tree.root).st_dev)
+        return preallocates(os.stat(self.tree.root).st_dev)
 
     def plain(self, key: K) -> str:
         """The plain name of ``key``.  Where neither inode nor time tells two files apart, one that never comes again.
@@ -211,7 +211,7 @@ class NewFile(Generic[K]):
                 loose.place(key, self._make)
             self.inode = os.fstat(self.opened[0]).st_ino
             loose.packs.note(self.inode, self._name)
-            if size >= RESERVED and loose.reserves:
+            if size >= PREALLOCATED and loose.preallocates:
                 try:
                     os.posix_fallocate(self.opened[0], 0, size)
                 except OSError as error:  # such as a full disk: the write says so too

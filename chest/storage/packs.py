@@ -19,7 +19,7 @@ from chest.errors import DamagedError
 from chest.index.filenames import inside
 from chest.log import log
 from chest.storage import system
-from chest.storage.base import CRC, LENGTH, OFFSET, PACK, PACKS, offset_of, pack_of
+from chest.storage.base import CRC, LENGTH, OFFSET, PACK, PACKS, offset_of, pack_of, record_size
 from chest.storage.descriptors import Descriptor, descriptors
 from chest.storage.tree import Tree
 
@@ -170,7 +170,7 @@ class Packs:
 
     def _read_anew(self, ref: int) -> bytes:
         """Open the pack, perhaps again: the program may have closed our descriptor and opened other files under it."""
-        number, length, offset = ref >> PACK, ref >> LENGTH & CRC, offset_of(ref)
+        number, length, offset = ref >> PACK, record_size(ref), offset_of(ref)
         name = pack_of(ref)
         with system.Opened() as opened:
             status = self._tree.open(name, system.READ, opened)
@@ -249,7 +249,7 @@ class Packs:
                 live[ref >> PACK].append(ref)
         waste, moving = 0, []
         for number, records in live.items():
-            name, lives = pack_of(number << PACK), sum([ref >> LENGTH & CRC for ref in records])
+            name, lives = pack_of(number << PACK), sum(map(record_size, records))
             held = max(self._tree.size(name), _BLOCK)
             if records and held > 2 * lives and idle(self._tree, name):
                 waste += held - lives
@@ -261,7 +261,7 @@ class Packs:
                 some, size = [], 0
                 while moving and size < _AT_ONCE:
                     some.append(moving.pop())
-                    size += some[-1] >> LENGTH & CRC
+                    size += record_size(some[-1])
                 good = self.read_many(some)
                 place = self.append(list(good.values())) if good else 0
                 for ref, data in good.items():
