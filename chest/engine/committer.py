@@ -2,11 +2,11 @@
 
 How a commit goes:
 
-1.  Under the lock: what is dirty, or may have been changed in place, is taken out of ``given``, as for a spill.
-2.  Without it: values are compared and written.  If the system refuses one of them, nothing is committed.
-3.  Under the lock, and that of the directory: what others committed is taken over, and ``.keys`` appended to or
+1.  What is dirty, or may have been changed in place, is written as a spill does it, a megabyte at a time; a flush lets
+    it leave memory.  If the system refuses one of the values, nothing is committed.
+2.  Under the lock, and that of the directory: what others committed is taken over, and ``.keys`` appended to or
     replaced.  A key or a value that cannot be dumped is left out, alone, and named by the error at the end.
-4.  What the commit superseded is removed.
+3.  What the commit superseded is removed.
 """
 from __future__ import annotations
 
@@ -15,22 +15,19 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
-from chest.engine.spiller import Item, Spiller
-from chest.engine.state import Flight, State, nothing
-from chest.errors import ChestError, explain_dump, explain_os, raised_by_signal, refused
+from chest.engine.spiller import Errors, Spiller
+from chest.engine.state import Flight, State
+from chest.errors import ChestError, explain_dump, explain_os, raised_by_signal
 from chest.index import KEYS
 from chest.log import log
-from chest.memory.cache import ABSENT, Saved
-from chest.memory.changes import owned
 from chest.storage.base import Ref, record_size
 
 __all__ = ["Committer", "silent"]
 
 K = TypeVar("K", bound=Hashable)
 
-AT_ONCE = 1 << 20  # bytes of small values that are written together
+AT_ONCE = 1 << 20  # bytes of values that are written together
 Progress = Callable[..., Iterable[Any]]
-Errors = list[tuple[Any, Exception]]
 
 
 def silent(items: Iterable[Any], total: int) -> Iterable[Any]:
@@ -85,42 +82,24 @@ class Committer(Generic[K]):
         return self._saves
 
     def _save(self, plain: bool, empty: bool, progress: Progress, strict: bool) -> Errors:
-        state, flight = self.state, Flight(False)
-        saved: dict[K, Saved] = {}
-        try:
-            with state.lock:
-                state.mend()
-                with state.section:
-                    self._unstick()
-                    items = self._unsaved()
-                    clean: dict[K, Saved] = self._leave_together(items) if empty else {}
-                    keys = [*[item[0] for item in items], *clean]
-                    for key in keys:
-                        state.cache.given.pop(key, None)
-                    # Now, and not behind the comparison: thread B may have a value, change it then, and let go of it.
-                    alone = set() if empty or state.is_exposed else {item[0] for item in items if owned((item[1],), 2)}
-                    state.take_off(flight, keys)
-                    # 1. thread B has a value in hand; 2. it is written; 3. B changes it, and asks for another.
-                    flight.given |= state.cache.access.pinned()
-            try:
-                errors = self._write(items, saved, flight, progress)
-                if not (strict and errors):
-                    errors += self.commit(plain, flight)
-            finally:
-                self._land(items, saved, alone, flight)
-            if empty:
-                self._empty({**clean, **saved}, flight)
-        except BaseException as error:
-            state.check_landed(flight, error)
-            raise
+        state, cache = self.state, self.state.cache
+        with state.lock:
+            state.mend()
+            with state.section:
+                self._unstick()
+                unsaved = self._unsaved()
+                clean = list(cache.saved.keys() - set(unsaved)) if empty else []
+        errors: Errors = []
+        for some in self._batches(progress(unsaved, total=len(unsaved))):
+            errors += self.spiller.save(some, leaves=empty)
+        if not (strict and errors):
+            errors += self.commit(plain)
+        if clean:
+            self.spiller.save(clean, leaves=True)
+        if cache.kept:
+            self.spiller.sweep(len(cache.kept))
+            self.spiller.make_room_quietly()
         return errors
-
-    def _leave_together(self, items: list[Item]) -> dict[K, Saved]:
-        """The other values in memory, which are known to be as their bytes are, and may leave with ``items``."""
-        cache = self.state.cache
-        cache.access.release()
-        unsaved = {item[0] for item in items}
-        return {key: saved for key, saved in cache.saved.copy().items() if key not in unsaved}
 
     def _unstick(self) -> None:
         """What could not be dumped may be by now, but for what is the parent's to save."""
@@ -129,100 +108,31 @@ class Committer(Generic[K]):
             cache.stuck.discard(key)
             cache.policy.put(key, cache.sizes[key], key not in cache.saved)
 
-    def _unsaved(self) -> list[Item]:
-        """What is dirty, or may have been changed in place."""
+    def _unsaved(self) -> list[K]:
+        """The keys of what is dirty, or may have been changed in place, also behind its leaving memory."""
         cache, refs = self.state.cache, self.state.index.refs
         cache.take_hits()
         keys = [key for key in self.state.index.own() if refs.get(key, "") is None and key in cache.values]
-        keys += cache.watch
-        # A finaliser of the user's that uses the chest may run at any of these lines, and let values leave.
-        items: list[Item] = [(key, value, refs.get(key), cache.saved.get(key)) for key in keys
-                             if (value := cache.values.get(key, ABSENT)) is not ABSENT]
-        items += [(key, value, refs[key], saved) for key, value, saved in cache.departed() if key in refs]
-        return items
+        return keys + list(cache.watch) + [key for key, *_ in cache.departed(list(cache.left))]
 
-    def _write(self, items: list[Item], saved: dict[K, Saved], flight: Flight, progress: Progress) -> Errors:
-        """Write what is not on disk as it is now.  Returns what cannot be dumped; `OSError` if the system refuses."""
-        state, errors = self.state, []
-        orphans: list[Ref] = []
-        try:
-            for some in self._batches(progress(items, total=len(items))):
-                new = self.spiller.divide(some, saved)
-                if not new:
-                    continue
-                written = self.spiller.write(new)
-                with state.lock, state.section:
-                    orphans += self.spiller.record(written, saved, flight)
-                    for item, one in written:
-                        if item[0] in saved:
-                            state.cache.wrote(item[0], saved[item[0]], one.nbytes, item[2] is not None)
-                for item, one in written:
-                    if one.error is not None:
-                        if refused(one.error):
-                            raise explain_dump(one.error, item[0], state.storage.path)
-                        errors.append((item[0], one.error))
-        finally:
-            if orphans:
-                state.storage.remove(orphans)
-        return errors
-
-    def _batches(self, items: Iterable[Item]) -> Iterator[list[Item]]:
-        """``items`` in lists of about `AT_ONCE` bytes, if small values share packs; each alone, if not.
-
-        For a store in lists of 64 times as many, as each is a round trip.
-        """
-        some: list[Item] = []
-        remote = self.state.storage.remote
-        most = AT_ONCE << 6 if remote else AT_ONCE
-        sizes, together, total = self.state.cache.sizes, remote or self.spiller.threshold(), 0
-        for item in items:
-            some.append(item)
-            key, _, ref, _ = item
-            if together and key in sizes:
+    def _batches(self, keys: Iterable[K]) -> Iterator[list[K]]:
+        """``keys`` in lists of about a megabyte, as small values are written together; for a store, where each list is
+        a round trip, of 64 times as much."""
+        some: list[K] = []
+        most, total = AT_ONCE << 6 if self.state.storage.remote else AT_ONCE, 0
+        sizes, refs = self.state.cache.sizes, self.state.index.refs
+        for key in keys:
+            some.append(key)
+            if key in sizes:
                 total += sizes[key]
-            else:  # of a value that left memory, and may have been changed since, only a record tells the size
-                total += record_size(ref) if together and type(ref) is int else AT_ONCE
+            else:  # of a value that left memory only a record tells the size
+                ref = refs.get(key)
+                total += record_size(ref) if type(ref) is int else AT_ONCE
             if total >= most:
                 yield some
                 some, total = [], 0
         if some:
             yield some
-
-    def _land(self, items: list[Item], saved: dict[K, Saved], alone: set[K], flight: Flight) -> None:
-        """Note which values are known to be as their bytes are: those saved that nobody but the chest can reach."""
-        state, cache = self.state, self.state.cache
-        with state.lock, state.section:
-            cache.take_hits()
-            for key, *_ in items:
-                if key in cache.values:
-                    if key in alone and key in saved and key not in flight.given and state.flights.get(key) is flight:
-                        cache.watch.pop(key, None)
-                    else:
-                        cache.look_at(key)
-            for key, *_ in cache.unreferenced(len(cache.kept), 2):  # besides, each is in its item
-                if key in saved:
-                    cache.let_go(key)
-            state.land(flight)
-
-    def _empty(self, saved: dict[K, Saved], flight: Flight) -> None:
-        """Let values leave memory that were just saved, but for those that somebody was given since."""
-        state, cache = self.state, self.state.cache
-        if self.spiller.on_overflow is not nothing:
-            for key in list(saved):
-                if key in cache.values:
-                    self.spiller.on_overflow(key)
-            self.spiller.leave([key for key in saved if state.index.refs.get(key) is not None], announced=True)
-            return
-        with state.lock, state.section:
-            cache.take_hits()
-            stay = flight.given | cache.access.pinned()
-            # Who is given a value behind the commit is in `given`; what was set then, and written by another, is saved
-            # otherwise than this commit says.  What was given then, and is in another's flight now, that one looks at.
-            leaving = {key: saved[key] for key in list(cache.values) if key in saved and key not in stay
-                       and key not in cache.given and key not in state.flights and cache.saved.get(key) == saved[key]}
-            gone = cache.evict(leaving, 2)
-            state.counts.spills += len(leaving)
-        del gone
 
     # The index.
 
@@ -231,30 +141,30 @@ class Committer(Generic[K]):
         self.no_transaction()
         self.commit(True)
 
-    def commit(self, plain: bool, mine: Flight | None = None) -> Errors:
-        """Commit the index as it stands, for the save ``mine``.  Returns the keys that cannot be pickled, left out."""
+    def commit(self, plain: bool) -> Errors:
+        """Commit the index as it stands.  Returns the keys that cannot be pickled, left out."""
         state = self.state
         moved: dict[int, int] = {}
         if plain:
             with state.lock:
                 refs = dict(state.index.refs)
             moved = state.storage.compact(refs)
-        orphans, left_out = self._commit(plain, moved, mine)
+        orphans, left_out = self._commit(plain, moved)
         state.storage.remove(orphans)
         with state.lock:
-            if not self.is_pending(mine):
+            if not self.is_pending():
                 state.storage.settled(plain)
         log("debug", "committed %s; keys: %d", state.storage.path, len(state.index.refs))
         return left_out
 
-    def _commit(self, plain: bool, moved: dict[int, int], mine: Flight | None) -> tuple[list[Ref], Errors]:
+    def _commit(self, plain: bool, moved: dict[int, int]) -> tuple[list[Ref], Errors]:
         state = self.state
         with state.lock, state.section, state.index.keys.lock:
             while state.refresh():
                 pass  # a value that is dropped may run code of the user's, and that may commit by another handle
             try:
                 done = state.index.commit(plain, moved)
-                pending = self.is_pending(mine)
+                pending = self.is_pending()
                 state.storage.committed(plain, pending)
             except OSError as error:
                 if raised_by_signal(error):
@@ -270,11 +180,10 @@ class Committer(Generic[K]):
                 state.storage.reclaim(state.index.committed_refs())
         return done
 
-    def is_pending(self, mine: Flight | None = None) -> bool:
+    def is_pending(self) -> bool:
         """Is anything written that no commit names?  Another thread's write may wait for the lock to say where."""
         state = self.state
-        return state.index.has_unnamed() or any(flight is not mine and not flight.loads
-                                               for flight in state.flights.copy().values())
+        return state.index.has_unnamed() or any(not flight.loads for flight in state.flights.copy().values())
 
     def rollback(self) -> None:
         """Forget what was not committed: values in memory, pending changes, new bytes on disk."""

@@ -100,7 +100,7 @@ class Loader(Generic[K]):
         if value is not ABSENT:
             next(cache.access.hits)
             if key in state.flights:
-                state.flights[key].given.add(key)
+                state.flights[key].given |= {key}
         state.torn = torn
         return value
 

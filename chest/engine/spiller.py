@@ -1,13 +1,13 @@
-"""Make room: the policy names a batch, what is not on disk as it is now is written, and what is proven saved leaves.
+"""Make room, and save: what is not on disk as it is now is written, and what is proven saved leaves memory.
 
-How values leave memory:
+How it goes:
 
-1.  Under the lock: the policy names keys; they are taken out of ``given``, so that who asks for one from now on is
-    noticed; those that a thread was given last stay.
+1.  Under the lock: the policy, or a commit, names keys; they are taken out of ``given``, so that who asks for one from
+    now on is noticed; those that a thread was given last stay.
 2.  Without it: what no file holds is written; what may have been changed in place is compared, and written if it
     differs.
 3.  Under the lock: what a write or a comparison returned as saved leaves, unless its key was set, deleted or given to
-    somebody meanwhile.  Everything else stays as it was.
+    somebody meanwhile, or is to stay.  Everything else stays as it was.
 """
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from chest.engine.state import Flight, State, nothing
 from chest.errors import explain_dump, raised_by_signal, refused
 from chest.log import Key, log
 from chest.memory.cache import UNKNOWN, Saved
+from chest.memory.changes import owned
 from chest.memory.sizeof import nbytes
 from chest.storage.base import Ref, Written
 from chest.storage.system import raise_of_a_signal
 
-__all__ = ["Item", "Spiller"]
+__all__ = ["Errors", "Spiller"]
 
 K = TypeVar("K", bound=Hashable)
 
@@ -34,6 +35,7 @@ ROUNDS = 3  # batches that are tried before memory stays over the budget until t
 
 # A key, its value, where its bytes lie, if anywhere, and what tells whether it changed since.
 Item = tuple[Any, Any, Optional[Ref], Optional[Saved]]
+Errors = list[tuple[Any, Exception]]
 
 
 class Spiller(Generic[K]):
@@ -57,7 +59,7 @@ class Spiller(Generic[K]):
             if cache.usage <= state.available:
                 return
             flight = Flight(False)
-            self.spill(flight, self._choose)
+            self._spill(flight, self._choose)
             if cache.kept:
                 self.sweep(2 * len(flight.keys))
             if not flight.keys:
@@ -94,21 +96,23 @@ class Spiller(Generic[K]):
                 return False
             while state.waited(key, False):
                 pass
-        for _, error in self.leave([key]):
+        for _, error in self.save([key], leaves=True):
             raise explain_dump(error, key, state.storage.path)
         return True
 
-    def leave(self, keys: Sequence[K], announced: bool = False) -> list[tuple[K, Exception]]:
-        """Let the values of these keys leave memory, as far as nobody else is given them; see `spill`."""
-        access = self.state.cache.access
+    def save(self, keys: Sequence[K], leaves: bool = False) -> Errors:
+        """Write what is not on disk as it is now of these keys' values; they leave memory if so told, but for what
+        other threads were given last.  Returns what went wrong; `OSError` if the system refused one of them."""
+        access, flight = self.state.cache.access, Flight(False)
 
-        def released() -> list[K]:
+        def choose() -> Sequence[K]:
             self.state.cache.take_hits()
-            access.release()
-            stay = access.pinned()
-            return [key for key in keys if key not in stay]
+            if leaves:
+                access.release()
+            flight.given |= access.pinned()  # 1. B has a value in hand; 2. it is written; 3. B changes it
+            return keys
 
-        return self.spill(Flight(False), released, announced)
+        return self._spill(flight, choose, leaves)
 
     def _choose(self) -> list[K]:
         """The keys whose values leave, so that the rest fits into the budget; what threads were given last stays.
@@ -120,11 +124,11 @@ class Spiller(Generic[K]):
         if cache.access.log:
             cache.take_hits()
         stay = cache.access.pinned()
-        excess = int(cache.usage - state.available) + 1
+        excess = cache.usage - state.available
         for key in stay:
             if key in cache.sizes and cache.sizes[key] > state.available:
                 excess -= cache.sizes[key]
-        if excess <= 1:
+        if excess <= 0:
             return []
         if state.flights:
             stay = stay.union(state.flights)
@@ -135,49 +139,51 @@ class Spiller(Generic[K]):
                 return large
         # Several small ones at a time, as each choice costs the same; of packed ones more, as they are written at once.
         share = 128 if excess >= SMALL else 8 if self.threshold() else 32
-        return cache.policy.choose(max(excess, int(state.available / share)), stay)
+        least = state.available / share
+        return cache.policy.choose(excess if excess > least else least, stay)
 
-    def withdraw(self, keys: Sequence[K], flight: Flight) -> list[Item]:
+    def _withdraw(self, keys: Sequence[K], flight: Flight) -> list[Item]:
         """Let whoever asks for one of ``keys`` be noticed from now on.  Called with the lock."""
         state, cache, given = self.state, self.state.cache, self.state.cache.given
         for key in keys:
             if key in given:
                 del given[key]
-        # Thread B may have had a hit between the choice and the line above, and be about to change what it got.
-        if cache.access.log:
-            late = cache.access.pinned().intersection(keys)
-            cache.policy.restore(late)
-            keys = [key for key in keys if key not in late]
         state.take_off(flight, keys)
+        if cache.access.log:  # thread B had a hit between the choice and the line above, and may change what it got
+            flight.given |= cache.access.pinned()
         values, refs, saved = cache.values, state.index.refs, cache.saved
-        return [(key, values[key], refs[key] if key in refs else None, saved[key]) if key in saved
-                else (key, values[key], None, None) for key in keys if key in values]
+        items: list[Item] = [(key, values[key], refs[key] if key in refs else None, saved[key]) if key in saved
+                             else (key, values[key], None, None) for key in keys if key in values]
+        if cache.left and keys[len(items) :]:
+            away = cache.departed([key for key in keys if key not in values])
+            items += [(key, value, refs[key], as_saved) for key, value, as_saved in away if key in refs]
+        return items
 
-    def spill(self, flight: Flight, choose: Callable[[], Sequence[K]], announced: bool = False,
-              ) -> list[tuple[K, Exception]]:
-        """Let the values leave memory that ``choose`` names, written first where need be.
-
-        Returns what went wrong; such values stay.  `OSError` if the system refused one of them.
-        """
+    def _spill(self, flight: Flight, choose: Callable[[], Sequence[K]], leaves: bool = True) -> Errors:
+        """As `save`, of the keys that ``choose`` names, which is called with the lock."""
         state = self.state
         written: list[tuple[Item, Written]] = []
         saved: dict[K, Saved] = {}
+        alone: set[K] | None = None
         try:
             with state.lock:
                 if state.torn:
                     state.mend()
                 torn, state.torn = state.torn, True
-                items = self.withdraw(choose(), flight)
+                items = self._withdraw(choose(), flight)
+                if not leaves:
+                    # Now, and not behind the comparison: thread B may have one, change it then, and let go of it.
+                    alone = set() if state.is_exposed else {item[0] for item in items if owned((item[1],), 2)}
                 state.torn = torn
             try:
-                if self.on_overflow is not nothing and not announced:
+                if leaves and self.on_overflow is not nothing:
                     self._announce(items, flight)
-                new = self.divide(items, saved)
+                new = self._divide(items, saved)
                 if new:
-                    written = self.write(new)
+                    written = self._write(new)
             finally:
                 if flight.keys:
-                    self._settle(items, written, saved, flight)
+                    self._settle(items, written, saved, flight, alone)
         except BaseException as error:
             state.check_landed(flight, error)
             raise
@@ -196,7 +202,8 @@ class Spiller(Generic[K]):
             cache.take_hits()
             last = cache.access.last()
         for item in items:
-            self.on_overflow(item[0])
+            if item[0] in cache.values:
+                self.on_overflow(item[0])
         with state.lock, state.section:
             cache.take_hits()
             cache.access.release()
@@ -206,13 +213,13 @@ class Spiller(Generic[K]):
             for key, *_ in items:
                 if state.flights.get(key) is flight and key not in late:
                     cache.given.pop(key, None)
-                    flight.given.discard(key)
+                    flight.given -= {key}
 
     def _settle(self, items: list[Item], written: list[tuple[Item, Written]], saved: dict[K, Saved],
-                flight: Flight) -> None:
-        """Values that were to leave do so if they are saved, and were left alone; else they are back in the order.
+                flight: Flight, alone: set[K] | None) -> None:
+        """Values that are saved, and that nobody was given meanwhile, leave; all others are back in the order.
 
-        ``saved`` has those that left when this returns.
+        Where none was to leave, those that are ``alone`` cannot be changed in place before somebody is given them.
         """
         state, cache = self.state, self.state.cache
         orphans: list[Ref] = []
@@ -220,19 +227,25 @@ class Spiller(Generic[K]):
             if cache.access.log:
                 cache.take_hits()
             if written:
-                orphans = self.record(written, saved, flight)
+                orphans = self._record(written, saved, flight)
             flights, back = state.flights, []
+            lengths: dict[K, int] = {}  # of what was written, and stays
             for item in items:
                 key = item[0]
                 if key in saved and not (key in flights and flights[key] is flight):
                     del saved[key]  # of a value that is the key's no more
-                if key in saved and key in cache.values and key not in flight.given:
+                is_free = key in saved and key in cache.values and key not in flight.given
+                if is_free and alone is None:
                     state.counts.spills += 1
                     continue
                 back.append(key)
                 if key in saved:
-                    cache.wrote(key, saved.pop(key))
-                cache.look_at(key)
+                    lengths = lengths or {one[0][0]: one[1].nbytes for one in written}
+                    cache.wrote(key, saved.pop(key), lengths.get(key))
+                if is_free and alone and key in alone:
+                    cache.watch.pop(key, None)
+                else:
+                    cache.look_at(key)
             if back:
                 cache.policy.restore(back)
             gone = cache.evict(saved, 2)  # besides, each is in its item, and in the cache
@@ -244,9 +257,7 @@ class Spiller(Generic[K]):
         if orphans:
             state.storage.remove(orphans)
 
-    # What a commit shares.
-
-    def divide(self, items: Iterable[Item], saved: dict[K, Saved]) -> list[Item]:
+    def _divide(self, items: Iterable[Item], saved: dict[K, Saved]) -> list[Item]:
         """Those of ``items`` that have to be written; of the others, which are on disk as they are now, ``saved`` says
         what tells that later."""
         watch, values = self.state.cache.watch, self.state.cache.values
@@ -293,7 +304,7 @@ class Spiller(Generic[K]):
         self.state.refresh()
         return self.state.cache.values.get(key) is not value and self.state.cache.find(key)[0] is not value
 
-    def write(self, items: Sequence[Item]) -> list[tuple[Item, Written]]:
+    def _write(self, items: Sequence[Item]) -> list[tuple[Item, Written]]:
         """Write values to new bytes, each by itself: what goes wrong with one is noted with it."""
         storage = self.state.storage
         done = list(zip(items, storage.write([(item[0], item[1]) for item in items], self.threshold())))
@@ -303,7 +314,7 @@ class Spiller(Generic[K]):
                 raise one.error
         return done
 
-    def record(self, written: Iterable[tuple[Item, Written]], saved: dict[K, Saved], flight: Flight) -> list[Ref]:
+    def _record(self, written: Iterable[tuple[Item, Written]], saved: dict[K, Saved], flight: Flight) -> list[Ref]:
         """Note where values lie now, with the lock.  Returns refs that nothing names, of keys set meanwhile."""
         state, cache = self.state, self.state.cache
         orphans: list[Ref] = []

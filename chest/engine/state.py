@@ -35,6 +35,7 @@ K = TypeVar("K", bound=Hashable)
 
 FOR_PARTS = 1 << 24  # bytes that may be kept, if not more, beside the parts of values that the program has
 LOOK_AGAIN = 0.5  # seconds until who waits for another thread sees whether that is at it still
+NOBODY: frozenset[Any] = frozenset()
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -51,7 +52,7 @@ class Flight:
         self.thread = _thread.get_ident()
         self.loads = loads
         self.keys = keys
-        self.given: set[Any] = set()
+        self.given: frozenset[Any] = NOBODY
 
     def under_way(self) -> bool:
         """Is the thread still at it?  Not if Ctrl-C ended it before it could say so."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from contextlib import suppress
 from itertools import islice
 from typing import Any, Generic, TypeVar
@@ -72,12 +72,12 @@ def _machine_memory() -> int:
     return found
 
 
-def memory_of(value: Any, length: int, size: int | None = None) -> int:
-    """The bytes that ``value`` takes in memory, as far as anyone can tell: ``size``, or what `nbytes` says.
+def memory_of(value: Any, length: int) -> int:
+    """The bytes that ``value`` takes in memory, as far as anyone can tell: what `nbytes` says.
 
     Where it serialises to far more, as types do that keep what they hold out of sight, no less than that ``length``.
     """
-    size = nbytes(value) if size is None else size
+    size = nbytes(value)
     return size if length <= 2 * size else length
 
 
@@ -173,17 +173,18 @@ class Cache(Generic[K]):
         if self.writeback and key in self.saved and can_change(self.values.get(key)):
             self.watch[key] = None
 
-    def wrote(self, key: K, saved: Saved, length: int = 0, changed: bool = False) -> None:
-        """The value of ``key`` is on disk now, ``length`` bytes; ``changed``: it had been changed in place."""
+    def wrote(self, key: K, saved: Saved, length: int | None) -> None:
+        """The value of ``key`` is as its bytes on disk are; ``length`` of them, if they were just written."""
         if key not in self.values:
             if key in self.left:
                 self.left[key] = self.left[key][0], saved
             return
         self.saved[key] = saved
-        size = memory_of(self.values[key], length, None if changed else self.sizes[key])
-        self.usage += size - self.sizes[key]
-        self.sizes[key] = size
-        self.policy.saved(key, size)
+        if length is not None:
+            size = memory_of(self.values[key], length)
+            self.usage += size - self.sizes[key]
+            self.sizes[key] = size
+            self.policy.saved(key, size)
 
     def take_hits(self) -> None:
         """Tell the policy of the hits up to now."""
@@ -281,9 +282,9 @@ class Cache(Generic[K]):
                 return value, saved
         return ABSENT, UNKNOWN
 
-    def departed(self) -> list[tuple[K, Any, Saved]]:
-        """All values that left and that may have been changed since.  Cost: O(their number)."""
-        found = [(key, *self.find(key)) for key in list(self.left)] if self.writeback else []
+    def departed(self, keys: Iterable[K]) -> list[tuple[K, Any, Saved]]:
+        """Those values of ``keys`` that left memory and that the program may have changed since."""
+        found = [(key, *self.find(key)) for key in keys] if self.writeback else []
         return [entry for entry in found if entry[1] is not ABSENT and can_change(entry[1])]
 
     def unreferenced(self, most: int, holders: int = 1) -> list[tuple[K, Any, Saved]]:

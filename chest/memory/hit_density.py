@@ -231,7 +231,7 @@ class HitDensity(Generic[K]):
                 self._marks[key] = mark
                 self._least.append((0.0, mark >> TICK, key))
 
-    def choose(self, wanted: int, stay: Collection[K]) -> list[K]:
+    def choose(self, wanted: float, stay: Collection[K]) -> list[K]:
         """The keys that are worth least, in order, whose sizes sum to at least `wanted`, or all that there are.
 
         None of them is in `stay`, nor is one whose room is not needed.  They are out of the order: the caller calls
