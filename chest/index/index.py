@@ -176,6 +176,8 @@ class Index(Generic[K]):
                     del self.fresh[before]  # its name may be another file's by now
             else:
                 before, pending[key] = pending[key], ref
+                if ref is None and key not in refs:  # its deletion was committed: by others, or by us and cut off then
+                    del pending[key]
             if before != ref:
                 names.noted.discard(before)
             if type(ref) is str:

@@ -290,3 +290,24 @@ def test_ctrl_c_while_others_changes_are_taken_over_loses_none_of_them(tmp_path,
     assert n > 1
     del c
     gc.collect()
+
+
+def test_a_deletion_that_ctrl_c_found_committed_is_not_committed_again(path, monkeypatch):
+    def replaces_and_is_interrupted(*paths):
+        replace(*paths)
+        raise KeyboardInterrupt
+
+    c = Chest({"x": 1}, path=path)
+    c.flush()
+    del c["x"]
+    replace = system.replace
+    monkeypatch.setattr(system, "replace", replaces_and_is_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        c.flush()
+    monkeypatch.undo()
+    assert "x" not in c  # this looks at what is committed
+    with Chest(path=path) as other:
+        other["x"] = 2
+    c.flush()
+    assert c["x"] == 2
+    assert dict(Chest(path=path)) == {"x": 2}
