@@ -20,13 +20,13 @@ from chest.engine.state import Flight, State
 from chest.errors import ChestError, explain_dump, explain_os, raised_by_signal
 from chest.index import KEYS
 from chest.log import log
-from chest.storage.base import Ref, record_size
+from chest.storage.base import Ref, batches, record_size
 
 __all__ = ["Committer", "silent"]
 
 K = TypeVar("K", bound=Hashable)
 
-AT_ONCE = 1 << 20  # bytes of values that are written together
+AT_ONCE = 1 << 20  # bytes of values that share a pack that are written together; in a store, a round trip, 64 times
 Progress = Callable[..., Iterable[Any]]
 
 
@@ -90,7 +90,8 @@ class Committer(Generic[K]):
                 unsaved = self._unsaved()
                 clean = list(cache.saved.keys() - set(unsaved)) if empty else []
         errors: Errors = []
-        for some in self._batches(progress(unsaved, total=len(unsaved))):
+        most = 64 * AT_ONCE if state.storage.remote else AT_ONCE if self.spiller.threshold() else 1  # else each alone
+        for some in batches(progress(unsaved, total=len(unsaved)), most, self._size):
             errors += self.spiller.save(some, leaves=empty)
         if not (strict and errors):
             errors += self.commit(plain)
@@ -115,24 +116,10 @@ class Committer(Generic[K]):
         keys = [key for key in self.state.index.own() if refs.get(key, "") is None and key in cache.values]
         return keys + list(cache.watch) + [key for key, *_ in cache.departed(list(cache.left))]
 
-    def _batches(self, keys: Iterable[K]) -> Iterator[list[K]]:
-        """``keys`` in lists of about a megabyte, as small values are written together; for a store, where each list is
-        a round trip, of 64 times as much."""
-        some: list[K] = []
-        most, total = AT_ONCE << 6 if self.state.storage.remote else AT_ONCE, 0
-        sizes, refs = self.state.cache.sizes, self.state.index.refs
-        for key in keys:
-            some.append(key)
-            if key in sizes:
-                total += sizes[key]
-            else:  # of a value that left memory only a record tells the size
-                ref = refs.get(key)
-                total += record_size(ref) if type(ref) is int else AT_ONCE
-            if total >= most:
-                yield some
-                some, total = [], 0
-        if some:
-            yield some
+    def _size(self, key: K) -> int:
+        """The bytes of a value that is to be written, about; of one that left memory only a record tells them."""
+        sizes, ref = self.state.cache.sizes, self.state.index.refs.get(key)
+        return sizes[key] if key in sizes else record_size(ref) if type(ref) is int else AT_ONCE
 
     # The index.
 

@@ -11,7 +11,7 @@ The last question is asked when the bytes were read, as a name may be freed and 
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
@@ -23,14 +23,14 @@ from chest.memory.cache import ABSENT, memory_of
 from chest.memory.changes import COUNTED
 from chest.memory.sizeof import nbytes
 from chest.serialize.compare import can_change
-from chest.storage.base import Loaded, Ref, record_size
+from chest.storage.base import Loaded, Ref, batches, record_size
 
-__all__ = ["TOGETHER", "Loader", "batches"]
+__all__ = ["TOGETHER", "Loader"]
 
 K = TypeVar("K", bound=Hashable)
 
 TOGETHER = 1000  # keys, or pairs, of an iteration, a prefetch or an update that are looked at together
-PASSED = 1 << 20  # bytes that pass by an iteration before those that nobody has any more are let go
+PASSED = 1 << 20  # bytes that pass by an iteration together, and are let go if nobody has them any more
 Progress = Callable[..., Iterable[Any]]
 
 
@@ -214,13 +214,17 @@ class Loader(Generic[K]):
         when the loop is through with them.
         """
         state, cache = self.state, self.state.cache
-        passed = 0  # bytes, since it was last looked at what the program still has of them
         for some in batches(keys, TOGETHER):
             ahead = self._ahead(some)
             if not ahead and state.storage.remote:
                 self._bring(some, [])  # all of them at once, as each by itself is a round trip
             loads = state.storage.load_many(list(ahead.values()))
-            for few, size in _few(some, ahead):
+
+            def size(key: K, ahead: dict[K, Ref] = ahead) -> int:
+                ref = ahead.get(key, 0)
+                return max(record_size(ref) if type(ref) is int else PASSED, PASSED // SWEPT)
+
+            for few in batches(some, PASSED, size):
                 wanted = [key for key in few if key in ahead]
                 found = list(islice(loads, len(wanted)))  # refers to the values, lest they are let go before their turn
                 passing = self._pass(wanted, found, ahead) if wanted else {}
@@ -234,9 +238,7 @@ class Loader(Generic[K]):
                         yield key, value
                         del value
                 del found, passing, entry
-                passed += size
-                if len(cache.kept) > SWEPT // 2 or passed > PASSED:
-                    passed = 0
+                if wanted:
                     self.spiller.sweep(2 * SWEPT)
                     self.spiller.make_room_quietly()
 
@@ -275,25 +277,3 @@ class Loader(Generic[K]):
             state.counts.misses += len(passing)
             state.counts.bytes_read += read
         return passing
-
-
-def _few(keys: list[K], refs: Mapping[K, Ref]) -> Iterator[tuple[list[K], int]]:
-    """``keys`` in lists of up to 64 and, by their ``refs``, of about a megabyte; and the bytes of each list."""
-    few: list[K] = []
-    size = 0
-    for key in keys:
-        few.append(key)
-        if key in refs:
-            ref = refs[key]
-            size += record_size(ref) if type(ref) is int else PASSED
-        if len(few) == SWEPT or size >= PASSED:
-            yield few, size
-            few, size = [], 0
-    if few:
-        yield few, size
-
-
-def batches(items: Iterable[Any], most: int) -> Iterator[list[Any]]:
-    """``items`` in lists of up to so many."""
-    rest = iter(items)
-    return iter(lambda: list(islice(rest, most)), [])

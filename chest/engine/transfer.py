@@ -7,12 +7,12 @@ from typing import Any
 
 from chest.engine.committer import Progress
 from chest.engine.engine import Engine
-from chest.engine.loader import TOGETHER, batches
+from chest.engine.loader import TOGETHER
 from chest.engine.state import State
 from chest.errors import ChestError, raised_by_signal
 from chest.index import key_checksum
 from chest.memory.cache import ABSENT
-from chest.storage.base import Ref
+from chest.storage.base import Ref, batches
 
 __all__ = ["receive", "receive_chest"]
 

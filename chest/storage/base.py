@@ -1,7 +1,7 @@
 """What every storage can do, and what it says of a value: `Storage`, `Ref`, `Written`, `Loaded`."""
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from chest.index.filenames import Ref
@@ -9,10 +9,11 @@ from chest.index.filenames import Ref
 if TYPE_CHECKING:
     from chest.serialize.codec import Codec, Stamp
 
-__all__ = ["CRC", "LENGTH", "OFFSET", "PACK", "PACKS", "Loaded", "Ref", "Storage", "Written", "offset_of", "pack_of",
-           "record_size"]
+__all__ = ["CRC", "LENGTH", "OFFSET", "PACK", "PACKS", "Loaded", "Ref", "Storage", "Written", "batches", "offset_of",
+           "pack_of", "record_size"]
 
 K = TypeVar("K", bound=Hashable)
+T = TypeVar("T")
 
 # A ref that is an int is a record: pack << PACK | offset << OFFSET | length << LENGTH | crc, with 40 random bits
 # for the pack, 40 for the offset, 32 for the length, and `zlib.crc32` of the record's bytes.  As the checksum stands in
@@ -35,6 +36,19 @@ def record_size(record: int) -> int:
 def offset_of(record: int) -> int:
     """The byte of its pack at which a record begins."""
     return record >> OFFSET & (1 << PACK - OFFSET) - 1
+
+
+def batches(items: Iterable[T], most: int, size: Callable[[T], int] = lambda item: 1) -> Iterator[list[T]]:
+    """``items`` in lists, each of which ends with the item that brings the sum of their sizes to ``most``."""
+    some, total = [], 0
+    for item in items:
+        some.append(item)
+        total += size(item)
+        if total >= most:
+            yield some
+            some, total = [], 0
+    if some:
+        yield some
 
 
 class Written(NamedTuple):
