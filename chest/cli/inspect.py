@@ -17,9 +17,8 @@ from typing import Any
 from chest.cli.describe import HEAD, UNKNOWN, kind, unpacked
 from chest.core import Chest
 from chest.errors import ChestError, DamagedError
-from chest.index import key_checksum
+from chest.index import KEYS, key_checksum
 from chest.index.format import written_by
-from chest.index.keysfile import KEYS
 from chest.serialize.aligned import read_layout
 from chest.serialize.bounds import Refused
 from chest.storage import system

@@ -10,14 +10,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from chest.engine.state import State
-from chest.index import KEYS, Index, KeysFile, Names
+from chest.index import KEYS, Index, Names
 from chest.memory.cache import Cache
 from chest.memory.hit_density import HitDensity
 from chest.serialize import Codec
-from chest.storage import system
-from chest.storage.descriptors import descriptors
 from chest.storage.directory import Directory
-from chest.storage.locks import check, directory_lock
+from chest.storage.keysfile import KeysFile
+from chest.storage.locks import check
 
 __all__ = ["Settings", "open_parts"]
 
@@ -103,7 +102,7 @@ def open_parts(asked: str | os.PathLike[str] | None, settings: Settings, availab
         raise ValueError(f"storage_options are for a path that is a URL, such as s3://bucket/run, not for {path}")
     else:
         storage = Directory(path, codec, names, settings.durable, settings.open_many)
-        keys = KeysFile(path, codec, directory_lock(path), system, descriptors)
+        keys = KeysFile(path, codec)
     is_there = storage.exists() if storage.remote else os.path.lexists(os.path.join(path, KEYS))
     if settings.flag in "rw" and not is_there:
         raise FileNotFoundError(errno.ENOENT, f"there is no chest (flag={settings.flag!r} makes none)", path)

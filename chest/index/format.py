@@ -26,11 +26,12 @@ from chest.log import log
 if TYPE_CHECKING:
     from chest.serialize.codec import Codec
 
-__all__ = ["Pairs", "Parser", "Refs", "dumped", "record", "whole_list", "written_by"]
+__all__ = ["KEYS", "Pairs", "Parser", "Refs", "dumped", "record", "whole_list", "written_by"]
 
 Pairs = list[tuple[Any, Optional[Ref]]]  # a ref of None says that the key was deleted
 Refs = dict[Any, Optional[Ref]]
 
+KEYS = ".keys"
 FORMAT = 2
 END_OF_LIST = b"\xc5\xe7keys\xb9\x93"
 _BEGIN = b"\x80\x05C"  # PROTO 5, SHORT_BINBYTES: a pickle that begins by pushing, and popping, what we say of it

@@ -20,7 +20,7 @@ SAME = (1 << 64) - 1  # the bits of a record's ref that it keeps when it is move
 
 
 class Keys(Protocol):
-    """Where an index is committed: `chest.index.keysfile.KeysFile`, or its like in an object store."""
+    """Where an index is committed: `chest.storage.keysfile.KeysFile`, or its like in an object store."""
 
     @property
     def lock(self) -> AbstractContextManager[Any]: ...  # of commits, between threads and processes

@@ -14,8 +14,8 @@ import weakref
 from contextlib import suppress
 
 from chest.log import log
-from chest.storage import system
-from chest.storage.descriptors import Descriptor, descriptors
+from chest.storage import descriptors, system
+from chest.storage.descriptors import Descriptor
 
 __all__ = ["DirectoryLock", "after_fork", "check", "directory_lock"]
 
@@ -37,20 +37,18 @@ class DirectoryLock:
         self._held: Descriptor | None = None  # the descriptor that has the lock
 
     def __enter__(self) -> None:
-        mutex, entered, depth = self._mutex, False, 0
+        self._mutex.acquire()
+        depth = self._depth
         try:
-            entered = mutex.acquire()  # in one line, so that Ctrl-C comes before it or after it
-            depth = self._depth
             if not depth:
                 self._let_go()  # nothing is held, unless Ctrl-C came just as it was taken
                 self._lock()
             self._depth = depth + 1
         except BaseException:  # Ctrl-C while we waited, or a directory that is gone
-            if entered:
-                self._depth = depth
-                if not depth:
-                    self._let_go()
-                mutex.release()
+            self._depth = depth
+            if not depth:
+                self._let_go()
+            self._mutex.release()
             raise
 
     def __exit__(self, *exception: object) -> None:
@@ -82,8 +80,12 @@ class DirectoryLock:
         self._let_go(unlock=False)
 
     def _let_go(self, unlock: bool = True) -> None:
-        if self._held is not None:
-            self._held.close(unlock)
+        held = self._held
+        if held is not None:
+            with system.tolerated():  # as it was not locked yet, or cannot be
+                if unlock and held.status() is not None:
+                    system.unlock(held.fd)
+            held.close()
             self._held = None
 
     def _lock(self) -> None:
@@ -94,12 +96,7 @@ class DirectoryLock:
         start, told, looks = time.monotonic(), False, 0
         while True:
             with system.Opened() as opened:
-                try:
-                    system.open_lock(self.directory, opened)
-                except OSError as error:
-                    if not descriptors.make_room(error):
-                        raise
-                    continue
+                system.open_lock(self.directory, opened)
                 mine = os.fstat(opened[0])
                 held = self._held = Descriptor(opened[0], mine)
                 opened.clear()

@@ -20,7 +20,7 @@ from chest.index.filenames import inside
 from chest.log import log
 from chest.storage import system
 from chest.storage.base import CRC, LENGTH, OFFSET, PACK, PACKS, offset_of, pack_of, record_size
-from chest.storage.descriptors import Descriptor, descriptors
+from chest.storage.descriptors import Descriptor
 from chest.storage.tree import Tree
 
 __all__ = ["NoPack", "Packs", "idle", "taken"]
@@ -54,10 +54,6 @@ class _File(Descriptor):
         status = self.status()
         return status.st_size if status is not None and status.st_nlink else -1
 
-    def close_idle(self) -> bool:
-        self.close()
-        return True
-
 
 class Packs:
     """The packs of a directory, and the journal, as one handle reads and writes them.
@@ -84,7 +80,7 @@ class Packs:
         with self._mutex:
             own = self._own
             if own is not None and not own.unnamed:
-                descriptors.discard(own)
+                own.needed()
                 own.unnamed = True
             try:
                 start = -1 if own is None else own.end()
@@ -116,7 +112,7 @@ class Packs:
             try:
                 journal = self._journal
                 if journal is not None and not journal.unnamed:
-                    descriptors.discard(journal)
+                    journal.needed()
                     journal.unnamed = True
                 status = journal.status() if journal is not None else None
                 if journal is None or status is None or not status.st_nlink:
@@ -189,7 +185,7 @@ class Packs:
                     file = self._open[number] = _File(opened[0], status, name, number, locked)
                     opened.clear()
                     if not locked:
-                        descriptors.add(file)
+                        file.idle()
             return data
 
     def read_many(self, refs: Iterable[int]) -> dict[int, bytes]:
@@ -223,7 +219,7 @@ class Packs:
             for number, file in list(self._open.items()):
                 if file.unnamed and file is self._own:
                     file.unnamed = False
-                    descriptors.add(file)
+                    file.idle()
                 elif file.unnamed:
                     self._forget(number)  # it was given up: let go of its lock
 
@@ -237,7 +233,7 @@ class Packs:
                 if self._journal.end() > 0:
                     os.ftruncate(self._journal.fd, 0)
                 self._journal.unnamed = False
-                descriptors.add(self._journal)
+                self._journal.idle()
 
     def compact(self, refs: Iterable[object]) -> dict[int, int]:
         """Copy what lives in wasteful packs without a writer to the end of this handle's own.  Old and new refs."""
@@ -326,7 +322,6 @@ class Packs:
         """Close a pack, if it is open."""
         file = self._open.get(number)
         if file is not None:
-            descriptors.discard(file)
             file.close()
             self._open.pop(number, None)
 
@@ -362,7 +357,6 @@ class Packs:
         """In a fork's child: close the copies of the parent's descriptors, which keeps its locks, and begin anew."""
         self._mutex = threading.RLock()
         if self._journal is not None:
-            descriptors.discard(self._journal)
             self._journal.close()
             self._journal = None
         self.close()

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Union
 
 from chest.log import log
+from chest.storage.descriptors import make_room
 
 __all__ = ["APPEND", "CREATE", "FOLDER", "HOLDS_OPEN", "READ", "ROOT", "UTIME_BY_DESCRIPTOR", "WALKS", "Buffer",
            "Opened", "lock_file", "open_into", "open_lock", "open_regular", "pread", "raise_of_a_signal", "replace",
@@ -214,8 +215,13 @@ class Opened(_Closed):
 
 def open_into(opened: list[int], path: str, flags: int, folder: int | None = None) -> None:
     """Open a file and put its descriptor into ``opened``: in one call of C, as Ctrl-C comes when the system is through
-    with the first of several."""
-    opened.extend(map(partial(os.open, dir_fd=folder), (path,), (flags,), (0o666,)))
+    with the first of several.  Where no descriptor is left, what is open for speed only is closed for it."""
+    while True:
+        try:
+            return opened.extend(map(partial(os.open, dir_fd=folder), (path,), (flags,), (0o666,)))
+        except OSError as error:
+            if not make_room(error):
+                raise
 
 
 def open_regular(path: str, flags: int, opened: list[int], folder: int | None = None) -> os.stat_result:

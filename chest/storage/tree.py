@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from chest.storage import system
-from chest.storage.descriptors import descriptors
 
 __all__ = ["Tree"]
 
@@ -86,7 +85,6 @@ class Tree:
 
         `OSError` for links, named pipes and devices.  Cost: an ``open`` and an ``fstat`` where the name has no "/".
         """
-        before = len(opened)
         for _ in range(100):
             try:
                 if "/" not in name and os.sep == "/":
@@ -95,9 +93,6 @@ class Tree:
                     return system.open_regular(path, flags, opened, folder)
             except FileNotFoundError:  # perhaps another process removed the folder, empty just then
                 if not (make and "/" in name and os.path.isdir(self.root)):
-                    raise
-            except OSError as error:
-                if len(opened) > before or not descriptors.make_room(error):
                     raise
         raise FileNotFoundError(errno.ENOENT, "its folder is removed as often as it is made", self.path(name))
 

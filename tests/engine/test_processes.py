@@ -8,8 +8,8 @@ import pickle
 import pytest
 
 from chest import Chest
-from chest.index import KeysFile
 from chest.storage import system
+from chest.storage.keysfile import KeysFile
 
 
 def fill(path, who):

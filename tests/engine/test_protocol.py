@@ -8,7 +8,6 @@ and no file is left that nothing names, unless somebody was killed.
 from __future__ import annotations
 
 import contextlib
-import errno
 import gc
 import itertools
 import os
@@ -20,7 +19,7 @@ from invariants import check
 
 from chest import Chest
 from chest.engine import opening
-from chest.storage.descriptors import descriptors
+from chest.storage.descriptors import close_idle
 from chest.storage.locks import DirectoryLock
 
 fcntl = pytest.importorskip("fcntl", reason="the steps are those of POSIX")
@@ -95,7 +94,7 @@ class Play:
     def __init__(self, path, start, programs, settings, seen):
         self.path = path
         self.settings = settings
-        descriptors.make_room(OSError(errno.EMFILE, "too many"))  # lest it happens in the middle of a run
+        close_idle()  # lest it happens in the middle of a run
         with Chest(start, path=path, **settings) as first:
             first.flush()
         self.versions = [dict(start)]

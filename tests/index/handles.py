@@ -1,16 +1,13 @@
 """Handles on one ``.keys``, for the tests of this floor."""
 import os
 
-from chest.index import Index, KeysFile, Names
+from chest.index import Index, Names
 from chest.serialize import Codec
-from chest.storage import system
-from chest.storage.descriptors import Descriptors
-from chest.storage.locks import directory_lock
+from chest.storage.keysfile import KeysFile
 
 
-def keys_file(directory, codec=None, descriptors=None):
-    directory = str(directory)
-    return KeysFile(directory, codec or Codec(), directory_lock(directory), system, descriptors or Descriptors(100))
+def keys_file(directory, codec=None):
+    return KeysFile(str(directory), codec or Codec())
 
 
 def another(keys, codec=None):

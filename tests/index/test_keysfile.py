@@ -12,9 +12,9 @@ from index.handles import another, committed, content, keys_file, put
 from chest.errors import ChestError, DamagedError, LoadError
 from chest.index import format
 from chest.index.format import record, whole_list
-from chest.index.keysfile import SPARE
 from chest.serialize import Codec
 from chest.storage import system
+from chest.storage.keysfile import SPARE
 
 PAIRS = [("x", "x"), (("a", 1), "_a/b"), (1, "c4ca~1"), (b"x", "y"), (None, 5 << 104 | 7)]
 
@@ -158,9 +158,9 @@ def test_a_torn_record_that_a_whole_one_follows_and_what_no_writer_of_ours_left_
 
 
 def test_a_durable_append_ends_with_a_trailer_that_is_written_when_all_else_is_on_the_disk(keys, monkeypatch):
-    one, calls, real = another(keys, Codec(durable=True)), [], os.write
+    one, calls, real = another(keys, Codec(durable=True)), [], os.writev
     one.replace(PAIRS)
-    monkeypatch.setattr(os, "write", lambda fd, data: (calls.append(len(data)), real(fd, data))[1])
+    monkeypatch.setattr(os, "writev", lambda fd, data: (calls.extend(map(len, data)), real(fd, data))[1])
     monkeypatch.setattr(system, "sync_file", lambda fd: calls.append("sync"))
     assert one.append([("new", "new")])
     assert calls == [len(joined([("new", "new")])) - 8, "sync", 8, "sync"]

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import AbstractContextManager, suppress
-from types import ModuleType
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from chest.index.format import Pairs, Parser, Refs, record, whole_list
+from chest.index.format import KEYS, Pairs, Parser, Refs, record, whole_list
+from chest.storage import system
+from chest.storage.descriptors import Descriptor, close_idle
+from chest.storage.locks import directory_lock
 
 if TYPE_CHECKING:
     from chest.serialize.codec import Codec
-    from chest.storage.descriptors import Descriptors
 
-__all__ = ["KEYS", "KeysFile"]
+__all__ = ["KeysFile"]
 
-KEYS = ".keys"
 SPARE = 1 << 15  # bytes of records that a list may have behind it however short it is: they are read in 3 ms
 
 _IN_USE = {errno.EACCES, errno.EPERM, errno.EBUSY, errno.ETXTBSY}
@@ -30,18 +30,16 @@ Signature = tuple[int, int, int, int]  # device, inode, size in bytes, time of t
 class KeysFile:
     """``.keys`` as one handle last read or wrote it.  Implements `chest.index.index.Keys`; of one thread at a time.
 
-    What was read is held open, so that its inode stays its own and no other version looks like it.  ``system`` and
-    ``descriptors`` are those of `chest.storage`.  Cost: `changed` is one ``stat``; `read` is O(what was appended
-    since), or O(keys) after a replacement; `append` is O(changes) and 5 system calls; `replace` is O(keys).
+    What was read is held open, so that its inode stays its own and no other version looks like it.  Cost: `changed` is
+    one ``stat``; `read` is O(what was appended since), or O(keys) after a replacement; `append` is O(changes) and 5
+    system calls; `replace` is O(keys).
     """
 
-    def __init__(self, directory: str, codec: Codec, lock: AbstractContextManager[Any], system: ModuleType,
-                 descriptors: Descriptors):
-        self._held: list[int] = []  # the descriptor that is held open; who closes it takes it out
+    def __init__(self, directory: str, codec: Codec):
+        self._held: Descriptor | None = None
         self.path = os.path.join(directory, KEYS)
-        self.lock = lock
-        self.used = False  # for the descriptors: since they last looked
-        self._directory, self._codec, self._system, self._descriptors = directory, codec, system, descriptors
+        self.lock = directory_lock(directory)
+        self._directory, self._codec = directory, codec
         self._parser = Parser(self.path, codec)
         self._signature: Signature | None = None  # of what was read or written last
         self._list_end = self._end = 0  # bytes of the list with its footer, and with its whole records
@@ -49,21 +47,23 @@ class KeysFile:
         self._named = False  # is the name of what was read on the disk?
 
     def changed(self) -> bool:
-        """Has anybody committed since we read?"""
+        """Has anybody committed since we read?
+
+        Nobody has where what we read is still there, and the directory with it elsewhere: renamed, or on a disk that
+        was taken off.  An index that was dropped has no name any more.
+        """
         try:
             return _signature(os.lstat(self.path)) != self._signature
         except FileNotFoundError:
-            return self._signature is not None and not self._is_elsewhere()
+            held = self._held_status()
+            return self._signature is not None and (
+                not held or not held.st_nlink or _signature(held) != self._signature or os.path.isdir(self._directory))
 
-    def _is_elsewhere(self) -> bool:
-        """Is what we read still there, and the directory with it elsewhere: renamed, or on a disk that was taken off?
-
-        Nothing was committed then.  An index that was dropped has no name any more.
-        """
-        with self._system.tolerated(), suppress(IndexError):
-            found = os.fstat(self._held[0])
-            return found.st_nlink > 0 and _signature(found) == self._signature and not os.path.isdir(self._directory)
-        return False
+    def _held_status(self) -> os.stat_result | None:
+        """What the system says of what we read, if that is still held open."""
+        with system.tolerated():
+            return self._held.status() if self._held is not None else None
+        return None
 
     def plain(self) -> bool:
         """Is the file one list and nothing behind it?"""
@@ -74,33 +74,28 @@ class KeysFile:
 
         `DamagedError` where checksums prove it, `LoadError` for all else that is no index.
         """
-        opened = self._system.Opened()
-        try:
-            with self._parser.explaining():
-                try:
-                    found = self._system.open_regular(self.path, self._system.READ, opened)
-                except FileNotFoundError:
-                    self.close()
-                    return True, []
-                known, start = self._signature, 0
-                if known and self._list_end and found.st_size >= self._end and _signature(found)[:2] == known[:2]:
-                    with suppress(IndexError, OSError):  # is it certain, and not another file that got the inode?
-                        start = self._end if os.path.samestat(os.fstat(self._held[0]), found) else 0
-                data = b""
-                while more := self._system.pread(opened[0], found.st_size - start - len(data), start + len(data)):
-                    data += more  # one call takes 2 GB at most
-                changes: Pairs | Refs
-                if start:
-                    changes, length = self._parser.changes(data)
-                    self._end += length
-                else:
-                    self._list_end, self._named = 0, False
-                    changes, self._list_end, self._end = self._parser.whole(
-                        data, lambda: self._codec.load_from(self.path))
+        with system.Opened() as opened, self._parser.explaining():
+            try:
+                found = system.open_regular(self.path, system.READ, opened)
+            except FileNotFoundError:
+                self.close()
+                return True, []
+            known, start = self._signature, 0
+            if known and self._list_end and found.st_size >= self._end and _signature(found)[:2] == known[:2]:
+                start = self._end if self._held_status() else 0  # else another file may have got the inode
+            data = b""
+            while more := system.pread(opened[0], found.st_size - start - len(data), start + len(data)):
+                data += more  # one call takes 2 GB at most
+            changes: Pairs | Refs
+            if start:
+                changes, length = self._parser.changes(data)
+                self._end += length
+            else:
+                self._list_end, self._named = 0, False
+                changes, self._list_end, self._end = self._parser.whole(
+                    data, lambda: self._codec.load_from(self.path))
             self._keep(opened, found)
             return not start, changes
-        finally:
-            opened.close()
 
     # Committing: within the lock, with everything read.
 
@@ -117,26 +112,21 @@ class KeysFile:
         parts = record(changes)
         if self._end + len(parts[0]) > 2 * self._list_end + SPARE:
             return False
-        opened = self._system.Opened()
-        try:
-            found = self._system.open_regular(self.path, self._system.READ | os.O_RDWR | os.O_APPEND, opened)
+        with system.Opened() as opened:
+            found = system.open_regular(self.path, system.READ | os.O_RDWR | os.O_APPEND, opened)
             # A file that somebody linked is another chest's as well; one that is not what was read is not ours.
             if found.st_nlink > 1 or _signature(found) != before:
                 return False
             self._broken = True  # until all of this is done
-            try:
+            with system.tolerated():  # if it is no passing fault, the replacement tells of it
                 for part in parts if self._codec.durable else (b"".join(parts),):
-                    if os.write(opened[0], part) != len(part):
-                        break
+                    system.write_all(opened[0], [part])
                     if self._codec.durable:
-                        self._system.sync_file(opened[0])
+                        system.sync_file(opened[0])
                         if not self._named:  # whoever replaced the file may have been killed behind the rename
-                            self._system.sync_directory(self._directory)
+                            system.sync_directory(self._directory)
                             self._named = True
-                else:
-                    self._broken = False
-            except OSError as error:  # if it was no passing fault, the replacement tells of it
-                self._system.raise_of_a_signal(error)
+                self._broken = False
             if self._broken:
                 with suppress(OSError):
                     os.ftruncate(opened[0], self._end)  # so that nobody builds on what may not be on the disk
@@ -144,14 +134,12 @@ class KeysFile:
             self._signature = _signature(os.fstat(opened[0]))
             self._end += sum(map(len, parts))
             return True
-        finally:
-            opened.close()
 
     def replace(self, pairs: Pairs) -> None:
         """Commit ``pairs`` as the whole list.  `DumpError`, and nothing done, if a key cannot be pickled."""
         spare = self.path + "~"  # of a commit that was killed, maybe; nobody else writes it while we have the lock
         durable = self._codec.durable
-        opened = self._system.Opened()
+        opened = system.Opened()
 
         def dumped_and_loaded(pairs: Pairs) -> Any:
             self._codec.dump_to(pairs, spare)
@@ -163,29 +151,29 @@ class KeysFile:
             if native:
                 data = whole_list(pairs)
                 _unlink(spare)
-                self._system.open_regular(spare, self._system.APPEND, opened)
-                self._system.write_all(opened[0], [data])
+                system.open_regular(spare, system.APPEND, opened)
+                system.write_all(opened[0], [data])
             else:
-                self._system.open_regular(spare, self._system.READ | os.O_RDWR, opened)
+                system.open_regular(spare, system.READ | os.O_RDWR, opened)
             if durable:
-                self._system.sync_file(opened[0])
+                system.sync_file(opened[0])
             found = os.fstat(opened[0])
-            if not self._system.HOLDS_OPEN:  # nor lets it be replaced
+            if not system.HOLDS_OPEN:  # nor lets it be replaced
                 opened.close()
             self._broken = True  # until all of this is done
             try:
-                self._system.replace(spare, self.path)
+                system.replace(spare, self.path)
             except OSError as error:
-                if error.errno not in _IN_USE or not self._system.HOLDS_OPEN:
+                if error.errno not in _IN_USE or not system.HOLDS_OPEN:
                     raise
                 # Some network file systems replace no file that is open: our handles' are all closed, and opened again.
                 opened.close()
-                self._descriptors.close_all()
-                self._system.replace(spare, self.path)
+                close_idle()
+                system.replace(spare, self.path)
             self._list_end = self._end = found.st_size if native else 0
             self._keep(opened, found)
             if durable:
-                self._system.sync_directory(self._directory)
+                system.sync_directory(self._directory)
             self._named, self._broken = durable, False
         finally:
             opened.close()
@@ -197,42 +185,28 @@ class KeysFile:
 
     # The descriptor that is held open.
 
-    def _keep(self, opened: Any, found: os.stat_result) -> None:
+    def _keep(self, opened: list[int], found: os.stat_result) -> None:
         """Hold open what was read or written, and nothing else."""
-        self.close_idle()
+        self._let_go()
         self._signature = _signature(found)
-        if self._system.HOLDS_OPEN and opened:  # else it had to be closed for the commit
-            self._held.append(opened.pop())
-            self._descriptors.add(self)
+        if system.HOLDS_OPEN and opened:  # else it had to be closed for the commit
+            self._held = Descriptor(opened[0], found)
+            opened.clear()
+            self._held.idle()
 
-    def close_idle(self) -> bool:
-        """Close the descriptor.  By any thread, as nobody reads or writes by it.
-
-        A program may close descriptors that are not its own, and open other files under their numbers: these stay.
-        """
-        opened = self._system.Opened()
-        try:
-            opened.append(self._held.pop())
-            found = os.fstat(opened[0])
-            if (found.st_dev, found.st_ino) != (self._signature or ())[:2]:
-                opened.clear()
-        except IndexError:
-            return False
-        except OSError as error:
-            if error.errno == errno.EBADF:  # else the system fails to say what it is: then it is ours still
-                opened.clear()
-        opened.close()
-        return True
+    def _let_go(self) -> None:
+        if self._held is not None:
+            self._held.close()
+            self._held = None
 
     def close(self) -> None:
         """Forget what was read: all is read the next time."""
-        self.close_idle()
-        self._descriptors.discard(self)
+        self._let_go()
         self._signature = None
         self._list_end = self._end = 0
 
     def __del__(self) -> None:
-        self.close()
+        self._let_go()
 
 
 def _signature(found: os.stat_result) -> Signature:
