@@ -7,7 +7,6 @@ import os
 import stat
 from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, Generic, TypeVar
 from zlib import crc32
 
@@ -59,7 +58,6 @@ class Directory(Generic[K]):
         self._loose = Loose(self._tree, self._packs, names, durable)
         self.reserve, self.reclaim = self._loose.reserve, self._packs.reclaim
         self.doubtful = False
-        self._in_use: dict[str, int] = {}  # files that were to be removed, and could not be, with their inodes
         self._left = False  # was it dropped, and still stands as something in it is in use?
 
     # Out.
@@ -242,7 +240,8 @@ class Directory(Generic[K]):
     # Away.
 
     def remove(self, refs: Iterable[Ref]) -> None:
-        """A file that the system does not let go stays, and nothing names it; the next commit tries again."""
+        """A file that the system does not let go, as Windows one that is open or mapped, stays, and nothing names it.
+        The journal lists it, for the next plain commit."""
         try:
             for ref in refs:
                 if isinstance(ref, str) and inside(ref):
@@ -251,18 +250,10 @@ class Directory(Generic[K]):
                     except OSError as error:
                         system.raise_of_a_signal(error)
                         log("warning", "%s, which no index names, stays: %s", self.file(ref), error)
-                        with system.tolerated():
-                            self._in_use[ref] = self._tree.status(ref).st_ino
+                        self.doubtful = True
         except BaseException:
             self.doubtful = True
             raise
-
-    def _remove_again(self) -> None:
-        """Remove what was in use before: Windows removes no file that is open or mapped."""
-        for name, inode in list(self._in_use.items()):
-            with system.tolerated():
-                self._tree.unlink(name, inode)
-                self._in_use.pop(name, None)
 
     def committing(self, superseded: Iterable[Ref]) -> None:
         for ref in superseded:
@@ -277,7 +268,6 @@ class Directory(Generic[K]):
     def settled(self, plain: bool) -> None:
         doubtful, self.doubtful = self.doubtful, False
         self._packs.settled(plain, doubtful)
-        self._remove_again()
 
     def compact(self, refs: Mapping[K, Ref | None]) -> dict[int, int]:
         """Of packs without a living writer that hold more than twice what lives in them.  Cost: O(keys)."""
@@ -304,19 +294,16 @@ class Directory(Generic[K]):
         if self._durable:
             with suppress(FileNotFoundError):
                 system.sync_directory(self.path)
-        self._remove_again()
         names = [ref for ref in refs if isinstance(ref, str) and inside(ref)]
-        steps: list[Callable[[], object]] = [
-            *[partial(self._tree.unlink, name) for name in names],
-            self._packs.drop,  # what it wrote, and no commit names, is nobody's now
-            partial(self._packs.reclaim, ()), partial(self._tree.unlink, ".keys~")]
         errors = []
-        for step in steps:
+        for name in [*names, ".keys~"]:
             try:
-                step()
+                self._tree.unlink(name)
             except OSError as error:
                 system.raise_of_a_signal(error)
                 errors.append(error)
+        self._packs.close()  # what it wrote, and no commit names, is nobody's now
+        self._packs.reclaim(())
         for name in [*names, PACKS + "/"]:  # again, as the removal of a folder may have failed
             self._tree.prune(name)
         self._remove_directory()
@@ -333,14 +320,12 @@ class Directory(Generic[K]):
 
     def close(self) -> None:
         self._packs.close()
-        self._remove_again()
         if self._left:  # on Windows the file of the lock was in use until now
             self._remove_directory()
             self._left = False
 
     def after_fork(self) -> None:
         self._packs.after_fork()
-        self._in_use.clear()  # these are the parent's to remove
 
     def clear_away(self) -> None:
         import shutil

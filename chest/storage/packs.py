@@ -29,10 +29,10 @@ JOURNAL = ".new"  # the ending of a journal's name
 ROTATE = 1 << 20  # bytes: a pack of this size is given up for a new one at a plain commit, so that it can be compacted
 _BLOCK = 4096  # bytes that the smallest pack takes on a disk
 _SLACK = 1 << 16  # bytes of garbage that are not worth a compaction
-_LONGEST = 1 << 40  # bytes of a pack
+_LONGEST = 1 << 39  # bytes of a pack that is appended to
 AHEAD = 1 << 14  # bytes read behind a record where several are asked for
 _AT_ONCE = 1 << 20  # bytes that a compaction copies at once
-_JOURNALS = 100  # of dead handles that one commit looks at
+_DEAD = 100  # files of dead handles that one commit removes
 
 
 class NoPack(OSError):
@@ -53,6 +53,11 @@ class _File(Descriptor):
         """Where it ends; -1 if the program closed our descriptor, or somebody removed the file."""
         status = self.status()
         return status.st_size if status is not None and status.st_nlink else -1
+
+    def named(self) -> None:
+        """Nothing in it is unnamed any more."""
+        self.unnamed = False
+        self.idle()
 
 
 class Packs:
@@ -76,21 +81,14 @@ class Packs:
 
         `NoPack` if no pack can be made, another `OSError` if it cannot be written.
         """
-        data = b"".join(records)
         with self._mutex:
-            own = self._own
-            if own is not None and not own.unnamed:
-                own.needed()
-                own.unnamed = True
             try:
-                start = -1 if own is None else own.end()
-                if own is None or not 0 <= start <= _LONGEST - len(data):
-                    own, start = self._make(), 0
+                own, start = self._writable(self._own, "")
             except OSError as error:
                 system.raise_of_a_signal(error)
                 raise NoPack(error.errno, error.strerror, error.filename) from error
             try:
-                system.write_all(own.fd, (data,))
+                system.write_all(own.fd, (b"".join(records),))
             except BaseException:  # nothing refers to what was written: the disk may have its space back
                 with system.tolerated():
                     os.ftruncate(own.fd, start)
@@ -110,31 +108,30 @@ class Packs:
         """
         with self._mutex:
             try:
-                journal = self._journal
-                if journal is not None and not journal.unnamed:
-                    journal.needed()
-                    journal.unnamed = True
-                status = journal.status() if journal is not None else None
-                if journal is None or status is None or not status.st_nlink:
-                    journal = self._make(JOURNAL)
+                journal, _ = self._writable(self._journal, JOURNAL)
                 os.write(journal.fd, bytes(f"{inode} {name}\0", "utf-8", "surrogateescape"))
             except OSError as error:
                 system.raise_of_a_signal(error)
                 log("debug", "no journal of %s: %s", self._tree.root, error)
 
-    def _make(self, ending: str = "") -> _File:
-        """A new pack, or a journal, of this handle's, with a lock on it.
+    def _writable(self, file: _File | None, ending: str) -> tuple[_File, int]:
+        """A file to append to, which stays open and locked, and where it ends: ``file``, or a new one where that is
+        closed, removed, or too long.
 
         Where the file system has no locks it is made all the same; nobody will take its writer for dead then.
         """
+        if file is not None:
+            if not file.unnamed:
+                file.needed()
+                file.unnamed = True
+            status = file.status()
+            if status is not None and status.st_nlink and status.st_size < _LONGEST:
+                return file, status.st_size
         while True:
             number = int.from_bytes(os.urandom(5), "big")
             name = pack_of(number << PACK) + ending
             with system.Opened() as opened:
-                try:
-                    self._tree.open(name, system.APPEND, opened, make=True)
-                except FileExistsError:
-                    continue
+                self._tree.open(name, system.APPEND, opened, make=True)
                 locked = system.lock_file(opened[0])
                 status = os.fstat(opened[0])
                 if locked is not None and not (locked and (status.st_nlink or not system.HOLDS_OPEN)):
@@ -147,7 +144,7 @@ class Packs:
                         self._journal.close()
                     self._journal = file
                 opened.clear()
-                return file
+                return file, 0
 
     # Back.
 
@@ -170,13 +167,10 @@ class Packs:
         name = pack_of(ref)
         with system.Opened() as opened:
             status = self._tree.open(name, system.READ, opened)
-            if offset + length > status.st_size:
-                raise DamagedError(f"{self._tree.path(name)} has {status.st_size} bytes, and a record at {offset} to "
-                                   f"{offset + length}")
-            data = system.pread(opened[0], length, offset)
+            data = system.pread(opened[0], length, offset) if offset + length <= status.st_size else b""
             if crc32(data) != ref & CRC or len(data) != length:
-                raise DamagedError(f"{self._tree.path(name)}: the checksum of the record at {offset} is not that of "
-                                   f"what was written")
+                raise DamagedError(f"{self._tree.path(name)} of {status.st_size} bytes has not at {offset} to "
+                                   f"{offset + length} the record that was written")
             with self._mutex:
                 old = self._open.get(number)
                 if old is None or old.end() < 0:  # else its lock would go with its descriptor
@@ -213,13 +207,13 @@ class Packs:
     def committed(self, plain: bool) -> None:
         """An index names all that this handle wrote, or nobody ever will."""
         with self._mutex, system.tolerated():
-            if plain and self._own is not None and self._own.end() >= ROTATE:
-                self._own.unnamed = True
+            own = self._own
+            if plain and own is not None and own.end() >= ROTATE:
+                self._forget(own.number)
                 self._own = None
             for number, file in list(self._open.items()):
                 if file.unnamed and file is self._own:
-                    file.unnamed = False
-                    file.idle()
+                    file.named()
                 elif file.unnamed:
                     self._forget(number)  # it was given up: let go of its lock
 
@@ -232,12 +226,11 @@ class Packs:
             elif self._journal is not None and self._journal.unnamed:
                 if self._journal.end() > 0:
                     os.ftruncate(self._journal.fd, 0)
-                self._journal.unnamed = False
-                self._journal.idle()
+                self._journal.named()
 
     def compact(self, refs: Iterable[object]) -> dict[int, int]:
         """Copy what lives in wasteful packs without a writer to the end of this handle's own.  Old and new refs."""
-        live: dict[int, list[int]] = {number: [] for number in self._others(self._tree.listed(PACKS))}
+        live: dict[int, list[int]] = {int(name[-10:], 16): [] for name in self._files() if not name.endswith(JOURNAL)}
         if not live:
             return {}
         for ref in refs:
@@ -272,44 +265,36 @@ class Packs:
         An inode comes again: 1. a handle made x and died; 2. x was committed and removed by others; 3. a living one
         makes x anew and gets the same inode.  Its journal says so.
         """
-        names = self._tree.listed(PACKS)
-        if not names:
+        files = self._files()
+        if not files:
             return
-        named = {ref >> PACK for ref in refs if type(ref) is int}
+        loose = {ref for ref in refs if type(ref) is str}
+        named = {pack_of(number << PACK) for number in {ref >> PACK for ref in refs if type(ref) is int}}
         with self._mutex:
-            if self._own is not None and not self._own.unnamed and self._own.number not in named:
-                self._own = None
-            mine = self._journal.name if self._journal is not None else ""
-        for number in self._others(names) - named:
-            self._forget(number)
-            idle(self._tree, pack_of(number << PACK), remove=True)
-        journals = [f"{PACKS}/{name}" for name in names if name.endswith(JOURNAL)]
+            for number, file in list(self._open.items()):
+                if not file.unnamed and file.name not in named:
+                    self._forget(number)
         with system.Opened() as locks:
             # They stay locked, as one may be so new that its writer is about to lock it: that makes another one then.
-            dead = [name for name in journals
-                    if len(locks) < _JOURNALS and name != mine and taken(self._tree, name, locks)]
-            if dead:
-                loose = {ref for ref in refs if type(ref) is str}
-                spared = set().union(*[self._entries(name) for name in journals if name not in dead])
-                for entry in set().union(*map(self._entries, dead)) - spared:
-                    inode, _, text = entry.partition(b" ")
-                    name = text.decode("utf-8", "surrogateescape")
-                    if inode.isdigit() and len(inode) < 30 and name not in loose and inside(name):
-                        with system.tolerated("warning", "%s, which no index names, stays: %s", self._tree.path(name)):
-                            self._tree.unlink(name, int(inode))
+            dead = [name for name in files
+                    if name not in named and len(locks) < _DEAD and taken(self._tree, name, locks)]
+            listed = {name: self._entries(name) for name in files if name.endswith(JOURNAL)}
+            spared = set().union(*[listed[name] for name in listed if name not in dead])
             if not system.HOLDS_OPEN:
                 locks.close()
             for name in dead:
-                with system.tolerated("warning", "%s cannot be reclaimed: %s", self._tree.path(name)):
-                    self._tree.unlink(name)
+                # A journal that lists what cannot be removed now, as it is in use, is left to the next commit.
+                if not [entry for entry in listed.get(name, set()) - spared if not self._remove(entry, loose)]:
+                    with system.tolerated("warning", "%s cannot be reclaimed: %s", self._tree.path(name)):
+                        self._tree.unlink(name)
         self._tree.prune(PACKS + "/")
 
-    def _others(self, names: Iterable[str]) -> set[int]:
-        """The numbers of the packs among files of `.packs` that are not in this handle's own hands."""
-        with self._mutex:
-            mine = {number for number, file in self._open.items() if file.unnamed or file is self._own}
-        packs = {int(name, 16) for name in names if len(name) == 10 and not set(name) - set("0123456789abcdef")}
-        return packs - mine
+    def _files(self) -> list[str]:
+        """The packs and journals that there are."""
+        found = self._tree.listed(PACKS)
+        numbers = [name[: -len(JOURNAL)] if name.endswith(JOURNAL) else name for name in found]
+        return [f"{PACKS}/{name}" for name, number in zip(found, numbers)
+                if len(number) == 10 and set(number) <= set("0123456789abcdef")]
 
     def _entries(self, journal: str) -> set[bytes]:
         """An inode and a name each.  What a full disk tore is none."""
@@ -317,6 +302,16 @@ class Packs:
             status = self._tree.open(journal, system.READ, opened)
             return set(system.pread(opened[0], status.st_size, 0).split(b"\0")[:-1])
         return set()
+
+    def _remove(self, entry: bytes, named: set[str]) -> bool:
+        """Remove a file that a journal lists, unless it is ``named``.  `False` if the system does not let it go."""
+        inode, _, text = entry.partition(b" ")
+        name = text.decode("utf-8", "surrogateescape")
+        with system.tolerated("warning", "%s, which no index names, stays: %s", self._tree.path(name)):
+            if inode.isdigit() and len(inode) < 30 and name not in named and inside(name):
+                self._tree.unlink(name, int(inode))
+            return True
+        return False
 
     def _forget(self, number: int) -> None:
         """Close a pack, if it is open."""
@@ -345,14 +340,6 @@ class Packs:
                 self._forget(next(iter(self._open)))
             self._close_journal(listed=True)
 
-    def drop(self) -> None:
-        """Let go of all, and remove this handle's own pack.  `OSError` where it cannot be: somebody reads it."""
-        own = self._own
-        self.settled(plain=True)
-        self.close()
-        if own is not None:
-            self._tree.unlink(pack_of(own.number << PACK))
-
     def after_fork(self) -> None:
         """In a fork's child: close the copies of the parent's descriptors, which keeps its locks, and begin anew."""
         self._mutex = threading.RLock()
@@ -362,15 +349,10 @@ class Packs:
         self.close()
 
 
-def idle(tree: Tree, name: str, remove: bool = False) -> bool:
-    """Is the writer of this file in `.packs` gone?  Remove the file then, if so told."""
-    with system.Opened() as opened, system.tolerated("warning", "%s cannot be reclaimed: %s", tree.path(name)):
-        if not taken(tree, name, opened):
-            return False
-        if not system.HOLDS_OPEN:
-            opened.close()
-        return not remove or tree.unlink(name)
-    return False
+def idle(tree: Tree, name: str) -> bool:
+    """Is the writer of this file in `.packs` gone?"""
+    with system.Opened() as opened:
+        return taken(tree, name, opened)
 
 
 def taken(tree: Tree, name: str, opened: list[int]) -> bool:

@@ -293,7 +293,7 @@ def test_a_chest_is_dropped_whole_and_others_files_stay(tmp_path):
     assert not (tmp_path / "c").exists()
 
 
-def test_a_drop_tries_all_before_it_raises(handle, tmp_path, monkeypatch):
+def test_a_drop_tries_all_before_it_raises_and_a_later_commit_removes_what_is_left(handle, tmp_path, monkeypatch):
     refs = saved(handle, x=1, y=2, z=3)
     real = os.unlink
 
@@ -302,10 +302,32 @@ def test_a_drop_tries_all_before_it_raises(handle, tmp_path, monkeypatch):
             raise PermissionError(errno.EACCES, "no", path)
         real(path, **more)
 
-    monkeypatch.setattr(os, "unlink", unlink)
-    with pytest.raises(PermissionError) as caught:
-        handle.drop(refs)
-    assert caught.value.filename == str(tmp_path / "c" / "y")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", unlink)
+        with pytest.raises(PermissionError) as caught:
+            handle.drop(refs)
+        assert caught.value.filename == str(tmp_path / "c" / "y")
+        assert [name for name in files(tmp_path / "c") if "/" not in name] == ["y"]
+        commit(handle)
+        assert "y" in files(tmp_path / "c")
+    commit(handle)
+    assert files(tmp_path / "c") == []
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_file_that_cannot_be_removed_is_removed_by_a_later_plain_commit_of_anybody(handle, tmp_path, monkeypatch, plain):
+    """As Windows removes no file that is open or mapped."""
+    refs = saved(handle, x=1, y=2)
+    handle.committed(plain=True)
+    handle.settled(plain=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", lambda path, **more: (_ for _ in ()).throw(PermissionError(errno.EACCES, "in use", path)))
+        handle.committing(["x"])
+        handle.committed(plain)
+        handle.remove(["x"])
+        handle.settled(plain)
+    assert "x" in files(tmp_path / "c")
+    commit(directory(tmp_path / "c"), refs[1:])
     assert files(tmp_path / "c") == ["y"]
 
 
