@@ -296,13 +296,12 @@ class Directory(Generic[K]):
                 system.sync_directory(self.path)
         names = [ref for ref in refs if isinstance(ref, str) and inside(ref)]
         errors = []
-        for name in [*names, ".keys~"]:
+        for name in [*names, *self._packs.close(), ".keys~"]:  # what no commit names is nobody's now
             try:
                 self._tree.unlink(name)
             except OSError as error:
                 system.raise_of_a_signal(error)
                 errors.append(error)
-        self._packs.close()  # what it wrote, and no commit names, is nobody's now
         self._packs.reclaim(())
         for name in [*names, PACKS + "/"]:  # again, as the removal of a folder may have failed
             self._tree.prune(name)

@@ -284,7 +284,7 @@ class Packs:
                 locks.close()
             for name in dead:
                 # A journal that lists what cannot be removed now, as it is in use, is left to the next commit.
-                if not [entry for entry in listed.get(name, set()) - spared if not self._remove(entry, loose)]:
+                if not [entry for entry in sorted(listed.get(name, set()) - spared) if not self._remove(entry, loose)]:
                     with system.tolerated("warning", "%s cannot be reclaimed: %s", self._tree.path(name)):
                         self._tree.unlink(name)
         self._tree.prune(PACKS + "/")
@@ -332,13 +332,17 @@ class Packs:
             journal.close()
             self._journal = None
 
-    def close(self) -> None:
-        """Let go of all: a pack that is wanted again is opened again, and what the journal lists now is nobody's."""
+    def close(self) -> list[str]:
+        """Let go of all: a pack that is wanted again is opened again, and what the journal lists now is nobody's.
+
+        Returns the pack that was appended to, if there is one.
+        """
         with self._mutex:
-            self._own = None
+            own, self._own = self._own, None
             while self._open:
                 self._forget(next(iter(self._open)))
             self._close_journal(listed=True)
+        return [own.name] if own is not None else []
 
     def after_fork(self) -> None:
         """In a fork's child: close the copies of the parent's descriptors, which keeps its locks, and begin anew."""
