@@ -134,19 +134,23 @@ class Names(Generic[K]):
             return str.__str__(name)
         return digest(key)
 
+    def is_free(self, key: K, name: str) -> bool:
+        """May ``key`` have this name, as far as indexes tell?"""
+        return name not in (self.noted if self._complete else self.taken) or self.reserved.get(key) == name
+
     def next_free(self, key: K, usable: Callable[[str, bool], bool], plain: str = "") -> str:
         """The ``plain`` name (or the key's) if it is usable, else the first of ``name~1``, ``name~2``, … that is.
 
         ``usable(path, last)`` says whether a leading part of the path can be a folder, or the whole path the file.
         The ``~n`` goes on the first part that cannot be used.
         """
-        taken, path = self.taken, ""
+        path = ""
         parts = (plain or self.plain(key)).split("/")
         for depth, part in enumerate(parts, 1):
             folder, last = path and path + "/", depth == len(parts)
             for n in itertools.count():
                 path = f"{folder}{part}~{n}" if n else folder + part
-                if not (last and path in taken) and usable(path, last):
+                if (not last or self.is_free(key, path)) and usable(path, last):
                     break
         return path
 

@@ -5,7 +5,7 @@ import errno
 import io
 import os
 import stat
-from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Hashable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, Callable, Generic, TypeVar
 from zlib import crc32
@@ -13,7 +13,7 @@ from zlib import crc32
 from chest.errors import ChestError, DamagedError
 from chest.index.filenames import Names, inside, key_checksum
 from chest.log import log
-from chest.serialize.aligned import LEAST, Encoded, stamp_of, without_mark
+from chest.serialize.aligned import LEAST, Encoded, without_mark
 from chest.storage import system
 from chest.storage.base import CRC, LENGTH, OFFSET, PACKS, Loaded, Ref, Storage, Written, pack_of, record_size
 from chest.storage.loose import Loose, NewFile, version_of
@@ -56,7 +56,7 @@ class Directory(Generic[K]):
         self._tree = Tree(path)
         self._packs = Packs(self._tree, durable)
         self._loose = Loose(self._tree, self._packs, names, durable)
-        self.reserve, self.reclaim = self._loose.reserve, self._packs.reclaim
+        self.reserve, self.reclaim, self.compact = self._loose.reserve, self._packs.reclaim, self._packs.compact
         self.doubtful = False
         self._left = False  # was it dropped, and still stands as something in it is in use?
 
@@ -85,37 +85,44 @@ class Directory(Generic[K]):
                 new.key, new.inode = key, 0
                 try:
                     data = short(value) if short is not None else b""
-                    if data and len(data) < small:
-                        size = len(data)
-                        batch.append((place, waiting << OFFSET | size << LENGTH | crc32(data), hash(data), data))
-                        waiting += size
-                        continue
-                    encoded = None
-                    if data:
-                        encoded = Encoded()
-                        encoded.write(data)
-                    elif small or native:
-                        try:
-                            encoded = codec.encode(value, overflow)
-                        except io.UnsupportedOperation:  # the user's dump needs a file of the system
-                            if native:
-                                raise
-                    if encoded is None or (encoded.nbytes >= small and not native):
-                        done[place] = new.dump(value, codec)
-                    elif encoded.nbytes >= small or new.opened:
-                        done[place] = new.finish(encoded, hash(data) if data else encoded.stamp)
-                    else:
+                    if not data or len(data) >= small:
+                        encoded = None
+                        if data:
+                            encoded = Encoded()
+                            encoded.write(data)
+                        elif small or native:
+                            try:
+                                encoded = codec.encode(value, overflow)
+                            except io.UnsupportedOperation:  # the user's dump needs a file of the system
+                                if native:
+                                    raise
+                        if encoded is None or (encoded.nbytes >= small and not native):
+                            done[place] = new.dump(value, codec)
+                            continue
+                        if encoded.nbytes >= small or new.opened:
+                            note = encoded.note(key_checksum(key))
+                            size = encoded.nbytes + len(note)
+                            new.write([*encoded.pieces, note], size)
+                            done[place] = new.finish(size, encoded.stamp)
+                            continue
                         data = without_mark(encoded.pieces)
-                        size = len(data)
-                        batch.append((place, waiting << OFFSET | size << LENGTH | crc32(data), stamp_of(data), data))
-                        waiting += size
+                    size = len(data)
+                    stamp = hash(data) if size < LEAST else None
+                    batch.append((place, waiting << OFFSET | size << LENGTH | crc32(data), stamp, data))
+                    waiting += size
                 except Exception as error:
                     new.cancel()
                     done[place] = Written(None, 0, 0, None, error)
             if batch:
                 self._append(batch, done, items)
-            if self._durable:
-                self.remove(self._loose.settle(done))
+            names = {one.ref: place for place, one in enumerate(done) if type(one.ref) is str} if self._durable else {}
+            if names:
+                try:
+                    self._tree.sync_folders(names)
+                except OSError as error:  # who knows whether the names are on the disk
+                    self.remove(names)
+                    for place in names.values():
+                        done[place] = Written(None, 0, 0, None, error)
             return done
         except BaseException:
             new.cancel()
@@ -158,14 +165,11 @@ class Directory(Generic[K]):
             return self._decoded(self._packs.read(ref))
         if type(ref) is not str:
             raise ChestError(f"the index of {self.path} says that a value lies at {ref!r}: do not trust this chest")
-        opened = system.Opened()
-        try:
+        with system.Opened() as opened:
             status = self._loose.open(ref, opened)
             if self.codec.native:
                 value, stamp = self.codec.load_file(opened[0], status, owner)
                 return _new(Loaded, (value, status.st_size, version_of(status), stamp))
-        finally:
-            opened.close()
         while True:  # the user's own load and open take a path: so the file is looked at before and after
             before, value = status, self.codec.load_from(self._tree.path(ref))
             status = self._loose.look(ref)
@@ -180,33 +184,31 @@ class Directory(Generic[K]):
     def load_many(self, refs: Sequence[Ref], keys: Sequence[K] = ()) -> Iterator[Loaded | Exception]:
         """Small records are all read at once, in the order of their places."""
         found: dict[Any, bytes] = self._packs.read_many([ref for ref in refs if type(ref) is int])
-        decode = self.codec.decode
-        names = [(ref, key_checksum(keys[place]) if keys else 0) for place, ref in enumerate(refs) if type(ref) is str]
-        with closing(self._load_files(names)) as files:
-            for ref in refs:
-                if ref not in found:
-                    yield next(files) if type(ref) is str else _attempt(self.load, ref)
-                    continue
-                data = found[ref]
-                try:
-                    one: Loaded | Exception = _new(Loaded, (decode(data), len(data), 0, hash(data)))
-                except Exception as error:
-                    one = error
+        decode, opens = self.codec.decode, self._open_many is not None
+        with closing(self._load_opened([ref for ref in refs if type(ref) is str])) as files:
+            for place, ref in enumerate(refs):
+                if ref in found:
+                    data = found[ref]
+                    try:
+                        one: Loaded | Exception = _new(Loaded, (decode(data), len(data), 0, hash(data)))
+                    except Exception as error:
+                        one = error
+                elif opens and type(ref) is str:
+                    one = next(files)
+                else:
+                    one = _attempt(self.load, ref, key_checksum(keys[place]) if keys else 0)
                 yield one
 
-    def _load_files(self, names: Sequence[tuple[str, int]]) -> Generator[Loaded | Exception, None, None]:
-        """The values of loose files: one after another, or opened at once by the user's ``open_many``."""
-        if self._open_many is None:
-            for one in names:
-                yield _attempt(self.load, *one)
-        else:
-            def loaded(file: Any, status: os.stat_result) -> Loaded:
-                return Loaded(self.codec.load(file), status.st_size, version_of(status), None)
+    def _load_opened(self, names: Sequence[str]) -> Generator[Loaded | Exception, None, None]:
+        """The values of loose files that the user's ``open_many`` opens at once."""
+        def loaded(file: Any, status: os.stat_result) -> Loaded:
+            return Loaded(self.codec.load(file), status.st_size, version_of(status), None)
 
-            looks = [self._loose.look(name) for name, _ in names]
-            with self._open_many([self.file(name) for name, _ in names], mode="r" + self.codec.mode) as files:
-                for file, status in zip(files, looks):
-                    yield _attempt(loaded, file, status)
+        looks = list(map(self._loose.look, names))
+        assert self._open_many is not None
+        with self._open_many(list(map(self.file, names)), mode="r" + self.codec.mode) as files:
+            for file, status in zip(files, looks):
+                yield _attempt(loaded, file, status)
 
     def same(self, ref: Ref, value: object) -> bool:
         try:
@@ -268,10 +270,6 @@ class Directory(Generic[K]):
     def settled(self, plain: bool) -> None:
         doubtful, self.doubtful = self.doubtful, False
         self._packs.settled(plain, doubtful)
-
-    def compact(self, refs: Mapping[K, Ref | None]) -> dict[int, int]:
-        """Of packs without a living writer that hold more than twice what lives in them.  Cost: O(keys)."""
-        return self._packs.compact(refs.values())
 
     def make(self) -> None:
         """With the directories above it.  `NotADirectoryError` if there is a file."""

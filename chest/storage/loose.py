@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import stat
 import time
@@ -12,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Callable, Generic, TypeVar
 
 from chest.errors import ChestError, DumpError
-from chest.index.filenames import Names, digest, inside, key_checksum
+from chest.index.filenames import Names, digest, inside
 from chest.log import log
 from chest.serialize.arrays import keeps_inodes, preallocates
 from chest.storage import system
@@ -21,7 +20,6 @@ from chest.storage.packs import Packs
 from chest.storage.tree import Tree
 
 if TYPE_CHECKING:
-    from chest.serialize.aligned import Encoded
     from chest.serialize.codec import Codec, Stamp
 
 __all__ = ["Loose", "NewFile", "version_of"]
@@ -71,21 +69,23 @@ class Loose(Generic[K]):
         """Are large files written faster where their room was reserved before?"""
         return preallocates(os.stat(self.tree.root).st_dev)
 
-    def plain(self, key: K) -> str:
-        """The plain name of ``key``.  Where neither inode nor time tells two files apart, one that never comes again.
+    def wanted(self, key: K) -> str:
+        """The name reserved for ``key``, or its plain one.  Where neither inode nor time tells two files apart, one
+        that never comes again.
 
         Else: 1. a handle loads x; 2. others write x~1, remove x, and write x again, of the same size and within the
         second that its time is kept to; 3. the handle takes what it has in memory for the newest.
         """
-        name = self.names.plain(key)
-        if self.renumbers:
+        reserved = self.names.reserved.get(key)  # another thread may release it
+        name = reserved or self.names.plain(key)
+        if self.renumbers and not reserved:
             with suppress(FileNotFoundError):  # then nobody can have loaded anything yet
                 if os.lstat(self.tree.prefix + ".keys").st_mtime_ns % 1_000_000 == 0:
                     return f"{name}~{int.from_bytes(os.urandom(4), 'big')}"
         return name
 
     def place(self, key: K, make: Callable[[str], object]) -> str:
-        """Call ``make`` with the reserved name of ``key``, else its plain one, ``~1``, ``~2`` …, until it succeeds.
+        """Call ``make`` with the wanted name of ``key``, then with ``~1``, ``~2`` … behind it, until it succeeds.
 
         It raises `FileExistsError` where something stands.  Returns the name.  A name that the disk does not take is
         replaced by an md5.
@@ -100,12 +100,8 @@ class Loose(Generic[K]):
                 return False
             return True
 
-        reserved = self.names.reserved.get(key, "")
         try:
-            if reserved and all(usable(path, path == reserved) for path in
-                                itertools.accumulate(reserved.split("/"), "{}/{}".format)):
-                return reserved
-            return self.names.next_free(key, usable, self.plain(key))
+            return self.names.next_free(key, usable, self.wanted(key))
         except OSError as error:
             ours = str(error.filename).startswith(self.tree.prefix) and os.path.isdir(self.tree.root)
             if error.errno not in _NO_NAME or not ours:
@@ -134,19 +130,6 @@ class Loose(Generic[K]):
         """As `open` says it is."""
         with system.Opened() as opened:
             return self.open(name, opened)
-
-    def settle(self, done: list[Written]) -> list[str]:
-        """Make the names of new files survive a loss of power.  Where that cannot be they count as not written: returns
-        what is to be removed."""
-        names = {one.ref: place for place, one in enumerate(done) if isinstance(one.ref, str)}
-        try:
-            if names:
-                self.tree.sync_folders(names)
-        except OSError as error:
-            for place in names.values():
-                done[place] = Written(None, 0, 0, None, error)
-            return list(names)
-        return []
 
     def link(self, key: K, source: Tree, name: str) -> Written:
         """A second name, for ``key``, of the file ``name`` of another directory.  `OSError` where that cannot be."""
@@ -198,9 +181,8 @@ class NewFile(Generic[K]):
         """Write pieces of a value, which are good during this call only; ``size`` if these bytes are all of it."""
         if not self.opened:
             loose, key = self._loose, self.key
-            reserved = loose.names.reserved.get(key)  # another thread may release it
-            name = reserved or loose.plain(key)
-            if "/" not in name and (reserved or name not in loose.names.taken):
+            name = loose.wanted(key)
+            if "/" not in name and loose.names.is_free(key, name):
                 self._name = name
                 try:
                     # In one call of C, as `system.open_into`.
@@ -221,13 +203,6 @@ class NewFile(Generic[K]):
     def _make(self, name: str) -> None:
         self._name = name
         self._loose.tree.open(name, system.CREATE, self.opened, make=True)
-
-    def finish(self, encoded: Encoded, stamp: Stamp) -> Written:
-        """Write what is left of a value, whose stamp is this, and close its file."""
-        note = encoded.note(key_checksum(self.key))
-        size = encoded.nbytes + len(note)
-        self.write([*encoded.pieces, note], size)
-        return self._finished(size, stamp)
 
     def dump(self, value: object, codec: Codec) -> Written:
         """Make the file with the user's own dump and open."""
@@ -250,9 +225,9 @@ class NewFile(Generic[K]):
         status = loose.tree.open(self._name, system.READ, self.opened)
         self.inode = status.st_ino
         loose.packs.note(self.inode, self._name)  # again, as the user's open may have put another file there
-        return self._finished(status.st_size, None)
+        return self.finish(status.st_size, None)
 
-    def _finished(self, size: int, stamp: Stamp) -> Written:
+    def finish(self, size: int, stamp: Stamp) -> Written:
         """All ``size`` bytes are written: close the file."""
         loose, fd = self._loose, self.opened[0]
         # Marked with a time of its own, so that no two files that had one inode and size look the same; an odd one, so

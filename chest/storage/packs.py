@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
+from typing import Any
 from zlib import crc32
 
 from chest.errors import DamagedError
@@ -228,12 +229,13 @@ class Packs:
                     os.ftruncate(self._journal.fd, 0)
                 self._journal.named()
 
-    def compact(self, refs: Iterable[object]) -> dict[int, int]:
-        """Copy what lives in wasteful packs without a writer to the end of this handle's own.  Old and new refs."""
+    def compact(self, refs: Mapping[Any, object]) -> dict[int, int]:
+        """Copy what lives in packs without a living writer that hold more than twice as much to the end of this
+        handle's own.  Old and new refs.  Cost: O(keys)."""
         live: dict[int, list[int]] = {int(name[-10:], 16): [] for name in self._files() if not name.endswith(JOURNAL)}
         if not live:
             return {}
-        for ref in refs:
+        for ref in refs.values():
             if type(ref) is int and ref >> PACK in live:
                 live[ref >> PACK].append(ref)
         waste, moving = 0, []
