@@ -26,7 +26,7 @@ from chest.log import log
 if TYPE_CHECKING:
     from chest.serialize.codec import Codec
 
-__all__ = ["KEYS", "Pairs", "Parser", "Refs", "dumped", "record", "whole_list", "written_by"]
+__all__ = ["KEYS", "Pairs", "Parser", "Refs", "alike", "dumped", "read_anew", "record", "whole_list", "written_by"]
 
 Pairs = list[tuple[Any, Optional[Ref]]]  # a ref of None says that the key was deleted
 Refs = dict[Any, Optional[Ref]]
@@ -131,7 +131,7 @@ class Parser:
                 raise DamagedError("the checksum of the list is wrong")
             footer = _sealed(_FOOTER.pack(END_OF_LIST, stop, crc32(memoryview(data)[:stop])))
             end = stop + len(footer) if data.startswith(footer, stop) else 0
-        refs = checked(pairs_of(self._unpickled(data[:stop])))
+        refs = checked(self._unpickled(data[:stop]))
         changes, length = self.changes(data[end:])
         for key, ref in changes:
             if ref is None:
@@ -174,15 +174,6 @@ class Parser:
             raise DamagedError("something stands behind the end of the list")
         return found
 
-    def keeps(self, pairs: Pairs, dump_and_load: Callable[[Pairs], Any]) -> bool:
-        """Do the user's settings write, and give back, these pairs: the same keys of the same types?"""
-        try:
-            return alike(read_anew(dump_and_load(pairs)), pairs)
-        except Exception as error:
-            if isinstance(error, (OSError, MemoryError)) or raised_by_signal(error):
-                raise
-            return False
-
     @contextmanager
     def explaining(self) -> Iterator[None]:
         """What goes wrong in reading the index comes out as a `LoadError`, or `OSError`, that names it."""
@@ -199,20 +190,15 @@ class Parser:
                 f"load, open and mode that it was written with, or put the file back from a copy") from error
 
 
-def pairs_of(found: Any) -> Iterable[tuple[Any, Any]]:
-    """The pairs of a list, or of keys and steps."""
-    if type(found) is not tuple:
-        return found  # type: ignore[no-any-return]
-    keys, steps = found
-    # Else sums of what a stranger puts there might take all memory.
-    if len(keys) != len(steps) or set(map(type, steps)) != {int} or min(steps) < -_REF or max(steps) > _REF:
-        raise LoadError("it does not map keys to files")
-    return zip(keys, accumulate(steps))
-
-
-def checked(pairs: Iterable[tuple[Any, Any]], kinds: Iterable[type] = (str, int)) -> Refs:
-    """``pairs`` as a dict.  Names are looked at when they are used; here only that they are names, or records."""
-    refs = dict(pairs)
+def checked(found: Any, kinds: Iterable[type] = (str, int)) -> Refs:
+    """Pairs, or keys and steps, as a dict.  Names are looked at when they are used; here only that they are names."""
+    if type(found) is tuple:
+        keys, steps = found
+        # Else sums of what a stranger puts there might take all memory.
+        if len(keys) != len(steps) or set(map(type, steps)) != {int} or min(steps) < -_REF or max(steps) > _REF:
+            raise LoadError("it does not map keys to files")
+        found = zip(keys, accumulate(steps))
+    refs = dict(found)
     if not set(map(type, refs.values())).issubset(kinds):
         raise LoadError("it does not map keys to files")
     return refs

@@ -75,8 +75,7 @@ class Index(Generic[K]):
 
     def committed_refs(self) -> set[Ref]:
         """All refs that the newest commit names.  O(keys)."""
-        named = [ref for key, ref in self.refs.items() if key not in self.pending]
-        return {ref for ref in (*named, *self.pending.values()) if ref is not None}
+        return {ref for ref in {**self.refs, **self.pending}.values() if ref is not None}
 
     # The handle's own changes.
 
@@ -242,25 +241,22 @@ class Index(Generic[K]):
         if not (done or moved or (plain and not self.keys.plain())):
             return
         pending, refs = self.pending, self.refs
-        changes: Pairs = []
-        if not (plain or moved):
-            changes += [(key, None) for key in done if key in self._again or key not in refs]  # it moves to the end
-            changes += [(key, refs[key]) for key in done if key in refs]
         superseded = [old for key in done if (old := pending[key]) is not None and old != refs.get(key)]
         self.committing(superseded)
         self._stale, self._uncertain = {}, True
         self.fresh.update((old, 0) for old in superseded if self.removes_records or type(old) is str)
         self._reads += 1
         try:
-            self.appended = not plain and not moved and self.keys.append(changes)
+            gone = [(key, None) for key in done if key in self._again or key not in refs]  # first: it moves to the end
+            self.appended = not (plain or moved) and self.keys.append(
+                [*gone, *((key, refs[key]) for key in done if key in refs)])
             if not self.appended:
-                pairs = list(refs.items())
-                named = set(done)
-                waiting = {key for key in pending if key not in named}  # of these it says what was committed before
+                waiting = pending.copy()  # of these it says what was committed before
+                for key in done:
+                    del waiting[key]
+                pairs: Pairs = list(refs.items())
                 if waiting or moved:
-                    pairs = [(key, pending.get(key) if key in waiting else ref) for key, ref in pairs]
-                    pairs += [(key, ref) for key, ref in pending.items() if key in waiting and key not in refs]
-                    pairs = [(key, moved.get(ref, ref)) for key, ref in pairs if ref is not None]
+                    pairs = [(key, moved.get(ref, ref)) for key, ref in {**refs, **waiting}.items() if ref is not None]
                 self.keys.replace(pairs)
         except DumpError:  # nothing was done
             for old in superseded:

@@ -1,4 +1,1 @@
 """Where the bytes of values lie: a local directory, or a store behind a URL.  Each answers the Protocol of `base`."""
-from chest.storage.base import Loaded, Ref, Storage, Written
-
-__all__ = ["Loaded", "Ref", "Storage", "Written"]

@@ -135,14 +135,12 @@ class Directory(Generic[K]):
         """Write records, and put what became of them in their places in ``done``."""
         try:
             start = self._packs.append([record[3] for record in batch])
-        except NoPack as error:
-            log("debug", "no pack in %s, small values go to loose files: %s", self.path, error)
-            for place, *_ in batch:
-                done[place] = self.write([items[place]], 0)[0]
         except OSError as error:
             system.raise_of_a_signal(error)
+            log("debug", "no records in %s: %s", self.path, error)
             for place, *_ in batch:
-                done[place] = Written(None, 0, 0, None, error)
+                done[place] = (self.write([items[place]], 0)[0] if isinstance(error, NoPack) else
+                               Written(None, 0, 0, None, error))
         else:
             for place, ref, stamp, _ in batch:
                 done[place] = _new(Written, (start + ref, ref >> LENGTH & CRC, 0, stamp, None))

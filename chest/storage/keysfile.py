@@ -8,9 +8,10 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from chest.index.format import KEYS, Pairs, Parser, Refs, record, whole_list
+from chest.errors import raised_by_signal
+from chest.index.format import KEYS, Pairs, Parser, Refs, alike, read_anew, record, whole_list
 from chest.storage import system
 from chest.storage.descriptors import Descriptor, close_idle
 from chest.storage.locks import directory_lock
@@ -140,14 +141,9 @@ class KeysFile:
         spare = self.path + "~"  # of a commit that was killed, maybe; nobody else writes it while we have the lock
         durable = self._codec.durable
         opened = system.Opened()
-
-        def dumped_and_loaded(pairs: Pairs) -> Any:
-            self._codec.dump_to(pairs, spare)
-            return self._codec.load_from(spare)
-
         _unlink(spare)
         try:
-            native = self._codec.native or not self._parser.keeps(pairs, dumped_and_loaded)
+            native = self._codec.native or not self._is_dumped(pairs, spare)
             if native:
                 data = whole_list(pairs)
                 _unlink(spare)
@@ -178,6 +174,16 @@ class KeysFile:
         finally:
             opened.close()
             _unlink(spare)
+
+    def _is_dumped(self, pairs: Pairs, path: str) -> bool:
+        """Do the user's settings write to ``path``, and give back, these pairs: the same keys of the same types?"""
+        try:
+            self._codec.dump_to(pairs, path)
+            return alike(read_anew(self._codec.load_from(path)), pairs)
+        except Exception as error:
+            if isinstance(error, (OSError, MemoryError)) or raised_by_signal(error):
+                raise
+            return False
 
     def erase(self) -> None:
         """Remove the file, so that nothing that it names is a value any more."""

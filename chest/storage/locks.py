@@ -141,19 +141,16 @@ def check(directory: str, writes: bool) -> None:
     with system.Opened() as opened:
         try:
             system.open_into(opened, os.path.join(there, "."), system.FOLDER)
-        except OSError as error:
-            system.raise_of_a_signal(error)
-            if error.errno == errno.EINVAL:
-                raise OSError(errno.EINVAL, "this file system knows no O_NOFOLLOW or no O_DIRECTORY: chest could not "
-                              "tell a link that leads elsewhere from a file of its own; choose another path",
-                              directory) from error
-            return
-        try:
             if writes and system.try_lock(opened[0]):
                 system.unlock(opened[0])
         except OSError as error:
             system.raise_of_a_signal(error)
-            raise _no_locks(error, directory) from error
+            if opened:
+                raise _no_locks(error, directory) from error
+            if error.errno == errno.EINVAL:
+                raise OSError(errno.EINVAL, "this file system knows no O_NOFOLLOW or no O_DIRECTORY: chest could not "
+                              "tell a link that leads elsewhere from a file of its own; choose another path",
+                              directory) from error
 
 
 _locks: weakref.WeakValueDictionary[str, DirectoryLock] = weakref.WeakValueDictionary()

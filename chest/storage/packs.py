@@ -55,11 +55,6 @@ class _File(Descriptor):
         status = self.status()
         return status.st_size if status is not None and status.st_nlink else -1
 
-    def named(self) -> None:
-        """Nothing in it is unnamed any more."""
-        self.unnamed = False
-        self.idle()
-
 
 class Packs:
     """The packs of a directory, and the journal, as one handle reads and writes them.
@@ -208,15 +203,12 @@ class Packs:
     def committed(self, plain: bool) -> None:
         """An index names all that this handle wrote, or nobody ever will."""
         with self._mutex, system.tolerated():
-            own = self._own
-            if plain and own is not None and own.end() >= ROTATE:
-                self._forget(own.number)
-                self._own = None
             for number, file in list(self._open.items()):
-                if file.unnamed and file is self._own:
-                    file.named()
-                elif file.unnamed:
-                    self._forget(number)  # it was given up: let go of its lock
+                if file is self._own and not (plain and file.end() >= ROTATE):
+                    file.unnamed = False
+                    file.idle()
+                elif file.unnamed or file is self._own:
+                    self._forget(number)  # it is given up: let go of its lock
 
     def settled(self, plain: bool, doubtful: bool = False) -> None:
         """Nothing that the journal lists needs it any more; if that is ``doubtful``, the next `reclaim` looks at it, as
@@ -227,7 +219,8 @@ class Packs:
             elif self._journal is not None and self._journal.unnamed:
                 if self._journal.end() > 0:
                     os.ftruncate(self._journal.fd, 0)
-                self._journal.named()
+                self._journal.unnamed = False
+                self._journal.idle()
 
     def compact(self, refs: Mapping[Any, object]) -> dict[int, int]:
         """Copy what lives in packs without a living writer that hold more than twice as much to the end of this

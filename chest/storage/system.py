@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Union
 
@@ -53,11 +54,10 @@ if sys.platform == "win32":
         msvcrt.locking(fd, how, 1)
 
     def try_lock(fd: int) -> bool:
-        try:
+        with suppress(OSError):
             _locking(fd, msvcrt.LK_NBLCK)
-        except OSError:
-            return False
-        return True
+            return True
+        return False
 
     def unlock(fd: int) -> None:
         _locking(fd, msvcrt.LK_UNLCK)
@@ -76,8 +76,7 @@ if sys.platform == "win32":
     def sync_directory(directory: str | int) -> None:
         """Windows writes a directory's entries with the file's own flush."""
 
-    def sync_file(fd: int) -> None:
-        os.fsync(fd)
+    sync_file = os.fsync
 
 else:
     import fcntl
