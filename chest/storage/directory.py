@@ -8,14 +8,13 @@ import stat
 from collections.abc import Generator, Hashable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, Callable, Generic, TypeVar
-from zlib import crc32
 
 from chest.errors import ChestError, DamagedError
 from chest.index.filenames import Names, inside, key_checksum
 from chest.log import log
-from chest.serialize.aligned import LEAST, Encoded, without_mark
+from chest.serialize.aligned import LEAST, Encoded, stamp_of, without_mark
 from chest.storage import system
-from chest.storage.base import CRC, LENGTH, OFFSET, PACKS, Loaded, Ref, Storage, Written, pack_of, record_size
+from chest.storage.base import PACKS, Loaded, Ref, Storage, Written, pack_of, record_size
 from chest.storage.loose import Loose, NewFile, version_of
 from chest.storage.packs import NoPack, Packs
 from chest.storage.tree import Tree
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Directory"]
 
 K = TypeVar("K", bound=Hashable)
-Record = tuple[int, int, "Stamp", bytes]  # its place among the items, its ref from the start of the batch on, bytes
+Record = tuple[int, "Stamp", bytes]  # its place among the items, and its bytes
 
 BATCH = 4 << 20  # bytes of records that one append takes
 LONGEST = 1 << 30  # bytes: a larger value is no record
@@ -57,8 +56,9 @@ class Directory(Generic[K]):
         self._packs = Packs(self._tree, durable)
         self._loose = Loose(self._tree, self._packs, names, durable)
         self.reserve, self.reclaim, self.compact = self._loose.reserve, self._packs.reclaim, self._packs.compact
+        self.committed, self.after_fork = self._packs.committed, self._packs.after_fork
         self.doubtful = False
-        self._left = False  # was it dropped, and still stands as something in it is in use?
+        self._left = False  # was it dropped?
 
     # Out.
 
@@ -106,10 +106,8 @@ class Directory(Generic[K]):
                             done[place] = new.finish(size, encoded.stamp)
                             continue
                         data = without_mark(encoded.pieces)
-                    size = len(data)
-                    stamp = hash(data) if size < LEAST else None
-                    batch.append((place, waiting << OFFSET | size << LENGTH | crc32(data), stamp, data))
-                    waiting += size
+                    batch.append((place, hash(data) if len(data) < LEAST else None, data))
+                    waiting += len(data)
                 except Exception as error:
                     new.cancel()
                     done[place] = Written(None, 0, 0, None, error)
@@ -134,7 +132,7 @@ class Directory(Generic[K]):
     def _append(self, batch: list[Record], done: list[Written], items: Sequence[tuple[K, object]]) -> None:
         """Write records, and put what became of them in their places in ``done``."""
         try:
-            start = self._packs.append([record[3] for record in batch])
+            refs = self._packs.append([data for *_, data in batch])
         except OSError as error:
             system.raise_of_a_signal(error)
             log("debug", "no records in %s: %s", self.path, error)
@@ -142,8 +140,8 @@ class Directory(Generic[K]):
                 done[place] = (self.write([items[place]], 0)[0] if isinstance(error, NoPack) else
                                Written(None, 0, 0, None, error))
         else:
-            for place, ref, stamp, _ in batch:
-                done[place] = _new(Written, (start + ref, ref >> LENGTH & CRC, 0, stamp, None))
+            for ref, (place, stamp, data) in zip(refs, batch):
+                done[place] = _new(Written, (ref, len(data), 0, stamp, None))
 
     def link(self, key: K, other: Storage[K], ref: Ref) -> Written:
         """A hard link to the other's loose file, or a copy of a record's bytes."""
@@ -151,9 +149,8 @@ class Directory(Generic[K]):
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), other.path)
         if isinstance(ref, int):
             data = other._packs.read(ref)
-            copied = self._packs.append([data]) | ref & (1 << OFFSET) - 1
-            return Written(copied, len(data), 0, hash(data) if len(data) < LEAST else None, None)
-        return self._loose.link(key, other._tree, ref)
+            return Written(self._packs.append([data])[0], len(data), 0, stamp_of(data), None)
+        return self._loose.link(key, other._loose, ref)
 
     # Back.
 
@@ -242,28 +239,19 @@ class Directory(Generic[K]):
     def remove(self, refs: Iterable[Ref]) -> None:
         """A file that the system does not let go, as Windows one that is open or mapped, stays, and nothing names it.
         The journal lists it, for the next plain commit."""
-        try:
-            for ref in refs:
-                if isinstance(ref, str) and inside(ref):
-                    try:
-                        self._tree.unlink(ref)
-                    except OSError as error:
-                        system.raise_of_a_signal(error)
-                        log("warning", "%s, which no index names, stays: %s", self.file(ref), error)
-                        self.doubtful = True
-        except BaseException:
-            self.doubtful = True
-            raise
+        for name in _names(refs):
+            try:
+                self._tree.unlink(name)
+            except BaseException as error:
+                self.doubtful = True
+                if not isinstance(error, OSError) or error.errno is None:
+                    raise
+                log("warning", "%s, which no index names, stays: %s", self.file(name), error)
 
     def committing(self, superseded: Iterable[Ref]) -> None:
-        for ref in superseded:
-            if isinstance(ref, str) and inside(ref):
-                with system.tolerated():
-                    self._packs.note(self._tree.status(ref).st_ino, ref)
-
-    def committed(self, plain: bool = False, pending: bool = False) -> None:
-        if not pending:  # else nothing that protects other threads' files from a reclaimer is given up
-            self._packs.committed(plain)
+        for name in _names(superseded):
+            with system.tolerated():
+                self._packs.note(self._tree.status(name).st_ino, name)
 
     def settled(self, plain: bool) -> None:
         doubtful, self.doubtful = self.doubtful, False
@@ -290,7 +278,7 @@ class Directory(Generic[K]):
         if self._durable:
             with suppress(FileNotFoundError):
                 system.sync_directory(self.path)
-        names = [ref for ref in refs if isinstance(ref, str) and inside(ref)]
+        names = _names(refs)
         errors = []
         for name in [*names, *self._packs.close(), ".keys~"]:  # what no commit names is nobody's now
             try:
@@ -301,32 +289,32 @@ class Directory(Generic[K]):
         self._packs.reclaim(())
         for name in [*names, PACKS + "/"]:  # again, as the removal of a folder may have failed
             self._tree.prune(name)
-        self._remove_directory()
+        with system.tolerated():  # if anything of anyone else's is in it
+            os.rmdir(self.path)
+        self._left = self.exists()
         if self._durable:
             with suppress(FileNotFoundError, PermissionError):
                 system.sync_directory(self.path if self.exists() else os.path.dirname(os.path.abspath(self.path)))
         if errors:
             raise errors[0]
 
-    def _remove_directory(self) -> None:
-        with system.tolerated():  # if anything of anyone else's is in it
-            os.rmdir(self.path)
-        self._left = self.exists()
-
     def close(self) -> None:
         self._packs.close()
-        if self._left:  # on Windows the file of the lock was in use until now
-            self._remove_directory()
-            self._left = False
-
-    def after_fork(self) -> None:
-        self._packs.after_fork()
+        with system.tolerated():  # again, as on Windows the file of the lock was in use until now
+            if self._left:
+                os.rmdir(self.path)
+        self._left = False
 
     def clear_away(self) -> None:
         import shutil
 
         self._packs.close()
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _names(refs: Iterable[Ref]) -> list[str]:
+    """The names of loose files among refs, but for those that lead out of the directory."""
+    return [ref for ref in refs if isinstance(ref, str) and inside(ref)]
 
 
 def _attempt(load: Callable[..., Loaded], *what: Any) -> Loaded | Exception:

@@ -41,13 +41,6 @@ def version_of(status: os.stat_result) -> int:
     return hash((status.st_ino if keeps_inodes(status.st_dev) else 0, status.st_size, status.st_mtime_ns))
 
 
-def check_inside(name: str, root: str) -> None:
-    """`ChestError` unless ``name``, which an index gave, stays inside the directory ``root``."""
-    if not inside(name):
-        raise ChestError(f"the index of {root} names a file {name!r}, which is none of a chest's own: do not trust "
-                         f"this chest")
-
-
 class Loose(Generic[K]):
     """The loose files of a directory, as one handle names them, and what it knows of the file system."""
 
@@ -121,9 +114,11 @@ class Loose(Generic[K]):
         return True  # or somebody will be told why not when it is made
 
     def open(self, name: str, opened: list[int]) -> os.stat_result:
-        """Open a file for reading, into ``opened``.  `OSError` for what is no regular file, or is behind a link."""
-        if not (name.isalnum() or name.isidentifier()):  # most names are, and need no closer look
-            check_inside(name, self.tree.root)
+        """Open a file for reading, into ``opened``.  `OSError` for what is no regular file, or is behind a link,
+        `ChestError` for a name that leads out of the directory."""
+        if not (name.isalnum() or name.isidentifier() or inside(name)):  # most names are, and need no closer look
+            raise ChestError(f"the index of {self.tree.root} names a file {name!r}, which is none of a chest's own: do "
+                             f"not trust this chest")
         return self.tree.open(name, system.READ, opened)
 
     def look(self, name: str) -> os.stat_result:
@@ -131,23 +126,22 @@ class Loose(Generic[K]):
         with system.Opened() as opened:
             return self.open(name, opened)
 
-    def link(self, key: K, source: Tree, name: str) -> Written:
+    def link(self, key: K, source: Loose[K], name: str) -> Written:
         """A second name, for ``key``, of the file ``name`` of another directory.  `OSError` where that cannot be."""
         linked = ""
 
         def make(new: str) -> None:
             nonlocal linked
-            with source.entry(name) as (old, theirs), self.tree.entry(new, make=True) as (path, ours):
+            with source.tree.entry(name) as (old, theirs), self.tree.entry(new, make=True) as (path, ours):
                 linked = new  # first, as Ctrl-C comes when the system is through
                 if system.WALKS:
                     os.link(old, path, src_dir_fd=theirs, dst_dir_fd=ours, follow_symlinks=False)
                 else:
                     os.link(old, path)
 
-        check_inside(name, source.root)
         if not hasattr(os, "link"):
-            raise OSError(errno.ENOSYS, "the system has no hard links", source.path(name))
-        inode = source.status(name).st_ino
+            raise OSError(errno.ENOSYS, "the system has no hard links", source.tree.path(name))
+        inode = source.look(name).st_ino
         try:
             self.place(key, make)
             with system.Opened() as opened:

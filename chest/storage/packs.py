@@ -72,8 +72,8 @@ class Packs:
 
     # Out.
 
-    def append(self, records: list[bytes]) -> int:
-        """Write records one after another.  Returns the ref of the first byte, without length and checksum.
+    def append(self, records: list[bytes]) -> list[int]:
+        """Write records one after another.  Returns their refs.
 
         `NoPack` if no pack can be made, another `OSError` if it cannot be written.
         """
@@ -95,7 +95,11 @@ class Packs:
                     self._tree.sync_folders([own.name])
                 system.sync_file(own.fd)
                 self._own = own
-            return own.number << PACK | start << OFFSET
+            place, refs = own.number << PACK | start << OFFSET, []
+            for data in records:
+                refs.append(place | len(data) << LENGTH | crc32(data))
+                place += len(data) << OFFSET
+            return refs
 
     def note(self, inode: int, name: str) -> None:
         """A loose file was just made, or is to go: the journal says so.  Cost: an ``fstat`` and a ``write``.
@@ -200,10 +204,11 @@ class Packs:
 
     # Garbage.
 
-    def committed(self, plain: bool) -> None:
-        """An index names all that this handle wrote, or nobody ever will."""
+    def committed(self, plain: bool = False, pending: bool = False) -> None:
+        """An index names all that this handle wrote, or nobody ever will.  If some of it is ``pending``, nothing that
+        protects other threads' records from a reclaimer is given up."""
         with self._mutex, system.tolerated():
-            for number, file in list(self._open.items()):
+            for number, file in [] if pending else list(self._open.items()):
                 if file is self._own and not (plain and file.end() >= ROTATE):
                     file.unnamed = False
                     file.idle()
@@ -214,13 +219,14 @@ class Packs:
         """Nothing that the journal lists needs it any more; if that is ``doubtful``, the next `reclaim` looks at it, as
         if this handle were dead."""
         with self._mutex, system.tolerated():
+            journal = self._journal
+            if journal is not None and not doubtful and journal.end() > 0:
+                os.ftruncate(journal.fd, 0)
             if plain or doubtful:
-                self._close_journal(listed=doubtful)
-            elif self._journal is not None and self._journal.unnamed:
-                if self._journal.end() > 0:
-                    os.ftruncate(self._journal.fd, 0)
-                self._journal.unnamed = False
-                self._journal.idle()
+                self._close_journal()
+            elif journal is not None:
+                journal.unnamed = False
+                journal.idle()
 
     def compact(self, refs: Mapping[Any, object]) -> dict[int, int]:
         """Copy what lives in packs without a living writer that hold more than twice as much to the end of this
@@ -247,10 +253,8 @@ class Packs:
                     some.append(moving.pop())
                     size += record_size(some[-1])
                 good = self.read_many(some)
-                place = self.append(list(good.values())) if good else 0
-                for ref, data in good.items():
-                    moved[ref] = place | ref & (1 << OFFSET) - 1
-                    place += len(data) << OFFSET
+                if good:
+                    moved.update(zip(good, self.append(list(good.values()))))
         return moved
 
     def reclaim(self, refs: Collection[object]) -> None:
@@ -315,12 +319,12 @@ class Packs:
             file.close()
             self._open.pop(number, None)
 
-    def _close_journal(self, listed: bool) -> None:
-        """Close the journal, and remove it unless something ``listed`` in it counts."""
+    def _close_journal(self) -> None:
+        """Close the journal, and remove it unless it lists anything."""
         journal = self._journal
         if journal is not None:
             with system.tolerated("debug", "%s stays: %s", journal.name):  # until anybody's next plain commit
-                if not listed or journal.end() == 0:
+                if journal.end() == 0:
                     if not system.HOLDS_OPEN:
                         journal.close()
                     self._tree.unlink(journal.name)
@@ -336,7 +340,7 @@ class Packs:
             own, self._own = self._own, None
             while self._open:
                 self._forget(next(iter(self._open)))
-            self._close_journal(listed=True)
+            self._close_journal()
         return [own.name] if own is not None else []
 
     def after_fork(self) -> None:
