@@ -101,7 +101,7 @@ def open_parts(asked: str | os.PathLike[str] | None, settings: Settings, availab
     elif settings.storage_options is not None:
         raise ValueError(f"storage_options are for a path that is a URL, such as s3://bucket/run, not for {path}")
     else:
-        storage = Directory(path, codec, names, settings.durable, settings.open_many)
+        storage = Directory(path, codec, names, settings.open_many)
         keys = KeysFile(path, codec)
     is_there = storage.exists() if storage.remote else os.path.lexists(os.path.join(path, KEYS))
     if settings.flag in "rw" and not is_there:

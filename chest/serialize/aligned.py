@@ -11,6 +11,7 @@ import os
 import pickle
 import struct
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any, Callable, Optional, Union
 from zlib import crc32
@@ -225,12 +226,16 @@ class Encoded:
             self._overflow(pieces)
 
 
+_seeking = threading.Lock()
+
+
 def _seek_and_read(descriptor: int, size: int, at: int) -> bytes:
-    os.lseek(descriptor, at, os.SEEK_SET)
-    return os.read(descriptor, size)
+    """Where the system cannot read at a place."""
+    with _seeking:
+        os.lseek(descriptor, at, os.SEEK_SET)
+        return os.read(descriptor, size)
 
 
-# Where the system cannot read at a place, a descriptor must be used by one thread at a time.
 pread: Callable[[int, int, int], bytes] = getattr(os, "pread", _seek_and_read)
 _preadv: Any = getattr(os, "preadv", None)
 

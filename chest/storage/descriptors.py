@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from contextlib import suppress
 
 __all__ = ["Descriptor", "after_fork", "close_idle", "make_room"]
 
@@ -66,10 +67,9 @@ class Descriptor:
 
 
 def _most() -> int:
-    try:
+    with suppress(AttributeError, ValueError, OSError):
         return min(max(os.sysconf("SC_OPEN_MAX") // 4, 16), 1024)
-    except (AttributeError, ValueError, OSError):
-        return 128
+    return 128
 
 
 def close_idle() -> bool:

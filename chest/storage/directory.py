@@ -40,21 +40,20 @@ _WAITS = Written(None, 0, 0, None, None)  # stands for a value that is not writt
 class Directory(Generic[K]):
     """The values of one directory, as one handle writes and reads them.  `Storage` says what each method does.
 
-    ``names`` says which names are taken; ``durable`` that what was written survives a loss of power when `write`
-    returns.  File systems that refuse to sync a directory, to set a file's time, or to lock, get what they can.
+    ``names`` says which names are taken.  File systems that refuse to sync a directory, to set a file's time, or to
+    lock, get what they can.
     """
 
     remote = False
 
-    def __init__(self, path: str, codec: Codec, names: Names[K], durable: bool = False,
-                 open_many: Callable[..., Any] | None = None):
+    def __init__(self, path: str, codec: Codec, names: Names[K], open_many: Callable[..., Any] | None = None):
         self.path = path
         self.codec = codec
         self._open_many = open_many
-        self._durable = durable
+        self._durable = codec.durable
         self._tree = Tree(path)
-        self._packs = Packs(self._tree, durable)
-        self._loose = Loose(self._tree, self._packs, names, durable)
+        self._packs = Packs(self._tree, codec.durable)
+        self._loose = Loose(self._tree, self._packs, names, codec.durable)
         self.reserve, self.reclaim, self.compact = self._loose.reserve, self._packs.reclaim, self._packs.compact
         self.committed, self.after_fork = self._packs.committed, self._packs.after_fork
         self.doubtful = False
@@ -225,10 +224,9 @@ class Directory(Generic[K]):
         return record_size(ref) if isinstance(ref, int) else self._tree.size(ref)
 
     def version(self, ref: Ref) -> int | None:
-        try:
+        with suppress(FileNotFoundError, NotADirectoryError):
             return 0 if isinstance(ref, int) else version_of(self._tree.status(ref))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        return None
 
     def file(self, ref: Ref) -> str:
         """The full path of a loose file, or of the pack of a record."""
@@ -263,10 +261,9 @@ class Directory(Generic[K]):
         self._tree.make(self._durable)
 
     def exists(self) -> bool:
-        try:
+        with suppress(FileNotFoundError, NotADirectoryError):
             return stat.S_ISDIR(os.stat(self.path).st_mode)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
+        return False
 
     def drop(self, refs: Iterable[Ref]) -> None:
         """Remove these values, what this handle wrote and no commit names, what dead handles left, and the directory if

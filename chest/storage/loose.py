@@ -53,14 +53,9 @@ class Loose(Generic[K]):
         self.last = 0
 
     @cached_property
-    def renumbers(self) -> bool:
-        """May files of this directory get other inode numbers while they are there?"""
-        return not keeps_inodes(os.stat(self.tree.root).st_dev)
-
-    @cached_property
-    def preallocates(self) -> bool:
-        """Are large files written faster where their room was reserved before?"""
-        return preallocates(os.stat(self.tree.root).st_dev)
+    def device(self) -> int:
+        """The number of the file system, which tells what there is to know of it."""
+        return os.stat(self.tree.root).st_dev
 
     def wanted(self, key: K) -> str:
         """The name reserved for ``key``, or its plain one.  Where neither inode nor time tells two files apart, one
@@ -71,7 +66,7 @@ class Loose(Generic[K]):
         """
         reserved = self.names.reserved.get(key)  # another thread may release it
         name = reserved or self.names.plain(key)
-        if self.renumbers and not reserved:
+        if not (reserved or keeps_inodes(self.device)):
             with suppress(FileNotFoundError):  # then nobody can have loaded anything yet
                 if os.lstat(self.tree.prefix + ".keys").st_mtime_ns % 1_000_000 == 0:
                     return f"{name}~{int.from_bytes(os.urandom(4), 'big')}"
@@ -187,7 +182,7 @@ class NewFile(Generic[K]):
                 loose.place(key, self._make)
             self.inode = os.fstat(self.opened[0]).st_ino
             loose.packs.note(self.inode, self._name)
-            if size >= PREALLOCATED and loose.preallocates:
+            if size >= PREALLOCATED and preallocates(loose.device):
                 try:
                     os.posix_fallocate(self.opened[0], 0, size)
                 except OSError as error:  # such as a full disk: the write says so too
@@ -243,7 +238,7 @@ class NewFile(Generic[K]):
         if loose.durable:
             system.sync_file(fd)
         os.close(self.opened.pop())
-        version = hash((0 if loose.renumbers else self.inode, size, when))  # as `version_of`
+        version = hash((self.inode if keeps_inodes(loose.device) else 0, size, when))  # as `version_of`
         return _new(Written, (self._name, size, version, stamp, None))
 
     def cancel(self) -> None:

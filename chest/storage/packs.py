@@ -79,7 +79,7 @@ class Packs:
         """
         with self._mutex:
             try:
-                own, start = self._writable(self._own, "")
+                own, start = self._writable()
             except OSError as error:
                 system.raise_of_a_signal(error)
                 raise NoPack(error.errno, error.strerror, error.filename) from error
@@ -108,18 +108,19 @@ class Packs:
         """
         with self._mutex:
             try:
-                journal, _ = self._writable(self._journal, JOURNAL)
+                journal, _ = self._writable(JOURNAL)
                 os.write(journal.fd, bytes(f"{inode} {name}\0", "utf-8", "surrogateescape"))
             except OSError as error:
                 system.raise_of_a_signal(error)
                 log("debug", "no journal of %s: %s", self._tree.root, error)
 
-    def _writable(self, file: _File | None, ending: str) -> tuple[_File, int]:
-        """A file to append to, which stays open and locked, and where it ends: ``file``, or a new one where that is
+    def _writable(self, ending: str = "") -> tuple[_File, int]:
+        """The pack, or the journal, which stays open and locked from now on, and where it ends; a new one where that is
         closed, removed, or too long.
 
         Where the file system has no locks it is made all the same; nobody will take its writer for dead then.
         """
+        file = self._journal if ending else self._own
         if file is not None:
             if not file.unnamed:
                 file.needed()

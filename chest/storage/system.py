@@ -8,7 +8,6 @@ import errno
 import os
 import stat
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,6 +15,7 @@ from functools import partial
 from typing import Union
 
 from chest.log import log
+from chest.serialize.aligned import pread
 from chest.storage.descriptors import make_room
 
 __all__ = ["APPEND", "CREATE", "FOLDER", "HOLDS_OPEN", "READ", "ROOT", "UTIME_BY_DESCRIPTOR", "WALKS", "Buffer",
@@ -135,11 +135,10 @@ if sys.platform == "emscripten":  # a browser: this process is alone there, and 
     _held: dict[tuple[int, int] | None, int] = {}  # files, and the descriptors that have their locks until they close
 
     def _file(fd: int) -> tuple[int, int] | None:
-        try:
+        with suppress(OSError):
             status = os.fstat(fd)
-        except OSError:
-            return None
-        return status.st_dev, status.st_ino
+            return status.st_dev, status.st_ino
+        return None
 
     def try_lock(fd: int) -> bool:
         file = _file(fd)
@@ -254,14 +253,3 @@ def write_all(fd: int, pieces: Sequence[Buffer]) -> None:
                     raise OSError(errno.EIO, "the system writes no more, and does not say why")
                 rest = rest[written:]
 
-
-if hasattr(os, "pread"):
-    pread = os.pread
-else:
-    _seeking = threading.Lock()
-
-    def pread(fd: int, length: int, offset: int, /) -> bytes:
-        """``length`` bytes from ``offset`` on, where the system has no such call."""
-        with _seeking:
-            os.lseek(fd, offset, os.SEEK_SET)
-            return os.read(fd, length)

@@ -13,7 +13,7 @@ from chest.storage.directory import Directory
 
 def directory(path, durable=False, **codec):
     """A handle on a directory that is there."""
-    handle = Directory(str(path), Codec(durable=durable, **codec), Names(), durable)
+    handle = Directory(str(path), Codec(durable=durable, **codec), Names())
     handle.make()
     return handle
 
