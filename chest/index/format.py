@@ -26,7 +26,8 @@ from chest.log import log
 if TYPE_CHECKING:
     from chest.serialize.codec import Codec
 
-__all__ = ["KEYS", "Pairs", "Parser", "Refs", "alike", "dumped", "read_anew", "record", "whole_list", "written_by"]
+__all__ = ["KEYS", "Pairs", "Parser", "Refs", "alike", "dumped", "put", "read_anew", "record", "whole_list",
+           "written_by"]
 
 Pairs = list[tuple[Any, Optional[Ref]]]  # a ref of None says that the key was deleted
 Refs = dict[Any, Optional[Ref]]
@@ -134,10 +135,7 @@ class Parser:
         refs = checked(self._unpickled(data[:stop]))
         changes, length = self.changes(data[end:])
         for key, ref in changes:
-            if ref is None:
-                refs.pop(key, None)
-            else:
-                refs[key] = ref
+            put(refs, key, ref)
         return refs, end, end + length
 
     def changes(self, data: bytes) -> tuple[Pairs, int]:
@@ -202,6 +200,14 @@ def checked(found: Any, kinds: Iterable[type] = (str, int)) -> Refs:
     if not set(map(type, refs.values())).issubset(kinds):
         raise LoadError("it does not map keys to files")
     return refs
+
+
+def put(refs: Refs, key: Any, ref: Ref | None) -> None:
+    """``key`` is what a commit says of it: at ``ref``, or not there."""
+    if ref is None:
+        refs.pop(key, None)
+    else:
+        refs[key] = ref
 
 
 def read_anew(pairs: Any) -> Pairs:

@@ -11,7 +11,7 @@ from typing import Any, Callable, Generic, Protocol, TypeVar
 
 from chest.errors import DumpError
 from chest.index.filenames import Names, Ref
-from chest.index.format import Pairs, Refs, dumped
+from chest.index.format import Pairs, Refs, dumped, put
 
 __all__ = ["Index", "Keys"]
 
@@ -157,7 +157,7 @@ class Index(Generic[K]):
         for key, ref in list(found):
             if key in self.inherited:  # stale though the ref may be the same: the parent may have set it in between
                 self._stale[key] = None
-                self._put(key, pending.get(key))
+                put(refs, key, pending.get(key))
                 for held in (self._again, pending, self.inherited):
                     held.pop(key, None)
             before = refs.get(key)
@@ -165,7 +165,7 @@ class Index(Generic[K]):
                 if not same(before, ref):
                     self._stale[key] = None
                 if not whole:
-                    self._put(key, ref)
+                    put(refs, key, ref)
             elif whole and before is not None and (same(before, ref) or (  # our commit of it, which failed, was done
                     uncertain and before in self.fresh and self.version(before) != self.fresh[before])):
                 del pending[key]
@@ -194,13 +194,6 @@ class Index(Generic[K]):
             names.renew()
         self._uncertain = False
         return [key for key in self._stale if key not in pending], whole
-
-    def _put(self, key: K, ref: Ref | None) -> None:
-        """``key`` is what a commit says of it: at ``ref``, or not there."""
-        if ref is None:
-            self.refs.pop(key, None)
-        else:
-            self.refs[key] = ref
 
     # The commit.
 
@@ -282,26 +275,22 @@ class Index(Generic[K]):
         """
         self._uncertain = True
         for key, ref in self.pending.items():
-            self._put(key, ref)
+            put(self.refs, key, ref)
         unnamed = list(self.fresh)
-        self._forget_changes()
+        for held in (self._again, self.pending, self.fresh, self.inherited, self.names.reserved):
+            held.clear()
+        self.names.renew()
         return unnamed
 
     def forget(self) -> list[Ref]:
         """Forget everything, as nothing of it is on disk any more.  Returns all refs that there were.  O(keys)."""
         known = dict.fromkeys(ref for ref in self._all_refs() if ref is not None)
-        self._uncertain = True  # whoever is interrupted here reads all the next time
+        self.rollback()  # whoever is interrupted here reads all the next time
         self.refs.clear()
         self._stale.clear()
-        self._forget_changes()
         self.keys.close()
         self._uncertain = False
         return list(known)
-
-    def _forget_changes(self) -> None:
-        for held in (self._again, self.pending, self.fresh, self.inherited, self.names.reserved):
-            held.clear()
-        self.names.renew()
 
     def rebuild(self, values: Collection[K]) -> None:
         """After an interruption: make all that is derived agree with ``refs`` again, and what is in memory.
@@ -313,7 +302,7 @@ class Index(Generic[K]):
         for key, ref in self._again.items():
             self.pending.setdefault(key, ref)
         for key in [key for key, ref in self.refs.items() if ref is None and key not in values]:
-            self._put(key, None if key in self._again else self.pending.get(key))
+            put(self.refs, key, None if key in self._again else self.pending.get(key))
             if self.pending.get(key) is None:
                 self.pending.pop(key, None)
         for key in self.inherited.keys() - self.pending.keys():
