@@ -147,6 +147,17 @@ class Encoded:
         """The hash of all bytes, of fewer than 64 KiB."""
         return hash(without_mark(self.pieces)) if self.nbytes < LEAST else None
 
+    def whole_stamp(self) -> int | bytes:
+        """The same, and of more bytes a digest; where nothing was passed on."""
+        if self.stamp is not None:
+            return self.stamp
+        import hashlib
+
+        found = hashlib.blake2b(digest_size=16)
+        for piece in self.pieces:
+            found.update(piece)
+        return found.digest()
+
     def note(self, owner: int = 0) -> bytes:
         """What a file has behind the pieces, and a record has not; ``owner`` is the checksum of its key."""
         return make_note(self.nbytes, self._crc, owner, self._arrays, self._count) if self._noted else b""

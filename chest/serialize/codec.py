@@ -197,11 +197,11 @@ class Codec:
         """
         if stamp is None:
             return None
-        if type(stamp) is not int:
-            return compare.map_unchanged(value, stamp)  # type: ignore[arg-type]  # not narrowed by `type() is`
-        if not self._own_dump:
-            return self.encode(value).stamp == stamp
-        return hash(pickle.dumps(value, 5)) == stamp
+        if type(stamp) is int and self._own_dump:
+            return hash(pickle.dumps(value, 5)) == stamp
+        if type(stamp) is int or type(stamp) is bytes:
+            return self.encode(value).whole_stamp() == stamp
+        return compare.map_unchanged(value, stamp)  # type: ignore[arg-type]  # not narrowed by `type() is`
 
     def unchanged_many(self, values: Sequence[object], stamps: Sequence[Stamp]) -> list[bool]:
         """For each of ``values``: is it surely as it was when it was given its stamp?  `unchanged` tells of the others.

@@ -13,8 +13,9 @@ from . import pagemap
 from .aligned import LEAST, Buffer, Encoded, Overflow, fill
 from .pagemap import Map
 
-Stamp = Union[int, Map, None]
-"""What tells whether a value is as its bytes are: the hash of fewer than 64 KiB, the map of an array, or nothing."""
+Stamp = Union[int, bytes, Map, None]
+"""What tells whether a value is as its bytes are: the hash of fewer than 64 KiB, in a store a digest of more, the map
+of an array, or nothing."""
 
 Place = tuple[tuple[int, int], int]  # a file's device and inode, and an offset in it
 Encode = Callable[[object, Overflow], Encoded]

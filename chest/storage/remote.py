@@ -2,13 +2,12 @@
 
 A round trip takes 10 to 100 ms.  So objects are put, got and removed in lists, the small values of a batch share an
 object (a pack), and nothing is asked that can be known: a name ends in a random part, so that nobody picks it twice,
-and in the size; whether a value changed is told by a digest.
+and in the size; whether a value changed is told by a digest of what it serialises to.
 """
 from __future__ import annotations
 
 import base64
 import errno
-import hashlib
 import os
 import re
 from collections import defaultdict
@@ -19,23 +18,21 @@ from zlib import crc32
 from chest.errors import ChestError, DamagedError, raised_by_signal
 from chest.index import KEYS
 from chest.index.filenames import Names, digest, inside
-from chest.serialize.aligned import LEAST, Encoded, stamp_of, without_mark
+from chest.serialize.aligned import Encoded, without_mark
 from chest.serialize.compare import can_change
 from chest.storage.base import CRC, LENGTH, OFFSET, PACK, PACKS, Loaded, Ref, Storage, Written, offset_of, pack_of
 from chest.storage.remote_keys import RemoteKeys
 from chest.storage.store import Range, Store
 
 if TYPE_CHECKING:
-    from chest.serialize.aligned import Buffer
-    from chest.serialize.codec import Codec
+    from chest.serialize.codec import Codec, Stamp
 
 __all__ = ["Remote", "connect"]
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
-Outgoing = tuple[Any, object, Union[Encoded, Exception]]  # a key, its value, and what that serialises to
+Outgoing = tuple[Any, Union[Encoded, Exception]]  # a key, and what its value serialises to
 
-_NOBODY = object()  # the key of a record that is copied
 _OURS = re.compile(r"~[a-z2-7]{12}-([0-9a-f]+)\Z")  # the end of a name: 60 random bits, and the size in bytes
 _ROOM = 220  # bytes of a name's last part that leave room for it: file systems allow 255
 _UNKNOWN = 16 * 2**20  # bytes that an object is taken to have while its size is not known
@@ -72,7 +69,6 @@ class Remote(Generic[K]):
         self.path, self.codec = store.path, codec
         self._store, self._names = store, names
         self._made = False
-        self._digests: dict[Ref, bytes] = {}  # what values dumped to when they were written or loaded
         self._sizes: dict[int, int] = {}  # bytes of the packs that this handle made, or has seen in a listing
         self._new: dict[int, set[Ref]] = {}  # packs of this handle's that no commit named whole, and what is left there
         self.named: set[int] = set()  # packs that a commit named, as far as they were not removed since
@@ -90,13 +86,19 @@ class Remote(Generic[K]):
         """
         done: list[Written] = []
         try:
-            encoded = (_encoded(self.codec, *item) for item in items)
-            for batch in _batches(encoded, lambda one: getattr(one[2], "nbytes", 0)):
+            encoded = ((key, self._encoded(value)) for key, value in items)
+            for batch in _batches(encoded, lambda one: getattr(one[1], "nbytes", 0)):
                 done += self._put(batch, small)
         except BaseException:  # nobody was told of these
             self.remove([one.ref for one in done if one.ref is not None])
             raise
         return done
+
+    def _encoded(self, value: object) -> Encoded | Exception:
+        try:
+            return self.codec.encode(value)
+        except Exception as error:
+            return error
 
     def _put(self, batch: Sequence[Outgoing], small: int) -> list[Written]:
         """Put the objects of a batch, and its small values as a pack; if that fails none of them counts, nor stays."""
@@ -105,37 +107,31 @@ class Remote(Generic[K]):
         pack = int.from_bytes(os.urandom(5), "big")
         records: dict[Ref, bytes] = {}
         end = 0
-        for key, value, encoded in batch:
+        for key, encoded in batch:
             if isinstance(encoded, Exception):
                 done.append(Written(None, 0, 0, None, encoded))
                 continue
-            size, name = encoded.nbytes, self._names.reserved.get(key)
+            name = self._names.reserved.get(key)
             ref: Ref
-            content: Buffer  # without the note
-            if name is None and 0 < size < min(small, 1 << LENGTH):
-                content = b"".join(encoded.pieces)
-                data = without_mark((content,))
+            if name is None and 0 < encoded.nbytes < min(small, 1 << LENGTH):
+                data = without_mark(encoded.pieces)
                 ref = pack << PACK | end << OFFSET | len(data) << LENGTH | crc32(data)
                 records[ref] = data
                 end += len(data)
             else:
                 data = b"".join((*encoded.pieces, encoded.note()))
-                content = memoryview(data)[:size]
                 ref = name or f"{_new_name(self._names, key)}-{len(data):x}"
                 objects[ref] = data
                 self._names.release(key)
-            stamp = stamp_of(bytes(content)) if size < LEAST else None
-            if stamp is None and can_change(value):
-                self._digests[ref] = _digest([content])
-            done.append(Written(ref, len(data), 0, stamp, None))
+            done.append(Written(ref, len(data), 0, encoded.whole_stamp(), None))
         if records:
             objects[pack_of(pack << PACK)] = b"".join(records.values())
-            self._new[pack], self._sizes[pack] = set(records), end
         try:
             if objects:
                 self._store.put(objects)
+            if records:
+                self._new[pack], self._sizes[pack] = set(records), end
         except BaseException as error:
-            self._new.pop(pack, None)
             self._store.remove(list(objects))
             if not isinstance(error, OSError):
                 raise
@@ -170,16 +166,20 @@ class Remote(Generic[K]):
 
     def _get(self, refs: Sequence[Ref]) -> dict[Ref, bytes | Exception]:
         """The verified bytes of each, or an error; records that are near each other in a pack are got as one."""
-        found: dict[Ref, bytes | Exception] = {
-            ref: ChestError(f"the index names {ref!r}, which is none of a chest's own: do not trust this chest")
-            for ref in refs if isinstance(ref, str) and not inside(ref)}
-        groups: list[list[Ref]] = [[ref] for ref in refs if isinstance(ref, str) and ref not in found]
-        for record in sorted(ref for ref in refs if isinstance(ref, int)):
-            last = groups[-1][-1] if groups else ""
-            if isinstance(last, int) and _place(record) - _place(last) - self.size(last) <= _GAP:
-                groups[-1].append(record)
+        found: dict[Ref, bytes | Exception] = {}
+        groups: list[list[Ref]] = []
+        end = -1  # of the last record
+        for ref in sorted(refs, key=_place):
+            if isinstance(ref, str) and not inside(ref):
+                found[ref] = ChestError(
+                    f"the index names {ref!r}, which is none of a chest's own: do not trust this chest")
+                continue
+            place = _place(ref)
+            if 0 < place <= end + _GAP:
+                groups[-1].append(ref)
             else:
-                groups.append([record])
+                groups.append([ref])
+            end = place + _weight(ref) if place else end
         got = self._store.get(list(map(_range, groups))) if groups else []
         for group, data in zip(groups, got):
             for ref in group:
@@ -196,33 +196,25 @@ class Remote(Generic[K]):
     def _loaded(self, ref: Ref, data: bytes | Exception) -> Loaded:
         if isinstance(data, Exception):
             raise data
-        if isinstance(ref, str):
-            value, stamp = self.codec.decode_file(data)
-        else:
-            value, stamp = self.codec.decode(data), stamp_of(data)
+        value = self.codec.decode_file(data)[0] if isinstance(ref, str) else self.codec.decode(data)
+        stamp: Stamp = None
         if can_change(value):
-            try:
-                encoded = self.codec.encode(value)  # need not be the very bytes that it was loaded from
-                if stamp is None or encoded.stamp != stamp:
-                    self._digests[ref] = _digest(encoded.pieces)
-            except Exception as error:
-                if isinstance(error, MemoryError) or raised_by_signal(error):
-                    raise  # else: it cannot be dumped again, so it will count as changed
+            again = self._encoded(value)  # need not be the very bytes that it was loaded from
+            if isinstance(again, Encoded):  # else it cannot be dumped, so it will count as changed
+                stamp = again.whole_stamp()
+            elif isinstance(again, MemoryError) or raised_by_signal(again):
+                raise again
         return Loaded(value, len(data), 0, stamp)
 
     # What is known without asking.
 
-    def same(self, ref: Ref, value: object, version: int | None = None) -> bool:
-        """Is the value as this handle wrote or loaded it?  Digests are compared."""
-        return ref in self._digests and _digest(self.codec.encode(value).pieces) == self._digests[ref]
+    def same(self, ref: Ref, value: object) -> bool:
+        return False  # stamps tell all that can be told without a round trip
 
     def size(self, ref: Ref) -> int:
         """Bytes that the value takes, 0 if it is gone; a round trip for a name that was given away beforehand."""
         size = _told(ref)
-        try:
-            return int(self._store.ask("info", str(ref)).get("size") or 0) if size is None else size
-        except FileNotFoundError:
-            return 0
+        return int(self._store.info(str(ref)).get("size") or 0) if size is None else size
 
     def version(self, ref: Ref) -> int | None:
         return 0
@@ -233,7 +225,6 @@ class Remote(Generic[K]):
         """Remove objects, and packs that no commit named and that hold nothing any more; what cannot go stays."""
         names = []
         for ref in refs:
-            self._digests.pop(ref, None)
             if isinstance(ref, str):
                 names += [ref] if inside(ref) else []
             elif (left := self._new.get(ref >> PACK)) is not None:
@@ -243,14 +234,10 @@ class Remote(Generic[K]):
         if names:
             self._store.remove(names)
 
-    def committing(self, superseded: Iterable[Ref]) -> None:
-        pass  # what a killed process leaves at a store stays there
+    def _nothing(self, *what: object, **more: object) -> None:
+        """What a killed process leaves at a store stays there; and no chest there is a temporary one."""
 
-    def committed(self, plain: bool = False, pending: bool = False) -> None:
-        pass
-
-    def settled(self, plain: bool) -> None:
-        pass
+    committing = committed = settled = clear_away = _nothing
 
     def compact(self, refs: Mapping[K, Ref | None]) -> dict[int, int]:
         """Copy the records of committed packs that hold more than twice what lives in them to a new pack.
@@ -268,9 +255,9 @@ class Remote(Generic[K]):
         moved: dict[int, int] = {}
         for batch in _batches(sorted(ref for pack in worth for ref in living[pack]), _weight):
             found = {int(ref): data for ref, data in self._get(batch).items() if isinstance(data, bytes)}
-            records = [(_NOBODY, None, Encoded.of(data)) for data in found.values()]
+            put = self._put([(object(), Encoded.of(data)) for data in found.values()], 1 << LENGTH)
             # What cannot be put stays where it is, and its pack with it.
-            moved.update((ref, int(one.ref)) for ref, one in zip(found, self._put(records, 1 << LENGTH)) if one.ref)
+            moved.update((ref, int(one.ref)) for ref, one in zip(found, put) if one.ref)
         return moved
 
     def reclaim(self, refs: Collection[Ref]) -> None:
@@ -291,10 +278,7 @@ class Remote(Generic[K]):
 
     def exists(self) -> bool:
         """Is there an index, or did this handle `make` the place?"""
-        try:
-            return self._made or bool(self._store.ask("info", KEYS))
-        except FileNotFoundError:
-            return False
+        return self._made or bool(self._store.info(KEYS))
 
     def drop(self, refs: Iterable[Ref]) -> None:
         """Remove these values, all packs and what is left of indexes, and the folder if that leaves it empty."""
@@ -304,22 +288,12 @@ class Remote(Generic[K]):
         self._store.prune()
         self._made = False
 
-    def clear_away(self) -> None:
-        raise NotImplementedError  # no chest in a store is a temporary one
-
     def close(self) -> None:
         self._store.close()
 
     def after_fork(self) -> None:
         self._new.clear()  # the parent's
         self._store.after_fork()
-
-
-def _encoded(codec: Codec, key: Any, value: object) -> Outgoing:
-    try:
-        return key, value, codec.encode(value)
-    except Exception as error:
-        return key, value, error
 
 
 def _new_name(names: Names[K], key: K) -> str:
@@ -341,6 +315,11 @@ def _weight(ref: Ref) -> int:
     return _told(ref) or _UNKNOWN
 
 
+def _place(ref: Ref) -> int:
+    """Where a record lies, as one number: those of two packs are farther from each other than the longest pack."""
+    return ref >> OFFSET if isinstance(ref, int) else 0
+
+
 def _range(group: Sequence[Ref]) -> Range:
     """What to get for one value, or for records that are near each other."""
     first, last = group[0], group[-1]
@@ -348,18 +327,6 @@ def _range(group: Sequence[Ref]) -> Range:
         return first, None, None
     start = offset_of(first)
     return pack_of(first), start, start + _place(last) - _place(first) + _weight(last)
-
-
-def _place(ref: Ref) -> int:
-    """Where a record lies, as one number: those of two packs are farther from each other than the longest pack."""
-    return ref >> OFFSET if isinstance(ref, int) else 0
-
-
-def _digest(pieces: Iterable[Buffer]) -> bytes:
-    found = hashlib.blake2b(digest_size=16)
-    for piece in pieces:
-        found.update(piece)
-    return found.digest()
 
 
 def _batches(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:

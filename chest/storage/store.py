@@ -14,7 +14,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, thread
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Callable, Optional, TypeVar
+from typing import Any, Callable, Optional, TypeVar, cast
 from urllib.parse import unquote
 
 from chest.errors import raised_by_signal
@@ -234,9 +234,16 @@ class Store:
 
         self.run(piped)
 
+    def info(self, name: str) -> Mapping[str, Any]:
+        """What the store says of an object; nothing of one that is not there."""
+        try:
+            return cast("Mapping[str, Any]", self.ask("info", name))
+        except FileNotFoundError:
+            return {}
+
     def tag(self, name: str) -> str:
         """What tells this version of an object from others; nothing where the store does not say."""
-        return self.ask("info", name).get("ETag") or "" if self._tags else ""
+        return self.info(name).get("ETag") or "" if self._tags else ""
 
     def swap(self, name: str, data: bytes, tag: str | None) -> str:
         """Replace ``name`` in one step, if it is still the version ``tag``, or `None` of it is there, if that is known.
