@@ -39,7 +39,7 @@ AT_FORK = 2.0  # seconds for which a fork waits for another thread that is half-
 
 waiting: deque[Handle] = deque()  # those that nobody refers to any more
 _open: dict[int, weakref.ref[Handle]] = {}
-_watched_process = 0  # where `multiprocessing` is asked to end the handles of its children
+_watched = False  # is `multiprocessing` asked to end the handles of its children, here or where this was forked from?
 _package = __name__.partition(".")[0] + "."
 
 
@@ -51,10 +51,26 @@ def begin(handle: Handle) -> None:
 
 
 def _watch() -> None:
-    """If there is `multiprocessing`, ask it to end the handles of its children."""
+    """If there is `multiprocessing`, let its children, this one included, end their handles by a finaliser.
+
+    A handle that came with the arguments of a child is there before the child forgets all finalisers of its parent;
+    what is to be called after that fork is called after that.
+    """
+    global _watched
     process = sys.modules.get("multiprocessing.process")
-    if process is not None and _watched_process != os.getpid():
-        _watch_process(process.parent_process() is not None)
+    if process is not None and not _watched:
+        from multiprocessing import util
+
+        _watched = True
+        util.register_after_fork(_end_all, _end_with_process)
+        if process.parent_process() is not None:
+            _end_with_process()
+
+
+def _end_with_process(_: object = None) -> None:
+    from multiprocessing import util
+
+    util.Finalize(None, _end_all, exitpriority=100)
 
 
 def let_go(handle: Handle) -> None:
@@ -107,27 +123,6 @@ def _end_all() -> None:
         ends.callback(drain)
 
 
-def _watch_process(child: bool) -> None:
-    """End the handles of a `multiprocessing` child by its own finalisers, and those of its children likewise.
-
-    A handle that came with the arguments of a child is there before the child forgets all finalisers of its parent;
-    what is to be called after that fork is called after that.
-    """
-    global _watched_process
-    from multiprocessing import util
-
-    _watched_process = os.getpid()
-    util.register_after_fork(_watch_process, _end_with_process)
-    if child:
-        _end_with_process()
-
-
-def _end_with_process(_: object = None) -> None:
-    from multiprocessing import util
-
-    util.Finalize(None, _end_all, exitpriority=100)
-
-
 # Forks.
 
 _locked: dict[int, list[Any]] = {}  # by thread, as several may fork at once
@@ -152,7 +147,7 @@ def _after_fork_in_child() -> None:
     locks.after_fork()
     for handle in _handles():
         handle.state.after_fork()
-    if _open and not _watched_process:  # `multiprocessing` may have been imported since they were made
+    if _open:  # `multiprocessing` may have been imported since they were made
         _watch()
 
 
