@@ -41,15 +41,6 @@ class Settings(NamedTuple):
     storage_options: dict[str, Any] | None
 
 
-def is_url(path: str) -> bool:
-    """Is ``path`` for fsspec?  ``s3://bucket/run`` is, and so is ``simplecache::s3://bucket/run``.
-
-    >>> is_url('s3://bucket/run'), is_url('/data/run')
-    (True, False)
-    """
-    return "://" in path
-
-
 def _full_path(path: str | os.PathLike[str] | None) -> str:
     """``path`` as it stands from now on, wherever the process goes; a new temporary directory for `None`."""
     if path is None:
@@ -61,11 +52,13 @@ def _full_path(path: str | os.PathLike[str] | None) -> str:
     path = os.fspath(path)
     if not path:
         raise ValueError("path is empty: name a directory, such as '.', or leave it out for a temporary one")
-    return path if is_url(path) else os.path.abspath(os.path.expanduser(path))
+    return path if "://" in path else os.path.abspath(os.path.expanduser(path))
 
 
 def _warn_of_others(path: str) -> None:
     """A warning, once for each path, where others can put pickles that are about to be run."""
+    if not hasattr(os, "getuid") or sys.platform == "emscripten":  # in a browser there is nobody else
+        return
     status = os.stat(path)
     open_to_all = status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX
     if path not in _warned and (open_to_all or status.st_uid not in (0, os.getuid())):
@@ -94,25 +87,25 @@ def open_parts(asked: str | os.PathLike[str] | None, settings: Settings, availab
     path = _full_path(asked)
     storage: Any
     keys: Any
-    if is_url(path):
+    if "://" in path:  # for fsspec
         from chest.storage import remote
 
         storage, keys = remote.connect(path, settings.storage_options, codec, names)
+        is_there = storage.exists()
     elif settings.storage_options is not None:
         raise ValueError(f"storage_options are for a path that is a URL, such as s3://bucket/run, not for {path}")
     else:
         storage = Directory(path, codec, names, settings.open_many)
         keys = KeysFile(path, codec)
-    is_there = storage.exists() if storage.remote else os.path.lexists(os.path.join(path, KEYS))
+        is_there = os.path.lexists(os.path.join(path, KEYS))
     if settings.flag in "rw" and not is_there:
         raise FileNotFoundError(errno.ENOENT, f"there is no chest (flag={settings.flag!r} makes none)", path)
     if not storage.remote:
         check(path, settings.flag != "r")
+        if is_there and settings.trusted:
+            _warn_of_others(path)
     if settings.flag != "r":
         storage.make()
-    alone = not hasattr(os, "getuid") or sys.platform == "emscripten"  # in a browser there is nobody else
-    if is_there and settings.trusted and not storage.remote and not alone:
-        _warn_of_others(path)
     index: Index[Any] = Index(keys, names)
     looks = settings.writeback and settings.flag != "r"  # a change that cannot be saved is not looked for
     state: State[Any] = State(Cache(HitDensity(), looks), index, storage, available)

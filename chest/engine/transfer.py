@@ -1,7 +1,7 @@
 """What `Chest.update` takes in: another chest's bytes by hard link, and anything else value by value."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -18,27 +18,19 @@ __all__ = ["receive", "receive_chest"]
 
 
 def receive(engine: Engine[Any], other: Any, overwrite: bool, progress: Progress) -> None:
-    """Take every key of ``other``, a mapping or pairs, into ``engine``."""
-    for part in _parts(other, progress):
-        if not overwrite:
-            part = {key: value for key, value in part.items() if not engine.state.known(key)}
-        engine.set_many(part)
+    """Take every key of ``other``, a mapping or pairs, into ``engine``.
 
-
-def _parts(other: Any, progress: Progress) -> Iterator[dict[Any, Any]]:
-    """The pairs in dicts.  What a dict or list holds is in memory anyway, and goes many at a time; of another mapping,
-    or of an iterator, each value may be large and come from afar."""
+    What a dict or list holds is in memory anyway, and goes many at a time; of another mapping, or of an iterator, each
+    value may be large and come from afar.
+    """
+    pairs, total = other, len(other) if hasattr(other, "__len__") else None
     if isinstance(other, dict):
-        other = dict(other)  # as it is now, whatever other threads do to it
-    if isinstance(other, Mapping) or hasattr(other, "keys"):
+        pairs = dict(other).items()  # as it is now, whatever other threads do to it
+    elif isinstance(other, Mapping) or hasattr(other, "keys"):
         keys = list(other.keys())
-        for some in batches(progress(keys, total=len(keys)), TOGETHER if isinstance(other, dict) else 1):
-            yield {key: other[key] for key in some}
-        return
-    total = len(other) if hasattr(other, "__len__") else None
-    pairs: Iterable[Any] = progress(other, total=total)
-    for some in batches(pairs, TOGETHER if total is not None else 1):
-        yield {key: value for key, value in some}  # noqa: C416 - an error for what is no pair
+        pairs, total = ((key, other[key]) for key in keys), len(keys)
+    for some in batches(progress(pairs, total=total), TOGETHER if hasattr(pairs, "__len__") else 1):
+        engine.set_many({key: value for key, value in some if overwrite or not engine.state.known(key)})
 
 
 def receive_chest(engine: Engine[Any], other: Engine[Any], overwrite: bool, progress: Progress) -> None:
