@@ -18,7 +18,6 @@ from chest.index import key_to_filename
 from chest.mapping import DictMethods, unchanging
 from chest.memory.cache import ABSENT, budget
 from chest.memory.sizeof import nbytes
-from chest.pickled import opened_like, reduced
 from chest.stats import Stats
 from chest.storage.base import offset_of, pack_of
 
@@ -195,9 +194,6 @@ class Chest(DictMethods[K, V]):
         else:
             receive(engine, other, overwrite, _wrapper(progress))
         receive(engine, more, overwrite, silent)
-
-    def _another(self, path: str | os.PathLike[str] | None) -> Any:
-        return opened_like(type(self), path, self.available_memory, self._engine.settings._replace(flag="c"))
 
     # Saving.
 
@@ -390,8 +386,6 @@ class Chest(DictMethods[K, V]):
         from chest.cli import notebook
 
         return notebook.table(self)
-
-    __reduce__ = reduced
 
 
 def _wrapper(progress: Any) -> Progress:

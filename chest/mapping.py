@@ -1,17 +1,27 @@
-"""A dict's methods that a `MutableMapping` lacks; its views load values one after another, when asked for."""
+"""A dict's methods that a `MutableMapping` lacks, copies, and what is pickled of a handle.
+
+Views load values one after another, when asked for.  Elsewhere a pickled handle becomes another one on the same path,
+which owns nothing.
+"""
 from __future__ import annotations
 
 import collections.abc
 import errno
 import os
-from abc import abstractmethod
+import pickle
+import sys
 from collections.abc import Hashable, Iterable, Iterator, Mapping, MutableMapping
 from operator import itemgetter
 from threading import get_ident
 from types import MappingProxyType
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from chest.errors import DumpError
 from chest.memory.cache import ABSENT
+from chest.serialize.codec import dumping
+
+if TYPE_CHECKING:
+    from chest.engine.opening import Settings
 
 __all__ = ["DictMethods", "ItemsView", "KeysView", "ValuesView", "unchanging"]
 
@@ -88,12 +98,19 @@ def unchanging(chest: Any, steps: Iterable[T]) -> Iterator[T]:
     return checked()
 
 
+def opened_like(cls: type[Any], path: str | os.PathLike[str] | None, available: float, settings: Settings) -> Any:
+    """A chest at ``path``, or a temporary one, with these settings."""
+    return cls(path=path, available_memory=available, **settings._asdict())
+
+
 class DictMethods(MutableMapping[H, V]):
     """The methods of a dict that need nothing but its other methods."""
 
-    @abstractmethod
+    _engine: Any
+
     def _another(self, path: str | os.PathLike[str] | None) -> Any:
-        """A chest with the same settings, at ``path`` or temporary."""
+        engine = self._engine
+        return opened_like(type(self), path, engine.state.available, engine.settings._replace(flag="c"))
 
     def copy(self: C, path: str | os.PathLike[str] = "") -> C:
         """Another chest with the same settings and values, at ``path`` or temporary, that shares no objects with this.
@@ -163,3 +180,27 @@ class DictMethods(MutableMapping[H, V]):
     def __ior__(self, other: Any) -> Any:
         self.update(other)
         return self
+
+    def __reduce__(self) -> Any:
+        """What `pickle` keeps of a chest: how another handle is opened.
+
+        It is saved first, but not where it is a part of a value that is being saved; there a temporary one is a
+        `DumpError`.  `TypeError` for a setting that cannot be pickled.
+        """
+        engine = self._engine
+        settings = engine.settings
+        if dumping():
+            if engine.temporary:
+                raise DumpError(f"{self} is temporary, and gone with its handle: give a path= to a chest that is part "
+                                f"of a value")
+        elif settings.flag != "r":
+            engine.save(False, False)
+        for name, value in settings._asdict().items():
+            try:
+                pickle.dumps(value)
+            except Exception as error:
+                if "cloudpickle" not in sys.modules:  # which can pickle what pickle cannot
+                    raise TypeError(f"{self} cannot be pickled, as its {name}={value!r} cannot ({error}); use a "
+                                    f"function that stands in a module") from error
+        flag = "w" if engine.temporary else "c" if settings.flag == "n" else settings.flag
+        return opened_like, (type(self), engine.address, engine.state.available, settings._replace(flag=flag))

@@ -19,7 +19,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from chest.cli.text import amount, plural
+from chest.cli import amount, plural
 from chest.core import Chest
 from chest.errors import ChestError
 from chest.memory.cache import budget

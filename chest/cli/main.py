@@ -21,8 +21,8 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 from chest._version import __version__
+from chest.cli import amount, plural
 from chest.cli.inspect import LOST, UNREADABLE, UNTRUSTED, Inspection, refused
-from chest.cli.text import amount, plural
 from chest.errors import ChestError, LoadError, printable, shown
 
 __all__ = ["main"]

@@ -8,7 +8,7 @@ import heapq
 import html
 from typing import TYPE_CHECKING, Any
 
-from chest.cli.text import amount, plural
+from chest.cli import amount, plural
 from chest.errors import printable, shown
 
 if TYPE_CHECKING:

@@ -21,8 +21,7 @@ from chest.index.filenames import Names, digest, inside
 from chest.serialize.aligned import Encoded, without_mark
 from chest.serialize.compare import can_change
 from chest.storage.base import CRC, LENGTH, OFFSET, PACK, PACKS, Loaded, Ref, Storage, Written, offset_of, pack_of
-from chest.storage.remote_keys import RemoteKeys
-from chest.storage.store import Range, Store
+from chest.storage.store import Range, RemoteKeys, Store
 
 if TYPE_CHECKING:
     from chest.serialize.codec import Codec, Stamp

@@ -1,25 +1,33 @@
-"""One URL, by way of fsspec: objects are got, put and removed in lists, and what goes wrong is an `OSError`.
+"""One URL, by way of fsspec: its objects, which are got, put and removed in lists, and the index among them.
 
-An error shows no secret: its text is made anew, and it is not chained to what fsspec raised, whose frames would also
-keep alive whoever called.
+What goes wrong is an `OSError`, which shows no secret: its text is made anew, and it is not chained to what fsspec
+raised, whose frames would also keep alive whoever called.
 """
 from __future__ import annotations
 
 import errno
 import importlib
+import os
 import re
 import secrets
 import sys
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, thread
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Callable, Optional, TypeVar, cast
+from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Callable, Optional, TypeVar, cast
 from urllib.parse import unquote
 
-from chest.errors import raised_by_signal
+from chest.errors import ChestError, raised_by_signal
+from chest.index import KEYS
+from chest.index.format import Pairs, Parser, Refs, whole_list
+from chest.storage.base import PACK
 
-__all__ = ["Range", "Store", "redacted"]
+if TYPE_CHECKING:
+    from chest.serialize.codec import Codec
+
+__all__ = ["Range", "RemoteKeys", "Store", "redacted"]
 
 T = TypeVar("T")
 Range = tuple[str, Optional[int], Optional[int]]  # the name of an object, and from where to where; `None`: all of it
@@ -31,6 +39,8 @@ _NUMBERS = {"FileNotFoundError": errno.ENOENT, "FileExistsError": errno.EEXIST, 
             "ParamValidationError": errno.ENOSYS}
 # User and password (Azure has the container's name there), and all from a query to the end of the link of the chain.
 _SECRET = re.compile(r"(?<=://)(?<!abfs://)(?<!abfss://)(?<!az://)[^/?#]*@|[?#].*?(?=::[\w+.]+://|\Z)", re.DOTALL)
+
+_HEAD = 300  # bytes of an index that hold its header, and so the random mark of the commit
 
 _locks: dict[str, AbstractContextManager[bool]] = {}
 
@@ -90,11 +100,6 @@ class Store:
         self._shared = False
         self._own = threading.RLock()  # whose turn it is with a file system of our own
         self.run(lambda fs: None)
-
-    @property
-    def lock(self) -> AbstractContextManager[bool]:
-        """One thread of this process at a time commits to this URL.  Other processes a store cannot lock out."""
-        return _locks.setdefault(self.url, threading.RLock())  # one step, whatever other threads do
 
     def shown(self, name: str) -> str:
         """The URL of the object ``name`` as it may be shown to anybody."""
@@ -314,3 +319,75 @@ class Store:
         except OSError:
             return False
         return True
+
+
+class RemoteKeys:
+    """``.keys`` in a store, as one handle last read or wrote it; the `Keys` of an index.
+
+    A version is told by its head, where each commit leaves a random mark.  On S3 its tag (ETag) is the condition of the
+    next commit.  Cost: one round trip for each method, two for `read` on S3; `read` and `replace` move O(keys) bytes.
+    """
+
+    def __init__(self, store: Store, codec: Codec, named: set[int]):
+        self.path = store.shown(KEYS)
+        self._store, self._codec, self._parser = store, codec, Parser(store.shown(KEYS), codec)
+        self._named = named  # gets the packs that the index names
+        self._head: bytes | None = None  # of the version that was read, or written; None: there is none
+        self._tag: str | None = None  # of the same
+
+    @property
+    def lock(self) -> AbstractContextManager[bool]:
+        """One thread of this process at a time commits to this URL.  Other processes a store cannot lock out."""
+        return _locks.setdefault(self._store.url, threading.RLock())  # one step, whatever other threads do
+
+    def changed(self) -> bool:
+        """Has anybody committed since we read?"""
+        try:
+            return self._store.read(KEYS, 0, _HEAD) != self._head
+        except FileNotFoundError:
+            return self._head is not None
+
+    def plain(self) -> bool:
+        return self._head is not None
+
+    def read(self) -> tuple[bool, Pairs | Refs]:
+        """``(True, all pairs)``.  `LoadError` for what is no index of ours, `DamagedError` where checksums prove it."""
+        try:
+            tag = self._store.tag(KEYS)  # before: what is read then is no older
+            data = self._store.read(KEYS)
+        except FileNotFoundError:
+            self.close()
+            return True, []
+        with self._parser.explaining():
+            refs, *_ = self._parser.whole(data, partial(self._codec.decode, data))
+        self._named |= {ref >> PACK for ref in refs.values() if isinstance(ref, int)}
+        self._head, self._tag = data[:_HEAD], tag
+        return True, refs
+
+    def append(self, changes: Pairs) -> bool:
+        return False  # nothing can be appended to an object
+
+    def replace(self, pairs: Pairs) -> None:
+        """Commit ``pairs`` as the whole list.
+
+        `ChestError`, and nothing done, if another writer committed since we read; the next commit takes over what that
+        one committed.  Where the store has no conditional puts nobody can tell.
+        """
+        data = whole_list(pairs, os.urandom(16))
+        try:
+            self._tag = self._store.swap(KEYS, data, self._tag)
+        except OSError as error:
+            if not isinstance(error, ConnectionError) and (isinstance(error, FileExistsError) or self.changed()):
+                raise ChestError(
+                    f"another process committed to {self.path} at the same moment: nothing of this commit was saved, "
+                    f"and nothing of the other's was lost. Commit again, and let one process at a time write"
+                ) from error
+            raise
+        self._head = data[:_HEAD]
+
+    def erase(self) -> None:
+        with suppress(FileNotFoundError):
+            self._store.ask("rm_file", KEYS)
+
+    def close(self) -> None:
+        self._head = self._tag = None  # the next look reads anew
