@@ -22,7 +22,7 @@ from chest.index.format import written_by
 from chest.serialize.aligned import read_layout
 from chest.serialize.bounds import Refused
 from chest.storage import system
-from chest.storage.base import CRC, PACKS, Ref, offset_of, pack_of
+from chest.storage.base import CRC, PACKS, Ref, offset_of, pack_of, record_size
 from chest.storage.packs import idle
 from chest.storage.store import Store
 from chest.storage.tree import Tree
@@ -65,7 +65,7 @@ class Inspection:
         self._store = Store(path, {}) if self.url else None
         self._tree = Tree(os.path.abspath(path))
         try:
-            packed, head = unpacked(self._read(KEYS, size=HEAD))
+            packed, head = unpacked(self._read(KEYS, HEAD))
         except FileNotFoundError:
             raise ChestError(f"{path} is not a chest: there is no index {KEYS} in it") from None
         self._settings: dict[str, Any] = {"path": path, "trusted": trusted}
@@ -88,19 +88,16 @@ class Inspection:
             self._tree.open(name, system.READ, opened)
             return open(os.dup(opened[0]), "rb")
 
-    def _read(self, name: str, start: int = 0, size: int = -1) -> bytes:
-        """The bytes there, fewer at the end of the file, all of them for a ``size`` of -1."""
-        if self._store is None:
-            with self._open(name) as file:
-                file.seek(start)
-                return file.read(size)
-        return self._store.read(name) if size < 0 else self._store.read(name, start, start + size)
-
-    def _value(self, ref: Ref, most: int = -1) -> bytes:
+    def _read(self, ref: Ref, most: int = -1) -> bytes:
         """The bytes of a record, or those of a file up to ``most``."""
-        if isinstance(ref, str):
-            return self._read(ref, size=most)
-        return self._read(self.file(ref), offset_of(ref), self.size(ref))
+        start = 0
+        if isinstance(ref, int):
+            start, most = offset_of(ref), record_size(ref)
+        if self._store is not None:
+            return self._store.read(self.file(ref), start, start + most if most >= 0 else None)
+        with self._open(self.file(ref)) as file:
+            file.seek(start)
+            return file.read(most)
 
     def file(self, ref: Ref) -> str:
         """Where a value lies, below the path of the chest."""
@@ -111,7 +108,7 @@ class Inspection:
         size = self.size(ref)
         try:
             if self.url or isinstance(ref, int):
-                return kind(io.BytesIO(self._value(ref, HEAD)), size if size <= HEAD else -1)
+                return kind(io.BytesIO(self._read(ref, HEAD)), size if size <= HEAD else -1)
             with self._open(ref) as file:
                 layout = read_layout(file.fileno(), size) if self._native else None
                 return kind(file, layout.stop if layout else size)
@@ -158,7 +155,7 @@ class Inspection:
     def _damage(self, ref: Ref, owner: int) -> str:
         """What proves that nobody will ever load this value; '' if nothing does, such as an error of its class."""
         try:
-            data = self._value(ref)
+            data = self._read(ref)
             if isinstance(ref, int):
                 return "" if zlib.crc32(data) == ref & CRC else "the checksum of the record differs"
             layout = read_layout(data, len(data), owner) if self._native else None

@@ -1,18 +1,17 @@
 """What `Chest.update` takes in: another chest's bytes by hard link, and anything else value by value."""
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 from chest.engine.committer import Progress
 from chest.engine.engine import Engine
 from chest.engine.loader import TOGETHER
-from chest.engine.state import State
 from chest.errors import ChestError, raised_by_signal
 from chest.index import key_checksum
 from chest.memory.cache import ABSENT
-from chest.storage.base import Ref, batches
+from chest.storage.base import batches
 
 __all__ = ["receive", "receive_chest"]
 
@@ -50,52 +49,36 @@ def receive_chest(engine: Engine[Any], other: Engine[Any], overwrite: bool, prog
     keys = other.alive().state.keys()
     for key in progress(keys, total=len(keys)):
         if overwrite or not engine.state.known(key):
-            if not (linked and _link(engine, other, key, saved)):
-                value = _copied(other, key, saved)
-                if value is not ABSENT:  # one that somebody deleted meanwhile is no loss
-                    engine.set(key, value)
+            _take(engine, other, key, saved, linked)
 
 
-def _place(theirs: State[Any], key: Any, saved: bool) -> tuple[Ref | None, Callable[[], bool]]:
-    """Where the bytes lie of a value as it is now, `None` if nowhere; and whether they are still these, for later."""
-    with theirs.lock:
-        theirs.refresh()
-        ref, newest = theirs.index.refs.get(key), theirs.index.newest_check()
-    return ref if saved or key not in theirs.cache.watch else None, newest
-
-
-def _copied(other: Engine[Any], key: Any, saved: bool) -> Any:
-    """The value as its bytes are, an object of its own; the other chest's object where there are no such bytes."""
-    ref, newest = _place(other.state, key, saved)
-    if ref is not None:
-        try:
-            value = other.state.storage.load(ref, key_checksum(key)).value
-            if newest():  # else the name may be another file's by now
-                return value
-        except Exception as error:  # of the user's load too; below it is told with the key
-            if raised_by_signal(error):
-                raise
-    return other.get(key)
-
-
-def _link(engine: Engine[Any], other: Engine[Any], key: Any, saved: bool) -> bool:
-    """Give ``key`` the bytes of the other chest's value; `False` where that cannot be and a copy has to do."""
+def _take(engine: Engine[Any], other: Engine[Any], key: Any, saved: bool, linked: bool) -> None:
+    """Give ``key`` the bytes of the other chest's value, or a copy made of them; where there are none, its object."""
     theirs, mine = other.state, engine.state
     while True:
-        ref, newest = _place(theirs, key, saved)
-        if ref is None:
-            return False
-        try:
-            with mine.protected():
+        with theirs.lock:
+            theirs.refresh()
+            ref, newest = theirs.index.refs.get(key), theirs.index.newest_check()
+            if ref is None or (not saved and key in theirs.cache.watch):
+                break
+        if linked:
+            with suppress(OSError, ChestError), mine.protected():
                 made = mine.storage.link(key, theirs.storage, ref)
-                if made.ref is None:
-                    return False
-                if newest():
-                    engine.adopt([(key, made, ABSENT)])
-                    return True
-                mine.storage.remove([made.ref])  # the name may have been another file's by then
-        except FileNotFoundError:
+                if made.ref is not None:
+                    if newest():
+                        return engine.adopt([(key, made, ABSENT)])
+                    mine.storage.remove([made.ref])  # the name may have been another file's by then
+                    continue
+        try:
+            value = theirs.storage.load(ref, key_checksum(key)).value
+        except Exception as error:  # of the user's load too
+            if raised_by_signal(error):
+                raise
             if newest():
-                return False
-        except (OSError, ChestError):  # what is wrong with their file, who loads it is told
-            return False
+                break  # what is wrong is told with the key
+        else:
+            if newest():
+                return engine.set(key, value)
+    value = other.get(key)
+    if value is not ABSENT:  # one that somebody deleted meanwhile is no loss
+        engine.set(key, value)
