@@ -136,13 +136,10 @@ class Chest(DictMethods[K, V]):
             """The value of ``key``, or ``default`` if there is none or its file is gone.  Cost: as ``c[key]``."""
             access = self._access
             access.used(key)
-            try:
-                value = access.given[key]
-            except KeyError:
-                pass
-            else:
-                for _ in access.hits:
-                    return value
+            value = access.given.get(key, ABSENT)
+            if value is not ABSENT:
+                next(access.hits)
+                return value
             try:
                 value = self._engine.alive().get(key)
             except KeyError:

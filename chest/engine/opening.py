@@ -91,7 +91,7 @@ def open_parts(asked: str | os.PathLike[str] | None, settings: Settings, availab
         from chest.storage import remote
 
         storage, keys = remote.connect(path, settings.storage_options, codec, names)
-        is_there = storage.exists()
+        is_there = keys.changed()  # as none was read
     elif settings.storage_options is not None:
         raise ValueError(f"storage_options are for a path that is a URL, such as s3://bucket/run, not for {path}")
     else:

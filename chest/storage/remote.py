@@ -67,7 +67,6 @@ class Remote(Generic[K]):
     def __init__(self, store: Store, codec: Codec, names: Names[K]):
         self.path, self.codec = store.path, codec
         self._store, self._names = store, names
-        self._made = False
         self._sizes: dict[int, int] = {}  # bytes of the packs that this handle made, or has seen in a listing
         self._new: dict[int, set[Ref]] = {}  # packs of this handle's that no commit named whole, and what is left there
         self.named: set[int] = set()  # packs that a commit named, as far as they were not removed since
@@ -234,9 +233,9 @@ class Remote(Generic[K]):
             self._store.remove(names)
 
     def _nothing(self, *what: object, **more: object) -> None:
-        """What a killed process leaves at a store stays there; and no chest there is a temporary one."""
+        """There is nothing to make; what a killed process leaves stays there; and no chest there is a temporary one."""
 
-    committing = committed = settled = clear_away = _nothing
+    make = committing = committed = settled = clear_away = _nothing
 
     def compact(self, refs: Mapping[K, Ref | None]) -> dict[int, int]:
         """Copy the records of committed packs that hold more than twice what lives in them to a new pack.
@@ -272,12 +271,8 @@ class Remote(Generic[K]):
 
     # The place as a whole.
 
-    def make(self) -> None:
-        self._made = True  # folders, where there are any, come with what is put there
-
     def exists(self) -> bool:
-        """Is there an index, or did this handle `make` the place?"""
-        return self._made or bool(self._store.info(KEYS))
+        return True  # folders, where there are any, come with what is put there
 
     def drop(self, refs: Iterable[Ref]) -> None:
         """Remove these values, all packs and what is left of indexes, and the folder if that leaves it empty."""
@@ -285,7 +280,6 @@ class Remote(Generic[K]):
         names += [f"{PACKS}/{name}" for name in self._store.listed(PACKS)]
         self._store.remove(names + [ref for ref in refs if isinstance(ref, str) and inside(ref)])
         self._store.prune()
-        self._made = False
 
     def close(self) -> None:
         self._store.close()
