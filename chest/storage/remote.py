@@ -164,31 +164,30 @@ class Remote(Generic[K]):
 
     def _get(self, refs: Sequence[Ref]) -> dict[Ref, bytes | Exception]:
         """The verified bytes of each, or an error; records that are near each other in a pack are got as one."""
-        found: dict[Ref, bytes | Exception] = {}
-        groups: list[list[Ref]] = []
-        end = -1  # of the last record
-        for ref in sorted(refs, key=_place):
-            if isinstance(ref, str) and not inside(ref):
-                found[ref] = ChestError(
-                    f"the index names {ref!r}, which is none of a chest's own: do not trust this chest")
-                continue
-            place = _place(ref)
-            if 0 < place <= end + _GAP:
-                groups[-1].append(ref)
-            else:
-                groups.append([ref])
-            end = place + _weight(ref) if place else end
-        got = self._store.get(list(map(_range, groups))) if groups else []
-        for group, data in zip(groups, got):
-            for ref in group:
-                one, told = data, _told(ref)
-                if isinstance(one, bytes) and told is not None:
-                    if isinstance(ref, int):
-                        start = _place(ref) - _place(group[0])
-                        one = one[start : start + told]
-                    if len(one) != told or (isinstance(ref, int) and crc32(one) != ref & CRC):
-                        one = DamagedError(f"{self.file(ref)} does not hold what was written")
-                found[ref] = one
+        found: dict[Ref, bytes | Exception] = {
+            ref: ChestError(f"the index names {ref!r}, which is none of a chest's own: do not trust this chest")
+            for ref in refs if isinstance(ref, str) and not inside(ref)}
+        names: list[Ref] = [ref for ref in refs if isinstance(ref, str) and ref not in found]
+        wanted: list[Range] = [(str(name), None, None) for name in names]
+        places = [(name, number, 0) for number, name in enumerate(names)]  # in what is wanted, and where there
+        begin = end = 0
+        for record in sorted(ref for ref in refs if isinstance(ref, int)):
+            pack, start = pack_of(record), offset_of(record)
+            if not wanted or wanted[-1][0] != pack or start > end + _GAP:
+                begin = start
+                wanted.append((pack, begin, end))
+            end = start + _weight(record)
+            wanted[-1] = pack, begin, end
+            places.append((record, len(wanted) - 1, start - begin))
+        got = self._store.get(wanted) if wanted else []
+        for ref, number, start in places:
+            one, told = got[number], _told(ref)
+            if isinstance(one, bytes) and told is not None:
+                if isinstance(ref, int):
+                    one = one[start : start + told]
+                if len(one) != told or (isinstance(ref, int) and crc32(one) != ref & CRC):
+                    one = DamagedError(f"{self.file(ref)} does not hold what was written")
+            found[ref] = one
         return found
 
     def _loaded(self, ref: Ref, data: bytes | Exception) -> Loaded:
@@ -306,20 +305,6 @@ def _told(ref: Ref) -> int | None:
 
 def _weight(ref: Ref) -> int:
     return _told(ref) or _UNKNOWN
-
-
-def _place(ref: Ref) -> int:
-    """Where a record lies, as one number: those of two packs are farther from each other than the longest pack."""
-    return ref >> OFFSET if isinstance(ref, int) else 0
-
-
-def _range(group: Sequence[Ref]) -> Range:
-    """What to get for one value, or for records that are near each other."""
-    first, last = group[0], group[-1]
-    if isinstance(first, str):
-        return first, None, None
-    start = offset_of(first)
-    return pack_of(first), start, start + _place(last) - _place(first) + _weight(last)
 
 
 def _batches(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
