@@ -16,21 +16,20 @@ import re
 import sys
 from contextlib import suppress
 from functools import cache
-from operator import add, itemgetter
 from typing import Any
 
 from chest.errors import LoadError
 
-MOST_ALIKE = 1_000  # different numbers of the same hash: 10 ms if all of them are keys of one dict
 _DEEPEST = 200  # tuples in tuples, where they are counted one by one
 # Tuples in tuples that may be hashed: 64 bytes of the C stack each, several times as many without optimisation.
 _MOST_TUPLES = 80_000 if sys.platform == "linux" and not hasattr(sys, "gettotalrefcount") else 10_000
 _MOST_NUMBERS = 10_000  # large integers that may have the same hash, about: 1 s
 # Bytes of which one is looked at: 130,000 tuples, 127 of them expected, are not seen once in 10 ** 11 times.
 _EACH = 1024 if _MOST_TUPLES > 10_000 else 128
+_STRIDE = 8192  # about so far apart are the bytes of one of several samples
 _MEMO = 1 << 22  # an index into the memo that is always allowed: 64 MB
 _SEARCHED = 16_384  # bytes up to which a search takes less time than to look at the first opcodes
-_STEPS, _LONG_STEPS = 5, 64  # runs of opcodes that are looked at for such an index, and up to how many long ones
+_STEPS = 5  # runs of opcodes that are looked at for such an index
 
 _PUT = re.compile(rb"r(?=..(?:[\x40-\xff].|.[\x01-\xff]))", re.DOTALL)  # an index of 2 ** 22 or more
 _PUT_TEXT = re.compile(rb"p(?=[\s+]*[0-9_]{7})")  # the same in text
@@ -43,7 +42,6 @@ _RUN = re.compile(rb"(?:[%s(t\x85-\x87]|%s|%s){0,64}" % (_SINGLE, _ATOM, _OTHER)
 _ROWS = {ord("G"): 9, ord("J"): 5, ord("M"): 3, ord("K"): 2}  # numbers, of which there may be many in a row
 _NUMBERS = re.compile(rb"[\x8a\x8bIL]")  # opcodes of integers of any size
 _TEXT = re.compile(rb"[IL](\s*[+-]?\d\w{16,4000}?)\s*L?\s*\n")
-_SAME = re.compile(b"G+|J+|M+|K+")
 _SIZED = {code: size for size, codes in {1: b"UC\x8a\x8c", 4: b"TXB\x8b", 8: b"\x8d\x8e\x96"}.items() for code in codes}
 _LINES = {ord("c"): 2, ord("i"): 2, **dict.fromkeys(b"FILSVgpP", 1)}
 
@@ -54,6 +52,12 @@ def _with_flat_tuples() -> re.Pattern[bytes]:
     atom = rb"(?:%s|\x8a(?:%s))\x94?" % (_ATOM, b"|".join(_SHORT[9:]))
     return re.compile(rb"(?:%s(?:\x85|%s(?:\x86|%s\x87?)?)?|\((?:(?:%s){4,16}t)?|[%s]|%s){0,64}"
                       % ((atom,) * 4 + (_SINGLE, _OTHER)), re.DOTALL)
+
+
+@cache
+def _strides() -> list[int]:
+    """Primes, so that what stands in regular distances is in a sample as often as anything else."""
+    return [number for number in range(_STRIDE * 3 // 4 + 1, _STRIDE * 5 // 4, 2) if pow(2, number - 1, number) == 1]
 
 
 class Refused(LoadError):
@@ -73,41 +77,31 @@ def check(data: bytes) -> bool:
 
     Cost: 0.1 ns a byte, and up to 20 µs for the first opcodes; 50 ns an opcode where there may be too many tuples.
     """
-    if len(data) > _SEARCHED or (_fills_memo() and _seems_to_fill_memo(data)):
+    if len(data) > _SEARCHED or (_fills_memo() and (_PUT.search(data) or _PUT_TEXT.search(data))):
         at, _ = walk(data, _STEPS)
         if len(data) - at > _MOST_TUPLES and _suspicious(data, at):
             return walk(data, len(data), _with_flat_tuples())[1] <= _MOST_TUPLES
     return True
 
 
-def _seems_to_fill_memo(data: bytes) -> bool:
-    """Is there what may be a huge index into the memo, behind the first run of opcodes?"""
-    return any(put.search(data) and put.search(data, _RUN.match(data).end())  # type: ignore[union-attr]
-               for put in (_PUT, _PUT_TEXT))
-
-
 def _suspicious(data: bytes, begin: int) -> bool:
     """May there be too many tuples?  `Refused` for too many integers of the same hash.
 
-    Both as far as one byte of each `_EACH` from ``begin`` on tells, chosen at random: nobody can hide what is many.
+    Both as far as one byte of `_EACH` from ``begin`` on tells, chosen at random: nobody can hide what is many.
     """
-    begins = range(begin, len(data) - _EACH, _EACH)
-    chosen = memoryview(os.urandom(2 * len(begins))).cast("H")
-    numpy: Any = sys.modules.get("numpy")
-    sample: bytes
-    if numpy is not None:  # the same in a third of the time
-        places: Any = numpy.arange(begins.start, begins.stop, _EACH) + numpy.frombuffer(chosen, "u2") % _EACH
-        sample = numpy.frombuffer(data, "u1")[places].tobytes()
-    else:
-        places = list(map(add, begins, [value % _EACH for value in chosen]))
-        sample = bytes(itemgetter(*places)(data))
-    count, few = sample.count, _MOST_NUMBERS // _EACH // 4
-    found = [_number(data, int(places[one.start()])) for one in _NUMBERS.finditer(sample)]
+    sample, found = b"", []
+    for chosen in memoryview(os.urandom(4 * _STRIDE // _EACH)).cast("I"):
+        first, which = divmod(chosen, len(_strides()))
+        stride = _strides()[which]
+        first = begin + first % stride
+        part = data[first::stride]
+        found += [_number(data, first + one.start() * stride) for one in _NUMBERS.finditer(part)]
+        sample += part
     alike = dict(zip(map(hash, found), found))
-    if sum([alike[hash(number)] != number for number in found]) > few:
+    if sum([alike[hash(number)] != number for number in found]) > _MOST_NUMBERS // _EACH // 4:
         raise Refused("it has too many integers of the same hash")
     # One of more than three takes TUPLE as well as MARK, which also begins what goes into a list or a dict.
-    tuples = count(b"\x85") + count(b"\x86") + count(b"\x87") + min(count(b"("), count(b"t"))
+    tuples = sum(map(sample.count, (b"\x85", b"\x86", b"\x87"))) + min(sample.count(b"("), sample.count(b"t"))
     return tuples * _EACH > _MOST_TUPLES * 3 // 4
 
 
@@ -132,22 +126,20 @@ def _fills_memo() -> bool:
 
 
 def walk(data: bytes, steps: int, run: re.Pattern[bytes] = _RUN) -> tuple[int, int]:
-    """Go through so many runs of opcodes, or on while they are long; returns how far, and how many tuples they make but
-    for those that are in ``run``.
+    """Go through so many runs of opcodes; returns how far, and how many tuples they make but for those in ``run``.
 
     `Refused` for an index into the memo that is too large, and a length that it does not have.
     """
-    at = step = tuples = index = 0
-    largest = max(len(data), _MEMO)
-    while at < len(data) and (step < steps or (step < _LONG_STEPS and at > step << 13)):
-        step += 1
+    at = step = tuples = largest = 0
+    while at < len(data) and step < steps:
         width = _ROWS.get(data[at])
-        if width is not None and data[at : at + 16 * width : width].count(data[at]) == 16:
+        if width is not None:  # to skip a row takes no more time than to look at one opcode
             row = data[at : at + 1000 * width : width]
-            at += width * (1000 if row == row[:1] * 1000 else _SAME.match(row).end())  # type: ignore[union-attr]
+            at += width * (len(row) - len(row.lstrip(row[:1])))
             if data[at : at + 2] == b"e(":  # the next row of the same list
                 at += 2
-                continue
+            continue
+        step += 1
         before, at = at, run.match(data, at).end()  # type: ignore[union-attr]
         code = data[at] if at < len(data) else ord(".")
         if code in _SIZED:
@@ -157,19 +149,19 @@ def walk(data: bytes, steps: int, run: re.Pattern[bytes] = _RUN) -> tuple[int, i
             tuples += 1
             at += 1
         elif code == ord("r"):
-            index = int.from_bytes(data[at + 1 : at + 5], "little")
+            largest = max(largest, int.from_bytes(data[at + 1 : at + 5], "little"))
             at += 5
         elif code in _LINES:
             begin = at + 1
             for _ in range(_LINES[code]):
                 at = data.find(b"\n", at) + 1 or len(data)
-            part = data[begin:at].replace(b"_", b"").strip(b"+ \r\n")
-            if code == ord("p") and part.isdigit():
-                index = int(part[:19])
+            if code == ord("p"):
+                part = data[begin:at].replace(b"_", b"").strip(b"+ \r\n").lstrip(b"0")
+                largest = max(largest, int(part[:19]) if part.isdigit() else 0)
         elif at == before:  # STOP, or nothing that the unpickler takes
             break
-        if at > len(data) or index >= largest:
-            raise Refused("it asks for far more memory than it is long")
+    if at > len(data) or largest >= max(len(data), _MEMO):
+        raise Refused("it asks for far more memory than it is long")
     return at, tuples
 
 

@@ -1,7 +1,7 @@
 """Loading pickles of strangers: what `Chest(path, trusted=False)` uses.
 
-No byte of a pickle chooses code.  Each name in it must be one that `allowed` or `restricted_arrays` has, exactly, and
-stands for a function of chest that checks its arguments, never for the class or function itself.  What may be in a
+No byte of a pickle chooses code.  Each name in it must be one that this module or `restricted_arrays` allows, exactly,
+and stands for a function of chest that checks its arguments, never for the class or function itself.  What may be in a
 pickle, and how much time and memory it can take, stands in docs/security.rst.
 
 An unpickler does more than call: BUILD sets attributes, SETITEM and APPENDS change what they are given.  So what is
@@ -12,19 +12,26 @@ from __future__ import annotations
 
 import copyreg
 import pickle
+import re
 import sys
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable
+from functools import cache, partial
 from importlib import import_module
 from typing import Any, Callable
+from weakref import ref
 
-from .bounds import MOST_ALIKE, Careful, Refused, Source, check, walk
+from .bounds import Careful, Refused, Source, check, walk
 
 HOW = ("open the chest with trusted=True if you trust whoever could write to it, or have it keep such values in a "
        "format that is data, such as parquet, with dump= and load=")
 _PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
-_ALLOWED = "chest.serialize.allowed"
+_CPYTHON = sys.implementation.name == "cpython"  # PyPy's own unpickler crashes at a frame cut short
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, bytearray, range})
+_FACTORIES = frozenset("list dict int set tuple float str bool bytes frozenset deque OrderedDict Counter".split())
+_ZONE = re.compile(r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+){0,3}")
+_RATIO = re.compile(r"[-+]?\d{1,4000}(/\d{1,4000})?")
+_MOST_ALIKE = 1_000  # different numbers of the same hash: 10 ms if all of them are keys of one dict
 
 
 class Load:
@@ -32,12 +39,9 @@ class Load:
 
     def __init__(self, room: int) -> None:
         self.room = room  # bytes
-        self.watched: list[Own] = []  # what must be gone at the end, but for dtypes
+        self.watched: list[ref[Any]] = []  # what must not be in the value
         self.dicts: list[Any] = []  # those that have attributes
-        self.arrays: list[Any] = []  # those that can be written, but not while this is loaded
-        self.texts: list[Any] = []  # arrays of which not all bytes are a value
-        self.disguised: list[tuple[Any, type]] = []  # what is of a class of `allowed`, and the class it is to be of
-        self.later = False  # is there anything that becomes another value at the end?
+        self.last: list[Callable[[], object]] = []  # what is to be done when all is loaded
         self._hashes: dict[int, object] = {}
         self._alike = 0
 
@@ -52,47 +56,46 @@ class Load:
         first = self._hashes.setdefault(hash(value), value)
         if first is not value and first != value and value == value:
             self._alike += 1
-            if self._alike > MOST_ALIKE:
+            if self._alike > _MOST_ALIKE:
                 raise Refused("it has too many numbers of the same hash")
         return value
 
 
 class Own:
-    """What stands in for something until the whole pickle is loaded.  BUILD can do nothing to it."""
+    """What stands in for a value that is made when all else is.  BUILD can do nothing to it."""
 
-    __slots__ = ()
+    __slots__ = ("__weakref__", "load", "make")
     __hash__ = None  # type: ignore[assignment]  # so it is no key, and in no set
+
+    def __init__(self, load: Load, make: Callable[[], Any] | None = None) -> None:
+        self.load, self.make = load, make
+        load.watched.append(ref(self))
 
     def __setstate__(self, state: Any) -> None:
         raise Refused("it gives a state to what has none")
 
     def finish(self, done: dict[int, tuple[Any, Any]]) -> Any:
         """The value itself; ``done`` is for `finish`."""
-        raise NotImplementedError
+        return self.make()  # type: ignore[misc]  # whatever has none has a `finish` of its own
 
 
 class Named(Own):
     """An allowed name."""
 
-    __slots__ = ("load", "name")
+    __slots__ = ("name",)
     __hash__ = object.__hash__  # type: ignore[assignment]
 
     def __init__(self, load: Load, name: tuple[str, str]) -> None:
-        self.load, self.name = load, name
-        load.watched.append(self)
+        super().__init__(load)
+        self.name = name
 
+    def finish(self, done: dict[int, tuple[Any, Any]]) -> Any:
+        """Never."""
+        raise Refused(f"it has {'.'.join(self.name)} itself as a value; {HOW}")
 
-def _references(held: list[Own]) -> list[int]:
-    """How many references there are to each, or -1 where they are not counted."""
-    # Some of them are the interpreter's, as many as it needs for this very code.
-    return [sys.getrefcount(one) for one in held] if hasattr(sys, "getrefcount") else [-1] * len(held)
-
-
-[_USED] = _references([Own()])  # those to what only a list holds
-_CPYTHON = sys.implementation.name == "cpython"  # PyPy's own unpickler crashes at a frame cut short
 
 NAMES: dict[tuple[str, str], Callable[[Load, tuple[str, str]], Any]] = {}
-"""What makes that which stands for a name in one load: `allowed` and `restricted_arrays` fill this."""
+"""What makes that which stands for a name in one load."""
 
 
 class _Rules:
@@ -103,8 +106,8 @@ class _Rules:
     def find_class(self, module: str, name: str) -> Any:
         """Called for each name."""
         asked = _PYTHON_2.get(module, module), name
-        if asked not in NAMES:
-            import_module("chest.serialize.restricted_arrays" if module.startswith("numpy") else _ALLOWED)
+        if asked not in NAMES and module.startswith("numpy"):
+            import_module("chest.serialize.restricted_arrays")
         if asked in NAMES:
             return NAMES[asked](self.made, asked)
         raise Refused(f"it names {ascii(module[:100])[1:-1]}.{ascii(name[:100])[1:-1]}; {HOW}")
@@ -139,29 +142,22 @@ def loads(data: bytes | memoryview, buffers: Iterable[Any] | None = None, whole:
     except MemoryError:
         walk(data, len(data))
         raise
-    del unpickler  # and its memo, so that `watched` is counted right
+    del unpickler  # and its memo, so that what is watched is there only if the value has it
     if whole and source.tell() != len(data):
         raise Refused("something stands behind its end")
     if any(map(vars, made.dicts)):  # which numpy, for one, would take for a description of memory
         raise Refused("it gives attributes to a dict")
-    if made.watched:
-        left = [one for one, used in zip(made.watched, _references(made.watched)) if used > _USED or _USED < 0]
-        for one in left:
-            if _USED >= 0 and isinstance(one, Named):
-                raise Refused(f"it has {'.'.join(one.name)} itself as a value; {HOW}")
-        made.later |= bool(left)
-        made.watched.clear()  # they refer to what has this list
-    if made.later:
+    left = [one for one in [watched() for watched in made.watched] if one is not None]
+    for one in left:
+        if _CPYTHON and isinstance(one, Named):  # elsewhere it may be there still, and `finish` meets it
+            one.finish({})
+    if left:
         try:
             value = finish(value, {})
         except RecursionError as error:
             raise Refused("it is nested too deep") from error
-    for one, real in made.disguised:
-        one.__class__ = real
-    for array in made.texts:
-        import_module("chest.serialize.restricted_arrays").judge(array)
-    for array in made.arrays:
-        array.setflags(True)
+    for act in made.last:
+        act()
     return value
 
 
@@ -177,8 +173,6 @@ def finish(value: Any, done: dict[int, tuple[Any, Any]]) -> Any:
         return done[id(value)][1]
     made = value
     done[id(value)] = value, made
-    if isinstance(value, Named):  # met here where references are not counted
-        raise Refused(f"it has {'.'.join(value.name)} itself as a value; {HOW}")
     if isinstance(value, Own):
         made = value.finish(done)
     elif kind is list or kind is deque:
@@ -196,3 +190,208 @@ def finish(value: Any, done: dict[int, tuple[Any, Any]]) -> Any:
         raise Refused(f"it has the class {value.__name__} itself as a value; {HOW}")
     done[id(value)] = value, made
     return made
+
+
+# What may be named, and what calling it does.
+
+
+def allow(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorates what calling these names does; it is called with what stands for the name, and the arguments.
+
+    So each has a class of its own, as no call is faster than that of a method.
+    """
+
+    def register(call: Callable[..., Any]) -> Callable[..., Any]:
+        kind = type("Named", (Named,), {"__slots__": (), "__call__": call})
+        for name in names:
+            module, _, name = name.rpartition(".")
+            NAMES[module, name] = kind
+        return call
+
+    return register
+
+
+@cache
+def _real(name: tuple[str, str]) -> Any:
+    """The class itself, imported when it is needed."""
+    return getattr(import_module(name[0]), name[1])
+
+
+def only(kind: type, *values: object) -> None:
+    """`Refused` unless all values are of this very type."""
+    for value in values:
+        if type(value) is not kind:
+            raise Refused(f"it has a {type(value).__name__} where a {kind.__name__} belongs")
+
+
+def _small(*numbers: Any) -> None:
+    """`Refused` unless all are integers of a size with which calculating takes no time."""
+    only(int, *numbers)
+    if any(number.bit_length() > 1_000 for number in numbers):
+        raise Refused("it has an integer of more than 1,000 bits where none belongs")
+
+
+@cache
+def _stateless(real: type) -> type:
+    """A class like ``real``, one in Python, whose objects BUILD cannot change: else it would choose their hashes."""
+
+    def refuse(self: Any, state: Any) -> None:
+        raise Refused("it gives a state to what has none")
+
+    return type(real.__name__, (real,), {"__slots__": (), "__setstate__": refuse, "__module__": __name__})
+
+
+def _disguised(load: Load, real: type, *arguments: Any) -> Any:
+    """An object of that class, which becomes one of ``real`` when all is loaded."""
+    made = _stateless(real)(*arguments)
+    load.last.append(partial(object.__setattr__, made, "__class__", real))
+    return made
+
+
+@allow("builtins.object", "builtins.list", "builtins.dict", "builtins.int", "builtins.tuple", "builtins.float",
+       "builtins.str", "builtins.bool", "zoneinfo.ZoneInfo", "numpy.ma.MaskedArray", "numpy.ma.core.MaskedArray")
+def _only_named(self: Named, *arguments: Any) -> Any:
+    raise Refused(f"it calls {'.'.join(self.name)}")
+
+
+@allow("builtins.bytearray", "builtins.bytes", "_codecs.encode")
+def _bytes(self: Named, data: Any = b"", coding: str = "latin1") -> Any:
+    self.load.spend(len(data))
+    if type(data) is str and coding in ("latin1", "latin-1"):
+        data = data.encode("latin1")
+    only(bytes, data)
+    return bytearray(data) if self.name[1] == "bytearray" else data
+
+
+@allow("builtins.set", "builtins.frozenset")
+def _set(self: Named, items: Any) -> Any:
+    if type(items) is not tuple:  # PyPy's set has one
+        only(list, items)
+    self.load.spend(4 * len(items))
+    return _real(self.name)(items)
+
+
+@allow("builtins.complex")
+def _complex(self: Named, *parts: float) -> Any:
+    only(float, *parts)
+    return self.load.distinct(complex(*parts))
+
+
+@allow("builtins.range", "builtins.xrange", "builtins.slice")
+def _range(self: Named, *parts: Any) -> Any:
+    _small(*[part for part in parts if part is not None])
+    if self.name[1] == "slice":
+        return Own(self.load, partial(slice, *parts))  # else SETITEM with a slice could copy a list into itself
+    return range(*parts)
+
+
+@allow("collections.deque")
+def _deque(self: Named, items: Any = (), most: int | None = None) -> deque[Any]:
+    if type(items) not in (tuple, list) or items:
+        raise Refused("it has a deque that is made from another value")
+    return deque(maxlen=most)
+
+
+@allow("collections.OrderedDict", "collections.Counter")
+def _dict(self: Named, *items: Any) -> Any:
+    only(dict, *items)
+    self.load.spend(4 * sum(map(len, items)))
+    made = _real(self.name)(*items)
+    self.load.dicts.append(made)
+    return made
+
+
+@allow("collections.defaultdict")
+def _defaultdict(self: Named, factory: Any = None) -> Any:
+    if factory is not None and not (isinstance(factory, Named) and factory.name[1] in _FACTORIES):
+        raise Refused("it has a defaultdict with a factory of its own")
+    return defaultdict(None if factory is None else _real(factory.name))
+
+
+@allow("datetime.datetime", "datetime.date", "datetime.time", "datetime.timezone")
+def _datetime(self: Named, *arguments: Any) -> Any:
+    made = _real(self.name)(*arguments)
+    # Packed fields are taken over unseen: that of minutes may be 255.
+    return made.replace() if type(arguments[0]) in (bytes, str) else made
+
+
+@allow("datetime.timedelta")
+def _timedelta(self: Named, *arguments: int) -> Any:
+    _small(*arguments)
+    return self.load.distinct(_real(self.name)(*arguments))
+
+
+@allow("builtins.getattr")
+def _getattr(self: Named, owner: Any, name: str) -> Any:
+    if not isinstance(owner, Named) or owner.name[1] != "ZoneInfo" or name != "_unpickle":
+        raise Refused("it asks for an attribute")
+    return NAMES["zoneinfo.ZoneInfo", name](self.load, owner.name)
+
+
+@allow("zoneinfo.ZoneInfo._unpickle")
+def _zone(self: Named, key: str, from_cache: bool = True) -> Any:
+    only(str, key)
+    if len(key) > 100 or _ZONE.fullmatch(key) is None:
+        raise Refused("it has a time zone without a plain name")
+    return _real(("zoneinfo", "ZoneInfo"))(key)
+
+
+@allow("decimal.Decimal")
+def _decimal(self: Named, text: str) -> Any:
+    only(str, text)
+    self.load.spend(len(text))
+    made = _real(self.name)(text)
+    return made if made.is_nan() else self.load.distinct(made)
+
+
+@allow("fractions.Fraction")
+def _fraction(self: Named, number: Any, below: int = 1) -> Any:
+    if type(number) is str and _RATIO.fullmatch(number):
+        above, _, divisor = number.partition("/")
+        number, below = int(above), int(divisor or 1)
+    only(int, number, below)
+    bits = number.bit_length() + below.bit_length()
+    self.load.spend(bits // 8)
+    if bits > 100_000:
+        raise Refused("it has a fraction of more than 100,000 bits")
+    return self.load.distinct(_disguised(self.load, _real(self.name), number, below))
+
+
+@allow(*[f"{module}.{pure}{kind}Path" for module in ("pathlib", "pathlib._local") for pure in ("Pure", "")
+         for kind in ("Posix", "Windows")])
+def _path(self: Named, *parts: str) -> Any:
+    only(str, *parts)
+    self.load.spend(8 * len(parts) + sum(map(len, parts)))
+    return _disguised(self.load, _real(("pathlib", "Pure" + self.name[1].replace("Pure", ""))), *parts)
+
+
+@cache
+def _uuid_class() -> type:
+    import uuid
+
+    class UUID(uuid.UUID):
+        """A class, as NEWOBJ asks for one; what is made of it is of the real class when it has its state."""
+
+        __slots__ = ()
+
+        def __setstate__(self, state: Any) -> None:
+            only(int, state["int"])
+            super().__init__(int=state["int"])
+            object.__setattr__(self, "__class__", uuid.UUID)
+
+    return UUID
+
+
+def _uuid(load: Load, name: tuple[str, str]) -> Any:
+    load.watched.append(ref(_uuid_class()))  # so that the class is seen if it is a value itself
+    return _uuid_class()
+
+
+NAMES["uuid", "UUID"] = _uuid
+
+
+@allow("copyreg._reconstructor")
+def _reconstructor(self: Named, kind: Any, base: Any, value: Any) -> Any:
+    if kind is not _uuid_class() or not isinstance(base, Named) or base.name[1] != "object" or value is not None:
+        raise Refused("it makes an object of a class by copyreg")
+    return object.__new__(kind)

@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 import re
 import sys
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from typing import Any
 
-from .allowed import Later, allow, only
 from .bounds import Refused
-from .restricted import Load, Named, Own, finish
+from .restricted import Load, Named, Own, allow, finish, only
 
 numpy: Any = import_module("numpy")
 
@@ -32,10 +31,11 @@ _SWAPPED = numpy.dtype("u4").newbyteorder()
 class Dtype(Own):
     """A dtype: made at once from its text, and anew from its parts by BUILD."""
 
-    __slots__ = ("depth", "fields", "load", "real")
+    __slots__ = ("depth", "fields", "real")
 
     def __init__(self, load: Load, real: Any) -> None:
-        self.load, self.real, self.fields, self.depth = load, real, 1, 0
+        super().__init__(load)
+        self.real, self.fields, self.depth = real, 1, 0
 
     def __setstate__(self, state: Any) -> None:
         self.load.spend(_FIELD * self.fields)
@@ -87,9 +87,7 @@ class Dtype(Own):
 @allow("numpy.dtype")
 def _dtype(self: Named, text: Any, align: Any = False, copy: Any = False) -> Dtype:
     only(str, text)
-    made = Dtype(self.load, _of_text(text))
-    self.load.watched.append(made)
-    return made
+    return Dtype(self.load, _of_text(text))
 
 
 @lru_cache(1_000)
@@ -120,16 +118,12 @@ def _over(load: Load, memory: Any, dtype: Any, shape: Any, order: str) -> Any:
     if type(dtype) is not Dtype or type(memory) not in _MEMORY or order not in ("C", "F") or dtype.real.hasobject:
         raise Refused("it has an array without a dtype, of pointers, or over what is no memory")
     real = dtype.real
-    if memory and real.itemsize and type(shape) is tuple:  # numpy looks at each axis, and changes one of -1
-        made = numpy.ndarray(shape, real, memory, 0, None, order)
-    else:
-        shape = _shape(shape)
-        made = numpy.empty(shape if 0 in shape or not real.itemsize else 0, real, order)
-    if made.nbytes != len(memory) or made.shape != shape:
+    made = numpy.ndarray(shape, real, memory, 0, None, order)
+    if made.nbytes != len(memory) or made.shape != (shape if type(shape) is tuple else (shape,)):  # of -1 it makes 0
         raise Refused("it has an array that is not as long as its memory")
     if real.kind in "bUV":
         load.spend(dtype.fields)
-        load.texts.append(made)
+        load.last.append(partial(judge, made))
     return made
 
 
@@ -157,7 +151,7 @@ def _from_buffer(self: Named, buffer: Any, dtype: Any, shape: Any, order: str, a
         made = made.transpose(_shape(axes))
     if type(buffer) is bytearray or made.flags.writeable:
         made.setflags(False)
-        self.load.arrays.append(made)
+        self.load.last.append(partial(made.setflags, True))
     return made
 
 
@@ -181,11 +175,9 @@ def _scalar(self: Named, dtype: Any, data: Any = b"") -> Any:
     if real.subdtype is not None:
         raise Refused("it has a number of numpy that is none")
     self.load.spend(len(data))
-    if not real.itemsize and real.names is None and not data:
-        return real.type()
     made = _over(self.load, data, dtype, (), "C")
     if real.kind == "V":
-        return Later(self.load, lambda: made.copy()[()])  # later: SETITEM could write to it
+        return Own(self.load, lambda: made.copy()[()])  # SETITEM could write to it
     judge(made)
     return self.load.distinct(made[()]) if real.kind == "c" else made[()]
 
@@ -193,11 +185,11 @@ def _scalar(self: Named, dtype: Any, data: Any = b"") -> Any:
 class Array(Own):
     """An array that is made empty, and then given its state."""
 
-    __slots__ = ("load", "masked", "state")
+    __slots__ = ("masked", "state")
 
     def __init__(self, load: Load, masked: bool) -> None:
-        load.later = True
-        self.load, self.masked = load, masked
+        super().__init__(load)
+        self.masked = masked
         self.state: Any = None
 
     def __setstate__(self, state: Any) -> None:

@@ -417,7 +417,7 @@ def restricted_modules():
     """What a load may import the first time."""
     import importlib.util
 
-    wanted = "datetime decimal fractions uuid pathlib zoneinfo numpy numpy.ma chest.serialize.allowed chest.serialize.restricted_arrays".split()
+    wanted = "datetime decimal fractions uuid pathlib zoneinfo numpy numpy.ma chest.serialize.restricted_arrays".split()
     for one in wanted:
         try:
             if importlib.util.find_spec(one) and (numpy is not None or "arrays" not in one):
