@@ -160,7 +160,7 @@ class Inspection:
                 return "" if zlib.crc32(data) == ref & CRC else "the checksum of the record differs"
             layout = read_layout(data, len(data), owner) if self._native else None
             if layout:
-                layout.verify()
+                layout.verify(data)
         except FileNotFoundError:
             return "its file is gone"
         except DamagedError as damage:

@@ -13,7 +13,7 @@ import struct
 import sys
 import threading
 from collections.abc import Sequence
-from typing import Any, Callable, Optional, Union
+from typing import Any, Callable, NamedTuple, Optional, Union
 from zlib import crc32
 
 from chest.errors import DamagedError
@@ -28,7 +28,7 @@ _MARK_END = len(MARK)
 _ALIGNMENT = 64
 _GATHERED = 8 * 1024 * 1024  # bytes of opcodes held before they are passed on
 _BLOCK = 1024 * 1024  # bytes copied or read at a time
-_TAIL = 512  # bytes read at the end of a file: the note, and the last opcodes, of few arrays
+_TAIL = 512  # bytes read at the end of a file: the note of few arrays
 _MAGIC = b"\xffchest2\n"
 _NEXT_BUFFER = b"\x97"
 READONLY, CHECKED = 1, 2  # flags of an array
@@ -193,17 +193,19 @@ class Encoded:
                 piece = piece[: -len(header)]
                 gap = make_gap(self.nbytes + len(piece), view.nbytes, readonly)
                 piece, self._payload = piece + gap, (view, len(gap), readonly)
-            size = len(piece)
         else:  # it may be there during this call only, so it is passed on at once, or copied
             whole = data.raw() if isinstance(data, pickle.PickleBuffer) else memoryview(data)
-            size = whole.nbytes
             piece = bytes(whole) if self._overflow is None else whole
-        self.pieces.append(piece)
-        self.nbytes += size
+        self.nbytes += len(piece)
         self._crc = crc32(piece, self._crc)
-        self._gathered += size
-        if self._gathered > _GATHERED or type(piece) is memoryview:
-            self._pass_on()
+        self._add(piece)
+
+    def _add(self, piece: Buffer) -> None:
+        self.pieces.append(piece)
+        self._gathered += len(piece)
+        if self._overflow is not None and (self._gathered > _GATHERED or type(piece) is memoryview):
+            pieces, self.pieces, self._gathered = self.pieces, [], 0
+            self._overflow(pieces)
 
     def put_plain(self, view: memoryview, readonly: bool, template: Template) -> None:
         """Dump a value that is one array, with the opcodes of the template."""
@@ -222,19 +224,11 @@ class Encoded:
             for at in range(0, view.nbytes, _BLOCK):
                 block = bytes(view[at : at + _BLOCK])
                 crc = crc32(block, crc)
-                self.pieces.append(block)
-                self._gathered += len(block)
-                if self._gathered > _GATHERED:
-                    self._pass_on()
+                self._add(block)
         else:
             self.pieces.append(view)
         self._arrays += _ARRAY.pack(begin, view.nbytes, gap, flags, crc)
         self._count += 1
-
-    def _pass_on(self) -> None:
-        if self._overflow is not None:
-            pieces, self.pieces, self._gathered = self.pieces, [], 0
-            self._overflow(pieces)
 
 
 _seeking = threading.Lock()
@@ -265,33 +259,31 @@ def fill(descriptor: int, view: memoryview, at: int) -> None:
         view, at = view[got:], at + got
 
 
-class Layout:
-    """What the note at the end of an open file, or of all that one holds, says: the pickle ends at ``stop``."""
+class Layout(NamedTuple):
+    """What the note of a file says: the pickle ends at ``stop``, and its checksum is ``crc``."""
 
-    def __init__(self, source: Source, arrays: list[Array], stop: int, crc: int, tail: bytes, at: int) -> None:
-        self.arrays, self.stop = arrays, stop
-        self.source, self._crc = source, crc
-        self._tail, self._tail_at = tail, at  # what came with the note, and where it begins
+    arrays: list[Array]
+    stop: int
+    crc: int
 
-    def without_arrays(self) -> bytes:
+    def without_arrays(self, source: Source) -> bytes:
         """The checked pickle, with NEXT_BUFFER for each array, its padding and its header."""
         crc, at, pieces = 0, 0, []
         for begin, size, gap, _, _ in [*self.arrays, (self.stop, 0, 0, 0, 0)]:
-            before = self._tail_at
-            data = _read(self.source, at, begin) if at < before else self._tail[at - before : begin - before]
+            data = _read(source, at, begin)
             crc, at = crc32(data, crc), begin + size
             pieces.append(data[:-gap] if gap else data)
-        if crc != self._crc:
+        if crc != self.crc:
             raise DamagedError("the checksum of the pickle differs")
         return _NEXT_BUFFER.join(pieces)
 
-    def verify(self) -> None:
+    def verify(self, source: Source) -> None:
         """Compare the opcodes, and the arrays that have checksums, with these."""
-        self.without_arrays()
+        self.without_arrays(source)
         for begin, size, _, flags, expected in self.arrays:
             crc = 0
             for at in range(begin, begin + size, _BLOCK) if flags & CHECKED else ():
-                crc = crc32(_read(self.source, at, min(at + _BLOCK, begin + size)), crc)
+                crc = crc32(_read(source, at, min(at + _BLOCK, begin + size)), crc)
             if crc != expected:
                 raise DamagedError("the checksum of an array differs")
 
@@ -307,8 +299,7 @@ def read_layout(source: Source, size: int, owner: int = 0) -> Layout | None:
     `DamagedError` for a file that chest wrote and that does not end with a note that fits, or is that of a key with
     another checksum than ``owner``, if both are known.
     """
-    tail_at = size - _TAIL if size > _TAIL else 0
-    tail = _read(source, tail_at, size)
+    tail = _read(source, max(size - _TAIL, 0), size)
     if tail[-SHORT : 8 - SHORT] != _MAGIC:
         head = _read(source, 0, min(len(MARK), size))
         # A part of the mark; or zeros at the end of zeros or of a pickle, which ends with none.  Of what else begins
@@ -330,4 +321,4 @@ def read_layout(source: Source, size: int, owner: int = 0) -> Layout | None:
         if not at < begin - gap < begin <= begin + nbytes < stop:
             raise DamagedError("the note does not fit the file")
         at = begin + nbytes
-    return Layout(source, arrays, stop, crc, tail[:-length], tail_at)
+    return Layout(arrays, stop, crc)

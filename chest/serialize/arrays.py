@@ -97,15 +97,13 @@ def load(descriptor: int, status: os.stat_result, mode: str | None, trusted: boo
     layout = aligned.read_layout(descriptor, status.st_size, owner)
     if layout is None or (trusted and not layout.arrays and layout.stop > _STREAM):
         if layout is not None:  # else it is a pickle of another program, or of chest 0.2.3
-            layout.verify()
+            layout.verify(descriptor)
         with open(descriptor, "rb", closefd=False) as file:
             file.seek(0)
             return (pickle.load(file) if trusted else loads(file.read(), trusted)), None
     arrays = layout.arrays
     under = _map_file(descriptor, status, mode) if mode is not None and arrays else None
-    if under is not None:
-        layout.source = under
-    opcodes = layout.without_arrays()
+    opcodes = layout.without_arrays(descriptor if under is None else under)
     described = _describe(opcodes, arrays[0][1]) if len(arrays) == 1 and len(opcodes) < _LONGEST else None
     if described is None:
         return loads(opcodes, trusted, lambda: _buffers(descriptor, arrays, under)), under

@@ -140,7 +140,7 @@ class Codec:
         if not data.endswith(aligned.make_note(stop, crc32(content), owner)):  # else it is good, and without arrays
             layout = aligned.read_layout(data, len(data), owner)
             if layout is not None:
-                layout.verify()
+                layout.verify(data)
             content = data if layout is None else data[: layout.stop]
         return arrays.loads(content, self.trusted), stamp_of(content)
 

@@ -263,18 +263,26 @@ def _bytes(self: Named, data: Any = b"", coding: str = "latin1") -> Any:
     return bytearray(data) if self.name[1] == "bytearray" else data
 
 
-@allow("builtins.set", "builtins.frozenset")
-def _set(self: Named, items: Any) -> Any:
-    if type(items) is not tuple:  # PyPy's set has one
-        only(list, items)
+@allow("builtins.set", "builtins.frozenset", "collections.OrderedDict", "collections.Counter")
+def _container(self: Named, items: Any = ()) -> Any:
+    if type(items) not in (list, tuple, dict):
+        raise Refused(f"it has a {self.name[1]} that is made from another value")
     self.load.spend(4 * len(items))
-    return _real(self.name)(items)
+    made = _real(self.name)(items)
+    if isinstance(made, dict):
+        self.load.dicts.append(made)
+    return made
 
 
-@allow("builtins.complex")
-def _complex(self: Named, *parts: float) -> Any:
-    only(float, *parts)
-    return self.load.distinct(complex(*parts))
+@allow("builtins.complex", "datetime.timedelta", "decimal.Decimal")
+def _number(self: Named, *parts: Any) -> Any:
+    for part in parts:
+        if type(part) is str:
+            self.load.spend(len(part))
+        elif type(part) is not float:
+            _small(part)
+    made = _real(self.name)(*parts)
+    return made if self.name[1] == "Decimal" and made.is_nan() else self.load.distinct(made)
 
 
 @allow("builtins.range", "builtins.xrange", "builtins.slice")
@@ -292,15 +300,6 @@ def _deque(self: Named, items: Any = (), most: int | None = None) -> deque[Any]:
     return deque(maxlen=most)
 
 
-@allow("collections.OrderedDict", "collections.Counter")
-def _dict(self: Named, *items: Any) -> Any:
-    only(dict, *items)
-    self.load.spend(4 * sum(map(len, items)))
-    made = _real(self.name)(*items)
-    self.load.dicts.append(made)
-    return made
-
-
 @allow("collections.defaultdict")
 def _defaultdict(self: Named, factory: Any = None) -> Any:
     if factory is not None and not (isinstance(factory, Named) and factory.name[1] in _FACTORIES):
@@ -313,12 +312,6 @@ def _datetime(self: Named, *arguments: Any) -> Any:
     made = _real(self.name)(*arguments)
     # Packed fields are taken over unseen: that of minutes may be 255.
     return made.replace() if type(arguments[0]) in (bytes, str) else made
-
-
-@allow("datetime.timedelta")
-def _timedelta(self: Named, *arguments: int) -> Any:
-    _small(*arguments)
-    return self.load.distinct(_real(self.name)(*arguments))
 
 
 @allow("builtins.getattr")
@@ -334,14 +327,6 @@ def _zone(self: Named, key: str, from_cache: bool = True) -> Any:
     if len(key) > 100 or _ZONE.fullmatch(key) is None:
         raise Refused("it has a time zone without a plain name")
     return _real(("zoneinfo", "ZoneInfo"))(key)
-
-
-@allow("decimal.Decimal")
-def _decimal(self: Named, text: str) -> Any:
-    only(str, text)
-    self.load.spend(len(text))
-    made = _real(self.name)(text)
-    return made if made.is_nan() else self.load.distinct(made)
 
 
 @allow("fractions.Fraction")

@@ -190,7 +190,7 @@ def test_any_flipped_bit_is_noticed(name, tmp_path):
         assert refused_or_right(path, value) == "refused", at
         descriptor = os.open(path, os.O_RDONLY)
         with pytest.raises(DamagedError):
-            read_layout(descriptor, len(torn)).verify()
+            read_layout(descriptor, len(torn)).verify(descriptor)
         os.close(descriptor)
 
 
