@@ -81,51 +81,12 @@ def stamp_of(content: bytes) -> int | None:
     return hash(without_mark((content,))) if len(content) < LEAST else None
 
 
-class _TooLong(Exception):
-    """A value takes more than one write."""
-
-
-class _Piece(list[bytes]):
-    """A file for one write, which is all that a value takes that is not as long as a frame."""
-
-    def write(self, data: bytes) -> None:
-        """Called by the pickler."""
-        if self:
-            raise _TooLong
-        self.append(data)
-
-
-class ShortDump:
-    """Pickles values for records, one after another, with a call of Python each."""
-
-    __slots__ = ("_dump", "_forget", "_piece")
-
-    def __init__(self) -> None:
-        self._piece = _Piece()
-        pickler = pickle.Pickler(self._piece, 5)
-        self._dump, self._forget = pickler.dump, pickler.clear_memo
-
-    def dump(self, value: object) -> bytes:
-        """The pickle of ``value``; no bytes for one that takes 64 KiB or more.  Raises whatever pickling raises."""
-        self._piece.clear()
-        try:
-            self._dump(value)
-            return self._piece[0]
-        except _TooLong:
-            return b""
-        finally:
-            self._forget()
-
-
 class Encoded:
     """What a value serialises to; the pickler writes into it.
 
     ``pieces`` are bytes and the memory of arrays itself, as far as they were not passed on to ``overflow``; ``nbytes``
     is the size of all, without the note.  With ``checked`` arrays have checksums; what is not ``noted`` has no note.
     """
-
-    __slots__ = ("_announced", "_arrays", "_checked", "_count", "_crc", "_gathered", "_noted", "_overflow", "_payload",
-                 "nbytes", "pieces")
 
     def __init__(self, overflow: Overflow = None, checked: bool = False, noted: bool = True) -> None:
         self.pieces: list[Buffer] = []
@@ -136,10 +97,12 @@ class Encoded:
         self._payload: tuple[memoryview, int, bool] | None = None  # one whose bytes come next, with its gap and flag
 
     @classmethod
-    def of(cls, data: bytes) -> Encoded:
-        """These bytes, without a note."""
-        encoded = cls(noted=False)
-        encoded.pieces, encoded.nbytes = [data], len(data)
+    def of(cls, data: bytes, noted: bool = False) -> Encoded:
+        """These bytes without a note; or, ``noted``, what a loose file has for this pickle."""
+        encoded = cls(noted=noted)
+        encoded.pieces = [MARK, memoryview(data)[2:]] if noted else [data]
+        encoded.nbytes = sum(map(len, encoded.pieces))
+        encoded._crc = crc32(encoded.pieces[-1], crc32(MARK)) if noted else 0
         return encoded
 
     @property
@@ -299,7 +262,7 @@ def read_layout(source: Source, size: int, owner: int = 0) -> Layout | None:
     `DamagedError` for a file that chest wrote and that does not end with a note that fits, or is that of a key with
     another checksum than ``owner``, if both are known.
     """
-    tail = _read(source, max(size - _TAIL, 0), size)
+    tail = _read(source, size - _TAIL if size > _TAIL else 0, size)
     if tail[-SHORT : 8 - SHORT] != _MAGIC:
         head = _read(source, 0, min(len(MARK), size))
         # A part of the mark; or zeros at the end of zeros or of a pickle, which ends with none.  Of what else begins

@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, Callable, cast
 from zlib import crc32
 
 from . import aligned, arrays, compare
-from .aligned import LEAST, Encoded, Overflow, ShortDump, stamp_of, without_mark
+from .aligned import LEAST, Encoded, Overflow, stamp_of, without_mark
 from .compare import Stamp
 
 if TYPE_CHECKING:
@@ -117,9 +117,12 @@ class Codec:
             encoded.dump(value)
         return encoded
 
-    def short_dump(self) -> Callable[[object], bytes]:
-        """What makes the bytes of small records, no bytes for what it cannot do: `ShortDump.dump` for chest's own."""
-        return ShortDump().dump if self._own_dump else lambda value: b""
+    def dump_short(self, value: object) -> bytes:
+        """The pickle of ``value`` for a record; no bytes if it has an array of 64 KiB, or the dump is the user's."""
+        try:
+            return pickle.dumps(value, 5, buffer_callback=_in_line) if self._own_dump else b""
+        except _Large:
+            return b""
 
     def _writer(self, raw: Any) -> io.TextIOWrapper | io.BufferedWriter:
         file = _EncodingFile(raw)
@@ -241,6 +244,16 @@ class Codec:
         return self.same(value, content.encode("utf-8") if isinstance(content, str) else content)
 
 
+class _Large(Exception):
+    """A value has an array that is not to be copied."""
+
+
+def _in_line(buffer: pickle.PickleBuffer) -> bool:
+    if buffer.raw().nbytes >= LEAST:
+        raise _Large
+    return True
+
+
 def _open_regular(path: str, flags: int) -> int:
     descriptor = os.open(path, flags | _NO_LINK)
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -274,4 +287,4 @@ class _EncodingFile(io.BufferedWriter):
 
 
 _DUMPS = frozenset(method.__code__ for method in (
-    Codec.encode, Codec.dump_to, Codec.unchanged, Codec.unchanged_many, compare.same_as_loaded, ShortDump.dump))
+    Codec.encode, Codec.dump_short, Codec.dump_to, Codec.unchanged, Codec.unchanged_many, compare.same_as_loaded))

@@ -69,7 +69,6 @@ class Directory(Generic[K]):
         call is left.  Cost beside the codec's: a record 5 calls of C; a loose file 7 system calls.
         """
         codec, native = self.codec, self.codec.native
-        short = codec.short_dump() if small else None
         small = LONGEST if small > LONGEST else small
         new = NewFile(self._loose)
         overflow = new.write if native and small <= LEAST else None  # of what is larger than that
@@ -83,12 +82,11 @@ class Directory(Generic[K]):
                     batch, waiting = [], 0
                 new.key, new.inode = key, 0
                 try:
-                    data = short(value) if short is not None else b""
+                    data = codec.dump_short(value) if small else b""
                     if not data or len(data) >= small:
                         encoded = None
                         if data:
-                            encoded = Encoded()
-                            encoded.write(data)
+                            encoded = Encoded.of(data, noted=True)
                         elif small or native:
                             try:
                                 encoded = codec.encode(value, overflow)
@@ -102,7 +100,7 @@ class Directory(Generic[K]):
                             note = encoded.note(key_checksum(key))
                             size = encoded.nbytes + len(note)
                             new.write([*encoded.pieces, note], size)
-                            done[place] = new.finish(size, encoded.stamp)
+                            done[place] = new.finish(size, stamp_of(data) if data else encoded.stamp)
                             continue
                         data = without_mark(encoded.pieces)
                     batch.append((place, hash(data) if len(data) < LEAST else None, data))

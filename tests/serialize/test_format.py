@@ -14,7 +14,7 @@ from children import python
 
 from chest.errors import DamagedError, LoadError
 from chest.serialize import Codec, dump, load
-from chest.serialize.aligned import read_layout, stamp_of
+from chest.serialize.aligned import Encoded, read_layout, stamp_of
 
 np = pytest.importorskip("numpy")
 
@@ -98,17 +98,23 @@ def test_small_values_come_back_and_their_hash_is_the_same_on_both_ways(value, t
     (tmp_path / "value").write_bytes(record + encoded.note())
     loaded, stamp = from_file(tmp_path / "value", "auto")
     assert pickle.dumps(loaded) == pickle.dumps(value) == pickle.dumps(Codec().decode(record))
-    assert stamp == encoded.stamp == stamp_of(record) == hash(Codec().short_dump()(value)), "of a record too"
+    assert stamp == encoded.stamp == stamp_of(record) == hash(Codec().dump_short(value)), "of a record too"
 
 
-def test_short_values_are_pickled_one_after_another_whatever_becomes_of_one():
-    dumped = Codec().short_dump()
-    for value in SMALL:
-        assert dumped(value) == pickle.dumps(value, 5)
-        assert dumped([value, np.zeros(N), "x" * 100_000]) == dumped(b"x" * 100_000) == b"", "it takes no record"
+def test_values_are_pickled_for_records_without_large_arrays_and_whatever_they_raise():
+    codec = Codec()
+    for value in (*SMALL, list(range(100_000)), b"x" * 100_000):
+        assert codec.dump_short(value) == pickle.dumps(value, 5)
+        assert codec.dump_short([value, np.zeros(N)]) == b"", "it takes no record"
         with pytest.raises((TypeError, pickle.PicklingError, AttributeError)):
-            dumped([value, "of this the next one is not to hear", lambda: 0])
-    assert Codec(dump=pickle.dump).short_dump()([]) == b""
+            codec.dump_short([value, lambda: 0])
+    assert Codec(dump=pickle.dump).dump_short([]) == b""
+
+
+@pytest.mark.parametrize("value", [[], list(range(100_000))], ids=["short", "long"])
+def test_a_pickle_for_a_record_becomes_the_file_that_the_value_has(value):
+    encoded = Encoded.of(Codec().dump_short(value), noted=True)
+    assert b"".join([*encoded.pieces, encoded.note(7)]) == b"".join([*(whole := Codec().encode(value)).pieces, whole.note(7)])
 
 
 @pytest.mark.parametrize("name", ARRAYS)
