@@ -7,6 +7,7 @@ which follows the write of their header.
 """
 from __future__ import annotations
 
+import mmap
 import os
 import pickle
 import struct
@@ -17,8 +18,6 @@ from typing import Any, Callable, NamedTuple, Optional, Union
 from zlib import crc32
 
 from chest.errors import DamagedError
-
-from .pagemap import Map, in_read_only_map
 
 MARK = b"\x80\x05C\x05chest0"
 """The opcodes at the start of each loose file: PROTO 5, then a short bytes object "chest" pushed and popped."""
@@ -37,6 +36,29 @@ _ARRAY = struct.Struct("<QQHHI")
 _END = struct.Struct("<8sQIIII")  # magic, where the pickle ends, number of arrays, CRC-32 of opcodes, key, note
 _OPEN = struct.Struct("<8sQIII")  # the same without the last
 SHORT = _END.size  # bytes of the note of a value without arrays
+
+class Map(mmap.mmap):
+    """A map of one whole file."""
+
+    file: tuple[int, int]
+    """Device and inode, which no other file can have as long as the map lives."""
+    writable: bool
+    look: tuple[object, tuple[int, ...], tuple[int, ...], bool] | None = None
+    """For a file whose value is one array: its dtype, shape, strides and flag, as it was loaded."""
+
+
+def map_under(memory: Any) -> Map | None:
+    """The map at the end of the chain from each view to the object that it is a view of."""
+    while memory is not None and not isinstance(memory, Map):
+        memory = memory.obj if isinstance(memory, memoryview) else getattr(memory, "base", None)
+    return memory
+
+
+def in_read_only_map(memory: Any) -> bool:
+    """Is this a part of a map of mode `'r'`?  Then it is no more read-only than it was before it was saved."""
+    under = map_under(memory)
+    return under is not None and not under.writable
+
 
 Buffer = Union[bytes, memoryview]
 Source = Union[int, bytes, Map]  # a file: its descriptor, all that is in it, or a map of it

@@ -21,9 +21,8 @@ from zlib import crc32
 
 from chest.errors import DamagedError, raised_by_signal
 
-from . import aligned, pagemap
-from .aligned import CHECKED, LEAST, MARK, READONLY, Array, Encoded, Template
-from .pagemap import Map
+from . import aligned, compare
+from .aligned import CHECKED, LEAST, MARK, READONLY, Array, Encoded, Map, Template
 
 _HEAD = MARK + b"cnumpy\nndarray\n(("  # GLOBAL, MARK for the arguments, MARK for the shape
 _DTYPE = b"tcnumpy\ndtype\n\x8c"  # TUPLE, GLOBAL, SHORT_BINUNICODE
@@ -53,7 +52,7 @@ def dump_plain(value: Any, encoded: Encoded) -> bool:
     order = "C" if flags.c_contiguous else "F" if flags.f_contiguous else ""
     if dtype.kind not in "biufcSUMm" or dtype.metadata or not order:
         return False
-    readonly = not flags.writeable and not pagemap.in_read_only_map(value)
+    readonly = not flags.writeable and not aligned.in_read_only_map(value)
     memory = value.view("i8") if dtype.kind in "Mm" else value  # numpy shows the bytes of dates to nobody
     encoded.put_plain(pickle.PickleBuffer(memory).raw(), readonly,
                       _template(dtype.str, value.shape, order, value.nbytes, readonly))
@@ -176,7 +175,7 @@ def loads(
 
 def _map_file(descriptor: int, status: os.stat_result, mode: str) -> Map | None:
     """A map of the whole of an open file, copy-on-write or read-only; `None` where that cannot be or does not pay."""
-    if mode == "auto" and (status.st_size < _MAPPED_FROM or not pagemap.tells() or not is_local(status.st_dev)):
+    if mode == "auto" and (status.st_size < _MAPPED_FROM or not compare.tells() or not is_local(status.st_dev)):
         return None
     if len(_maps) >= _ALWAYS:  # does one more leave descriptors for everything else?
         allowed = -1 if _WITHOUT_DESCRIPTOR or not hasattr(os, "sysconf") else os.sysconf("SC_OPEN_MAX")

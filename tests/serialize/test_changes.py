@@ -9,13 +9,13 @@ import sys
 import pytest
 from children import forked, python
 
-from chest.serialize import Codec, arrays, compare, pagemap
+from chest.serialize import Codec, aligned, arrays, compare
 from chest.serialize.compare import can_change
 
 np = pytest.importorskip("numpy")
 
 N = 100_000  # items of eight bytes: enough to be mapped
-linux = pytest.mark.skipif(not pagemap.tells(), reason="this system does not tell which pages were written")
+linux = pytest.mark.skipif(not compare.tells(), reason="this system does not tell which pages were written")
 posix = pytest.mark.skipif(not hasattr(os, "preadv"), reason="files are not mapped on this system")
 MODES = ("auto", "c", "r", None)
 
@@ -162,14 +162,14 @@ def test_a_page_written_before_a_fork_counts_in_the_child_and_its_own_do_not_in_
 @linux
 def test_a_page_map_of_zeros_is_not_believed(monkeypatch):
     monkeypatch.setattr(os, "pread", lambda descriptor, size, at: bytes(size))
-    assert not pagemap.tells.__wrapped__()
+    assert not compare.tells.__wrapped__()
 
 
 # --- when arrays are mapped -------------------------------------------------------------------------------------------
 
 
 def mapped(value):
-    return pagemap.map_under(value) is not None
+    return aligned.map_under(value) is not None
 
 
 @linux
@@ -178,7 +178,7 @@ def test_auto_maps_what_is_large_local_and_watched_and_copies_all_else(file, mon
     assert mapped(large.load()[0]) and mapped(file({"x": np.zeros(N)}).load()[0]["x"])
     assert not mapped(file(np.zeros(10_000)).load()[0])
     assert mapped(file(np.zeros(10_000), "c").load()[0])
-    for module, name in ((arrays, "is_local"), (pagemap, "tells")):
+    for module, name in ((arrays, "is_local"), (compare, "tells")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, lambda *device: False)
             loaded, stamp = large.load()
