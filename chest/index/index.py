@@ -153,7 +153,9 @@ class Index(Generic[K]):
         refs, pending, names = self.refs, self.pending, self.names
         committed: Refs = found if isinstance(found, dict) else {}
         if whole:
-            found = [(key, committed.get(key)) for key, ref in {**refs, **pending}.items() if committed.get(key) != ref]
+            own = set(self.own()) if uncertain else ()  # these may be committed, and superseded since
+            found = [(key, committed.get(key)) for key, ref in {**refs, **pending}.items()
+                     if key in own or committed.get(key) != ref]
         for key, ref in list(found):
             if key in self.inherited:  # stale though the ref may be the same: the parent may have set it in between
                 self._stale[key] = None
