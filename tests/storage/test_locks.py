@@ -85,46 +85,38 @@ def test_a_directory_that_is_gone_is_an_error_and_the_lock_works_when_it_is_back
         assert not is_free(tmp_path / "there")
 
 
-def test_another_process_waits_and_the_log_says_for_what(tmp_path, monkeypatch, caplog):
+@pytest.fixture
+def looks(monkeypatch):
+    """``looks(n, action)``: call ``action()`` at the ``n``-th look whether the lock is free; what is given counts the looks."""
+    def at(n, action):
+        seen, real = [], system.try_lock
+
+        def try_lock(fd):
+            seen.append(fd)
+            if len(seen) == n:
+                action()
+            return real(fd)
+
+        monkeypatch.setattr(system, "try_lock", try_lock)
+        return seen
+
+    return at
+
+
+def test_another_process_waits_and_the_log_says_for_what(tmp_path, monkeypatch, caplog, looks):
     monkeypatch.setattr(locks, "WARN", 0.0)
-    other = Other(tmp_path)
-    looks = []
-    real = system.try_lock
-
-    def try_lock(fd):
-        looks.append(fd)
-        if len(looks) == 80:
-            other.let_go()
-        return real(fd)
-
-    monkeypatch.setattr(system, "try_lock", try_lock)
+    seen = looks(80, Other(tmp_path).let_go)
     with caplog.at_level(logging.WARNING, "chest"), directory_lock(str(tmp_path)):
-        assert len(looks) >= 80
+        assert len(seen) >= 80
     assert [str(tmp_path) in record.getMessage() for record in caplog.records] == [True]
 
 
-def test_a_process_that_is_killed_while_it_has_the_lock_holds_up_nobody(tmp_path):
+def test_ctrl_c_ends_the_wait_for_another_process_whose_death_frees_the_lock(tmp_path, looks, leaks_nothing):
     other = Other(tmp_path)
-    assert not is_free(tmp_path)
-    os.kill(other.pid, signal.SIGKILL)
-    other.let_go()
-    with directory_lock(str(tmp_path)):
-        pass
-
-
-def test_ctrl_c_ends_the_wait_for_another_process(tmp_path, monkeypatch, leaks_nothing):
-    other = Other(tmp_path)
-    real, looks = system.try_lock, []
-
-    def try_lock(fd):
-        looks.append(fd)
-        if len(looks) == 100:
-            os.kill(os.getpid(), signal.SIGINT)
-        return real(fd)
-
-    monkeypatch.setattr(system, "try_lock", try_lock)
+    looks(100, lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt), directory_lock(str(tmp_path)):
         pytest.fail("two are within")
+    os.kill(other.pid, signal.SIGKILL)
     other.let_go()
     with directory_lock(str(tmp_path)):
         assert not is_free(tmp_path)
@@ -147,28 +139,21 @@ def test_ctrl_c_at_any_line_leaves_the_lock_free_or_to_be_mended(tmp_path, leaks
     assert count > 15
 
 
-def test_a_directory_that_was_dropped_and_made_anew_meanwhile_is_locked_anew(tmp_path, monkeypatch):
+def test_a_directory_that_was_dropped_and_made_anew_meanwhile_is_locked_anew(tmp_path, looks):
     there = tmp_path / "there"
     there.mkdir()
-    real = system.try_lock
-
-    def try_lock(fd):
-        monkeypatch.setattr(system, "try_lock", real)
-        there.rmdir()
-        there.mkdir()
-        return real(fd)
-
-    monkeypatch.setattr(system, "try_lock", try_lock)
+    looks(1, lambda: (there.rmdir(), there.mkdir()))
     with directory_lock(str(there)):
         assert not is_free(there)
 
 
 def test_a_file_system_without_locks_is_a_clear_error(tmp_path, monkeypatch, leaks_nothing):
-    def refused(fd, how):
-        raise OSError(errno.ENOTSUP, "not supported")
+    def flock(fd, how):
+        if how != fcntl.LOCK_UN:
+            raise OSError(errno.ENOTSUP, "not supported")
 
     with monkeypatch.context() as patch:
-        patch.setattr(system.fcntl, "flock", lambda fd, how: None if how == fcntl.LOCK_UN else refused(fd, how))
+        patch.setattr(system.fcntl, "flock", flock)
         with pytest.raises(OSError, match="cannot lock") as caught, directory_lock(str(tmp_path)):
             pass
         assert caught.value.filename == str(tmp_path)
