@@ -17,7 +17,7 @@ from storage.directories import commit, damaged, directory, files, saved, values
 from chest import Chest
 from chest.errors import ChestError, DamagedError
 from chest.storage import system
-from chest.storage.base import CRC, LENGTH, OFFSET, PACK
+from chest.storage.base import CRC, LENGTH, PACK
 
 BIG = bytes(range(256)) * 400
 
@@ -75,19 +75,6 @@ def test_a_reserved_name_is_the_one_that_is_used(handle, tmp_path):
     assert handle.reserve(("a", "b")) == "_a/b"
     done = handle.write([("x", 1), (("a", "b"), 2)], 0)
     assert [one.ref for one in done] == ["x~1", "_a/b"]
-
-
-@pytest.mark.skipif(not hasattr(os, "link"), reason="there are no hard links here")
-def test_a_link_is_a_second_name_of_a_file_or_a_copy_of_a_record(tmp_path):
-    one, other = directory(tmp_path / "one"), directory(tmp_path / "other")
-    loose, packed = saved(one, x=BIG)[0], saved(one, 4096, y=[1])[0]
-    linked, copied = other.link("k", one, loose), other.link(("k", 1), one, packed)
-    assert values(other, [linked.ref, copied.ref]) == [BIG, [1]]
-    assert os.path.samefile(one.file(loose), other.file(linked.ref))
-    assert linked.version == one.version(loose)
-    assert copied.ref & (1 << OFFSET) - 1 == packed & (1 << OFFSET) - 1
-    one.drop([loose, packed])
-    assert values(other, [linked.ref, copied.ref]) == [BIG, [1]]
 
 
 # What a hostile directory holds.
@@ -215,23 +202,16 @@ def test_loose_files_are_loaded_as_they_are_asked_for(handle, monkeypatch):
 # Faults.
 
 
-def test_two_files_of_one_inode_and_size_have_different_versions(handle):
-    seen = set()
+@pytest.mark.parametrize("kept", [1, 100], ids=["exact", "coarse"])
+def test_a_file_has_the_version_that_its_write_told_and_no_other_of_its_name_and_size(handle, monkeypatch, kept):
+    real, seen = os.utime, set()
+    monkeypatch.setattr(os, "utime", lambda fd, ns: real(fd, ns=tuple(t // kept * kept for t in ns)))
     for _ in range(200):
         one, = handle.write([("x", 1)], 0)
         assert one.version == handle.version("x")
         seen.add(one.version)
         handle.remove(["x"])
-    assert len(seen) == 200
-
-
-def test_a_file_system_with_coarse_times_is_found_out(tmp_path, monkeypatch):
-    real = os.utime
-    monkeypatch.setattr(os, "utime", lambda fd, ns: real(fd, ns=tuple(t // 100 * 100 for t in ns)))
-    handle = directory(tmp_path / "c")
-    for key in "abc":
-        one, = handle.write([(key, 1)], 0)
-        assert one.version == handle.version(key)
+    assert kept > 1 or len(seen) == 200
 
 
 @pytest.mark.parametrize("refused", [errno.EACCES, errno.EROFS, errno.EMFILE])
@@ -280,12 +260,9 @@ def test_a_chest_is_dropped_whole_and_others_files_stay(tmp_path):
     uncommitted = saved(other, x=1) + saved(other, 4096, y=2)
     handle.drop(saved(handle, z=3))
     assert values(other, uncommitted) == [1, 2]
-    other.drop(uncommitted)
-    handle.make()
-    refs = saved(handle, x=1) + saved(handle, 4096, y=2)
     (tmp_path / "c" / ".keys~").write_text("left")
     (tmp_path / "c" / "mine").write_text("mine")
-    handle.drop(refs)
+    other.drop(uncommitted)
     assert files(tmp_path / "c") == ["mine"]
     (tmp_path / "c" / "mine").unlink()
     handle.make()
@@ -294,8 +271,7 @@ def test_a_chest_is_dropped_whole_and_others_files_stay(tmp_path):
 
 
 def test_a_drop_tries_all_before_it_raises_and_a_later_commit_removes_what_is_left(handle, tmp_path, monkeypatch):
-    refs = saved(handle, x=1, y=2, z=3)
-    real = os.unlink
+    refs, real = saved(handle, x=1, y=2, z=3), os.unlink
 
     def unlink(path, **more):
         if os.path.basename(path) == "y":
@@ -344,13 +320,18 @@ def test_the_umask_decides_who_may_read(path):
         os.umask(before)
 
 
-def test_a_dump_that_needs_a_real_file_gets_one(tmp_path):
-    def dump(value, file):
-        os.write(file.fileno(), json.dumps(value).encode())
+def dump_by_number(value, file):
+    os.write(file.fileno(), json.dumps(value).encode())
 
-    handle = directory(tmp_path / "c", dump=dump, load=json.load)
+
+@pytest.mark.parametrize("codec, value", [
+    ({"dump": dump_by_number, "load": json.load}, [1, "x"]),  # needs a file of the system
+    ({"load": pickle.load}, list(range(3_000_000))),  # more opcodes than are held before they are passed on
+], ids=["by number", "long"])
+def test_a_dump_of_any_size_that_goes_wherever_it_likes_is_whole(tmp_path, codec, value):
+    handle = directory(tmp_path / "c", **codec)
     for small in (0, 4096):
-        assert values(handle, saved(handle, small, x=[1, small])) == [[1, small]]
+        assert values(handle, saved(handle, small, x=value)) == [value]
 
 
 def test_values_between_the_picklers_blocks_and_a_large_limit_are_records(handle):
@@ -358,13 +339,6 @@ def test_values_between_the_picklers_blocks_and_a_large_limit_are_records(handle
     ref, loose = saved(handle, 1 << 20, x=big, y=[*big, "v" * 999_000])
     assert type(ref) is int and type(loose) is str
     assert values(handle, [ref, loose]) == [big, [*big, "v" * 999_000]]
-
-
-def test_large_values_of_the_default_dump_are_whole_where_load_is_the_user_s(tmp_path):
-    value = list(range(3_000_000))  # more opcodes than are held before they are passed on
-    handle = directory(tmp_path / "c", load=pickle.load)
-    for small in (0, 4096):
-        assert values(handle, saved(handle, small, x=value)) == [value]
 
 
 def test_a_durable_chest_may_lie_behind_a_link(tmp_path):
