@@ -9,7 +9,6 @@ import pytest
 from children import forked, python
 from storage.directories import commit, directory, files, saved, values
 
-from chest import Chest
 from chest.storage import locks, packs, system
 from chest.storage.base import PACK
 from chest.storage.locks import directory_lock
