@@ -93,21 +93,16 @@ def test_a_key_of_bytes_has_its_name_where_python_makes_no_text_of_bytes():
 
 @pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
 def test_an_error_that_is_not_the_keys_own_comes_out(error):
-    class Key(Silent):
-        def __repr__(self):
-            raise error
-
     with pytest.raises(error):
-        key_to_filename(Key(1))
+        key_to_filename(type("Key", (), {"__repr__": lambda self: (_ for _ in ()).throw(error)})())
 
 
-@pytest.mark.parametrize("name", ["", "/x", "../x", "a/../x", ".keys", ".packs/1", "a/.b", "a//b", "x/", "x\0", None, 3])
-def test_a_name_that_would_lead_outside_is_no_name(name):
-    assert not inside(name)
+OUTSIDE = ["", "/x", "../x", "a/../x", ".keys", ".packs/1", "a/.b", "a//b", "x/", "x\0", None, 3]
 
 
-@pytest.mark.parametrize("name", ["/etc/passwd", "../up", ".keys", ".packs", "", "a" * 256, "deep/" * 300 + "x", None, "nul"])
-def test_an_unusable_name_from_the_users_function_is_replaced_by_the_md5(name):
+@pytest.mark.parametrize("name", [*OUTSIDE, "a" * 256, "deep/" * 300 + "x", "nul"])
+def test_a_name_that_leads_outside_or_is_unusable_is_replaced_by_the_md5(name):
+    assert inside(name) == (name not in OUTSIDE)
     assert Names(lambda key: name).plain("x") == md5("x")
 
 
@@ -116,8 +111,6 @@ def free(*used, folders=()):
 
 
 @pytest.mark.parametrize(("key", "usable", "name"), [
-    ("x", free(), "x"),
-    ("x", free("x"), "x~1"),
     ("x", free("x", "x~1"), "x~2"),
     (("a", "b"), free(), "_a/b"),
     (("a", "b"), free("_a"), "_a~1/b"),
