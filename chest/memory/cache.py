@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from chest.memory.access import Access
-from chest.memory.changes import CONTAINERS, COUNTED, held_parts, referenced, viewed
+from chest.memory.changes import CONTAINERS, COUNTED, held_parts, owner, referenced
 from chest.memory.hit_density import HitDensity
 from chest.memory.sizeof import nbytes
 from chest.serialize.compare import can_change
@@ -235,17 +235,16 @@ class Cache(Generic[K]):
 
     def leave(self, key: K, value: Any, saved: Saved) -> None:
         """Remember a value outside of memory for as long as somebody else refers to it."""
+        base: Any = None if type(value) in _WITHOUT else owner(value)
         try:
-            reference = None if type(value) in _WITHOUT else _Reference(value, self._died)
+            reference = None if base is None else _Reference(base, self._died)
         except TypeError:
             reference = None
         if reference is None:
             if COUNTED and can_change(value):
                 self.keep(key, value, saved)
             return
-        base = viewed(value)
-        if base is not None and base.flags.forc and not value.dtype.hasobject:
-            reference = _Reference(base, self._died)
+        if base is not value:
             begin = value.__array_interface__["data"][0] - base.__array_interface__["data"][0]
             reference.layout = value.shape, value.dtype, begin, value.strides, value.flags.writeable
             reference.view = weakref.ref(value)

@@ -25,6 +25,7 @@ from chest.memory.changes import COUNTED
 
 try:
     import numpy
+    from numpy.lib.stride_tricks import sliding_window_view as windows
 except ImportError:
     numpy = None
 
@@ -167,6 +168,12 @@ PLACES = {
     "chain": held_by(lambda value: itertools.chain(itertools.repeat(value)), next),
 }
 
+def below_array(value):
+    """What was given to numpy to make the array over; the array itself once it was loaded."""
+    below = getattr(value.base, "obj", getattr(value.base, "base", None))
+    return value.ravel() if below is None or type(below).__module__.startswith("chest") else below
+
+
 #: What is made, a part or view of it, and how that is changed.
 VIEWS = {
     "part of a list": (lambda: [[0]], lambda value: value[0], list.append),
@@ -187,6 +194,10 @@ if numpy is not None:
         "flat": (lambda: numpy.zeros((3, 4)), lambda value: value.flat, put_first),
         "memory of an array": (lambda: numpy.zeros(20_000), memoryview, put_first),
         "array of a list": (lambda: [numpy.zeros(20_000)], lambda value: value[0], put_first),
+        "array below another class": (lambda: numpy.zeros(20_000).view(numpy.recarray), numpy.asarray, put_first),
+        "data of a masked array": (lambda: numpy.ma.MaskedArray(numpy.zeros(20_000)), lambda value: value.data, put_first),
+        "buffer below an array": (lambda: numpy.frombuffer(bytearray(160_000), "u1"), below_array, put_first),
+        "array below windows": (lambda: windows(numpy.zeros(300), 90, writeable=True), below_array, put_first),
     }
 
 
