@@ -140,9 +140,12 @@ class Engine(Generic[K]):
         state = self.alive().state
         with state.lock:
             state.refresh()
-            for key in reversed(state.index.refs):
-                return key
-        raise KeyError("popitem(): chest is empty")
+            refs = state.index.refs
+            if not refs:
+                raise KeyError("popitem(): chest is empty")
+            with state.section:  # `reversed` passes all keys again that were removed from the end before
+                refs.update([last := refs.popitem()])
+        return last[0]
 
     def clear(self) -> None:
         """Remove all keys.  What is saved stays on disk until the next commit."""
