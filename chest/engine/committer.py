@@ -138,9 +138,6 @@ class Committer(Generic[K]):
             moved = state.storage.compact(refs)
         orphans, left_out = self._commit(plain, moved)
         state.storage.remove(orphans)
-        with state.lock:
-            if not self.is_pending():
-                state.storage.settled(plain)
         log("debug", "committed %s; keys: %d", state.storage.path, len(state.index.refs))
         return left_out
 
@@ -160,10 +157,10 @@ class Committer(Generic[K]):
                 raise explain_os(error, "commit the index", state.storage.file(KEYS),
                                  "; nothing is lost in memory, and what was committed before is untouched") from error
             if plain:
-                if state.storage.doubtful and not pending:  # what the journal lists is reclaimed as a dead writer's
+                if not pending:
                     state.storage.remove(done[0])
-                    done[0].clear()  # now, as the names may be others' files behind this
-                    state.storage.settled(plain)
+                    done[0].clear()  # behind `reclaim` the names may be others' files
+                    state.index.untidy = False
                 state.storage.reclaim(state.index.committed_refs())
         return done
 
@@ -181,15 +178,12 @@ class Committer(Generic[K]):
             with state.section:
                 gone = state.cache.clear()  # first: what the index has of a value that is nowhere is not taken for one
                 unnamed = state.index.rollback()
-                writes = self.is_pending()
+                state.index.untidy = True
                 state.flights.clear()
                 state.count_change()
                 state.landed.notify_all()
         del gone
         state.storage.remove(unnamed)
-        with state.lock:
-            if not (writes or self.is_pending()):
-                state.storage.settled(False)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

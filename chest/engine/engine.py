@@ -251,8 +251,8 @@ class Engine(Generic[K]):
                     state.storage.clear_away()
         elif not self._forgets_all() and not self._is_gone():
             self.committer.save(bool(self.unsaved()), True, progress)
-            if state.index.appended:
-                self.committer.commit(True)  # what others read is one plain list again
+            if state.index.untidy:
+                self.committer.commit(True)
         with state.lock:
             if not self.committer.is_pending():  # else other threads' files would be taken for a dead writer's
                 state.close()
@@ -263,7 +263,7 @@ class Engine(Generic[K]):
         with state.lock:
             state.mend()
             if self.settings.flag != "r" and (
-                    self.unsaved() or cache.watch or cache.left or index.inherited or index.appended):
+                    self.unsaved() or cache.watch or cache.left or index.inherited or index.untidy):
                 return False
             state.forget()
             return True

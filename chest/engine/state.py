@@ -135,7 +135,7 @@ class State(Generic[K]):
         """
         if self.torn and not self._in_a_section():
             log("debug", "an operation was interrupted; what is derived is made anew")
-            self.storage.doubtful = True
+            self.index.untidy = True
             if self.section.depth and self.section.collects:
                 gc.enable()
             self.section = _Section(self)
@@ -279,7 +279,7 @@ class State(Generic[K]):
     def check_landed(self, flight: Flight, error: BaseException) -> None:
         """An error comes through: was what had to be done behind the flight done?"""
         if not _is_answer(error):
-            self.storage.doubtful = True
+            self.index.untidy = True
         if any(other is flight for other in list(self.flights.values())):
             self.torn = True
 

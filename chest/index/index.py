@@ -42,7 +42,7 @@ class Index(Generic[K]):
     - ``fresh``: this handle's refs that no commit names and that are to be removed one by one, with the versions of
       their files; and what its last commit superseded, until it is known that that was done.
     - ``inherited``: keys that were pending before a fork, with the versions of their files: the parent commits them.
-    - ``appended``: did this handle's last commit leave a list with changes behind it?
+    - ``untidy``: a plain commit has something to do: changes stand behind the list, or files that no key names.
     """
 
     def __init__(self, keys: Keys, names: Names[K]):
@@ -53,7 +53,7 @@ class Index(Generic[K]):
         self.pending: dict[K, Ref | None] = {}
         self.fresh: dict[Ref, int] = {}
         self.inherited: dict[K, int | None] = {}
-        self.appended = False
+        self.untidy = False
         self.version: Callable[[Ref], int | None] = lambda ref: self.fresh.get(ref)  # as `Storage.version`
         self.committing: Callable[[list[Ref]], object] = len  # as `Storage.committing`
         self.removes_records = True  # one by one, as a store does; a directory leaves them to the end of their pack
@@ -243,9 +243,10 @@ class Index(Generic[K]):
         self._reads += 1
         try:
             gone = [(key, None) for key in done if key in self._again or key not in refs]  # first: it moves to the end
-            self.appended = not (plain or moved) and self.keys.append(
+            appended = not (plain or moved) and self.keys.append(
                 [*gone, *((key, refs[key]) for key in done if key in refs)])
-            if not self.appended:
+            self.untidy = self.untidy or appended
+            if not appended:
                 waiting = pending.copy()  # of these it says what was committed before
                 for key in done:
                     del waiting[key]
@@ -315,7 +316,7 @@ class Index(Generic[K]):
         """In the child: what is pending is the parent's to commit, and what is fresh the parent's to remove."""
         fresh: dict[Any, int] = self.fresh
         self.inherited = {key: self.inherited.get(key, fresh.get(self.refs.get(key))) for key in self.pending}
-        self.fresh, self.appended = {}, False
+        self.fresh, self.untidy = {}, False
 
 
 def same(before: Ref | None, now: Ref | None) -> bool:

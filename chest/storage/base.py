@@ -80,7 +80,6 @@ class Storage(Protocol[K]):
     path: str
     remote: bool
     codec: Codec
-    doubtful: bool  # was a write or a removal cut off, so that there may be files that nobody knows of?
 
     def write(self, items: Sequence[tuple[K, object]], small: int) -> list[Written]:
         """Write each value to new bytes; those that serialise to fewer than ``small`` bytes into packs."""
@@ -102,12 +101,11 @@ class Storage(Protocol[K]):
         """The commit that follows names these no more: who finds this process dead then removes them in its stead."""
     def committed(self, plain: bool = False, pending: bool = False) -> None:
         """A commit, ``plain`` if of all keys, names what was written so far, but for what is ``pending``."""
-    def settled(self, plain: bool) -> None:
-        """What the commit superseded is removed by now, and nothing is pending."""
     def compact(self, refs: Mapping[K, Ref | None]) -> dict[int, int]:
         """Copy records out of packs that hold little else than garbage.  Returns old and new ref of each."""
     def reclaim(self, refs: Collection[Ref]) -> None:
-        """Remove what dead writers left; the caller has the directory's lock, ``refs`` are all that are committed."""
+        """Remove what no commit names and no living writer has made just now; the caller has the directory's lock,
+        ``refs`` are all that are committed."""
     def reserve(self, key: K) -> str:
         """The name that the next file of ``key`` will have, as far as anyone can tell now; kept for the key."""
     def file(self, ref: Ref) -> str:

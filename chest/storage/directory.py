@@ -56,7 +56,6 @@ class Directory(Generic[K]):
         self._loose = Loose(self._tree, self._packs, names, codec.durable)
         self.reserve, self.reclaim, self.compact = self._loose.reserve, self._packs.reclaim, self._packs.compact
         self.committed, self.after_fork = self._packs.committed, self._packs.after_fork
-        self.doubtful = False
         self._left = False  # was it dropped?
 
     # Out.
@@ -236,22 +235,13 @@ class Directory(Generic[K]):
         """A file that the system does not let go, as Windows one that is open or mapped, stays, and nothing names it.
         The journal lists it, for the next plain commit."""
         for name in _names(refs):
-            try:
+            with system.tolerated("warning", "%s, which no index names, stays: %s", self.file(name)):
                 self._tree.unlink(name)
-            except BaseException as error:
-                self.doubtful = True
-                if not isinstance(error, OSError) or error.errno is None:
-                    raise
-                log("warning", "%s, which no index names, stays: %s", self.file(name), error)
 
     def committing(self, superseded: Iterable[Ref]) -> None:
         for name in _names(superseded):
             with system.tolerated():
                 self._packs.note(self._tree.status(name).st_ino, name)
-
-    def settled(self, plain: bool) -> None:
-        doubtful, self.doubtful = self.doubtful, False
-        self._packs.settled(plain, doubtful)
 
     def make(self) -> None:
         """With the directories above it.  `NotADirectoryError` if there is a file."""

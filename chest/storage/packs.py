@@ -215,19 +215,12 @@ class Packs:
                     file.idle()
                 elif file.unnamed or file is self._own:
                     self._forget(number)  # it is given up: let go of its lock
-
-    def settled(self, plain: bool, doubtful: bool = False) -> None:
-        """Nothing that the journal lists needs it any more; if that is ``doubtful``, the next `reclaim` looks at it, as
-        if this handle were dead."""
-        with self._mutex, system.tolerated():
             journal = self._journal
-            if journal is not None and not doubtful and journal.end() > 0:
-                os.ftruncate(journal.fd, 0)
-            if plain or doubtful:
-                self._close_journal()
-            elif journal is not None:
+            if journal is not None and not pending:
                 journal.unnamed = False
                 journal.idle()
+                if not plain and journal.end() >= ROTATE:  # it is long: looked at when anybody commits plainly
+                    self._close_journal()
 
     def compact(self, refs: Mapping[Any, object]) -> dict[int, int]:
         """Copy what lives in packs without a living writer that hold more than twice as much to the end of this
@@ -259,8 +252,8 @@ class Packs:
         return moved
 
     def reclaim(self, refs: Collection[object]) -> None:
-        """Remove packs that no ref names and no writer holds, this handle's own too if nothing in it is to come, and
-        loose files that dead handles made, unless a ref names them or a living handle has just made them.
+        """Remove packs that no ref names and no writer holds, and loose files that journals list, unless a ref names
+        them or a living handle has just made them; this handle's own too, if nothing that they hold is to come.
 
         An inode comes again: 1. a handle made x and died; 2. x was committed and removed by others; 3. a living one
         makes x anew and gets the same inode.  Its journal says so.
@@ -274,10 +267,14 @@ class Packs:
             for number, file in list(self._open.items()):
                 if not file.unnamed and file.name not in named:
                     self._forget(number)
+            own = ""
+            if self._journal is not None and not self._journal.unnamed:
+                own = self._journal.name
+                self._close_journal()
         with system.Opened() as locks:
             # They stay locked, as one may be so new that its writer is about to lock it: that makes another one then.
             dead = [name for name in files
-                    if name not in named and len(locks) < _DEAD and taken(self._tree, name, locks)]
+                    if name == own or (name not in named and len(locks) < _DEAD and taken(self._tree, name, locks))]
             listed = {name: self._entries(name) for name in files if name.endswith(JOURNAL)}
             spared = set().union(*[listed[name] for name in listed if name not in dead])
             if not system.HOLDS_OPEN:
@@ -321,15 +318,9 @@ class Packs:
             self._open.pop(number, None)
 
     def _close_journal(self) -> None:
-        """Close the journal, and remove it unless it lists anything."""
-        journal = self._journal
-        if journal is not None:
-            with system.tolerated("debug", "%s stays: %s", journal.name):  # until anybody's next plain commit
-                if journal.end() == 0:
-                    if not system.HOLDS_OPEN:
-                        journal.close()
-                    self._tree.unlink(journal.name)
-            journal.close()
+        """Anybody's next plain commit looks at what the journal lists."""
+        if self._journal is not None:
+            self._journal.close()
             self._journal = None
 
     def close(self) -> list[str]:
@@ -347,9 +338,6 @@ class Packs:
     def after_fork(self) -> None:
         """In a fork's child: close the copies of the parent's descriptors, which keeps its locks, and begin anew."""
         self._mutex = threading.RLock()
-        if self._journal is not None:
-            self._journal.close()
-            self._journal = None
         self.close()
 
 

@@ -62,7 +62,6 @@ class Remote(Generic[K]):
     """
 
     remote = True
-    doubtful = False
 
     def __init__(self, store: Store, codec: Codec, names: Names[K]):
         self.path, self.codec = store.path, codec
@@ -234,7 +233,7 @@ class Remote(Generic[K]):
     def _nothing(self, *what: object, **more: object) -> None:
         """There is nothing to make; what a killed process leaves stays there; and no chest there is a temporary one."""
 
-    make = committing = committed = settled = clear_away = _nothing
+    make = committing = committed = clear_away = _nothing
 
     def compact(self, refs: Mapping[K, Ref | None]) -> dict[int, int]:
         """Copy the records of committed packs that hold more than twice what lives in them to a new pack.

@@ -199,12 +199,12 @@ def test_a_commit_that_changes_nothing_writes_nothing_unless_a_plain_list_is_ask
     one, other = two(tmp_path, {"x": "x"})
     one.set("x", "x~1")
     commit(one)
-    assert one.appended
+    assert one.untidy
     before = content(one.keys)
     commit(other)
     assert content(one.keys) == before
     commit(other, True)
-    assert not other.appended
+    assert not other.untidy
     assert pickle.loads(content(one.keys)) == [("x", "x~1")]
     before = os.stat(tmp_path / ".keys")
     commit(other, True)

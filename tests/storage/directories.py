@@ -40,7 +40,6 @@ def files(path):
 def commit(handle, refs=()):
     """What a chest tells its storage as a plain commit that names ``refs`` is done."""
     handle.committed(plain=True)
-    handle.settled(plain=True)
     handle.reclaim(list(refs))
 
 

@@ -6,7 +6,7 @@ import os
 import stat
 
 import pytest
-from storage.directories import directory, files, saved, values
+from storage.directories import commit, directory, files, saved, values
 
 from chest.storage import system
 
@@ -39,8 +39,7 @@ def test_without_locks_values_are_written_and_nobody_is_taken_for_dead(tmp_path,
     refs = saved(one, x=1) + saved(one, 4096, y=2)
     other.reclaim([])
     assert values(other, refs) == [1, 2]
-    one.committed(plain=True)
-    one.settled(plain=True)
+    commit(one, refs)
     assert [name for name in files(tmp_path / "c") if name.endswith(".new")] == []
 
 
