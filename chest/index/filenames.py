@@ -4,7 +4,6 @@ A name is relative to the chest's directory, its parts joined by ``/`` on every 
 """
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Hashable, Iterable
 from typing import Any, Callable, Generic, TypeVar, Union
@@ -138,21 +137,14 @@ class Names(Generic[K]):
         """May ``key`` have this name, as far as indexes tell?"""
         return name not in (self.noted if self._complete else self.taken) or self.reserved.get(key) == name
 
-    def next_free(self, key: K, usable: Callable[[str, bool], bool], plain: str = "") -> str:
-        """The ``plain`` name (or the key's) if it is usable, else the first of ``name~1``, ``name~2``, … that is.
-
-        ``usable(path, last)`` says whether a leading part of the path can be a folder, or the whole path the file.
-        The ``~n`` goes on the first part that cannot be used.
-        """
-        path = ""
-        parts = (plain or self.plain(key)).split("/")
-        for depth, part in enumerate(parts, 1):
-            folder, last = path and path + "/", depth == len(parts)
-            for n in itertools.count():
-                path = f"{folder}{part}~{n}" if n else folder + part
-                if (not last or self.is_free(key, path)) and usable(path, last):
-                    break
-        return path
+    def next_free(self, key: K, usable: Callable[[str], bool], plain: str = "") -> str:
+        """The ``plain`` name (or the key's) if it is usable, else the first of ``name~1``, ``name~2``, … that is."""
+        plain = plain or self.plain(key)
+        name, n = plain, 0
+        while not (self.is_free(key, name) and usable(name)):
+            n += 1
+            name = f"{plain}~{n}"
+        return name
 
     def reserve(self, key: K, name: str) -> None:
         """Keep ``name`` for ``key`` until the key's value is written or the key is deleted."""

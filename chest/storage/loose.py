@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import time
 from collections.abc import Hashable
 from contextlib import suppress
@@ -29,8 +28,9 @@ K = TypeVar("K", bound=Hashable)
 PREALLOCATED = 1 << 20  # bytes of a file from which on its room is reserved before it is written
 
 _new = tuple.__new__  # makes a Written without a call of Python
-# What making a file says of a name that the file system does not take; exFAT says ENOENT of one with a colon.
-_NO_NAME = {errno.ENOENT, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ}
+# What making a file says of a name that the file system does not take, exFAT ENOENT of one with a colon; and of one
+# whose folder is a file or a link.
+_NO_NAME = {errno.ENOENT, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENOTDIR, errno.ELOOP}
 
 
 def version_of(status: os.stat_result) -> int:
@@ -75,16 +75,14 @@ class Loose(Generic[K]):
     def place(self, key: K, make: Callable[[str], object]) -> str:
         """Call ``make`` with the wanted name of ``key``, then with ``~1``, ``~2`` … behind it, until it succeeds.
 
-        It raises `FileExistsError` where something stands.  Returns the name.  A name that the disk does not take is
-        replaced by an md5.
+        It raises `FileExistsError` where something stands.  Returns the name.  A name that the disk does not take, or
+        whose folder is something else there, is replaced by an md5.
         """
-        def usable(path: str, last: bool) -> bool:
-            if not last:
-                return self.is_free(path, last)
+        def usable(name: str) -> bool:
             try:
-                make(path)
+                make(name)
             except FileExistsError:
-                log("warning", "%s is there already, and no index names it: it is left alone", self.tree.path(path))
+                log("warning", "%s is there already, and no index names it: it is left alone", self.tree.path(name))
                 return False
             return True
 
@@ -102,10 +100,11 @@ class Loose(Generic[K]):
             self.names.reserve(key, self.names.next_free(key, self.is_free))
         return self.names.reserved[key]
 
-    def is_free(self, path: str, last: bool) -> bool:
-        """Does nothing stand there, or, where a folder will do, a folder?  A link to one will not."""
+    def is_free(self, name: str) -> bool:
+        """Does nothing stand there?"""
         with system.tolerated():
-            return stat.S_ISDIR(self.tree.status(path).st_mode) and not last
+            self.tree.status(name)
+            return False
         return True  # or somebody will be told why not when it is made
 
     def open(self, name: str, opened: list[int]) -> os.stat_result:
@@ -127,7 +126,7 @@ class Loose(Generic[K]):
 
         def make(new: str) -> None:
             nonlocal linked
-            with source.tree.entry(name) as (old, theirs), self.tree.entry(new, make=True) as (path, ours):
+            with self.tree.entry(new, make=True) as (path, ours), source.tree.entry(name) as (old, theirs):
                 linked = new  # first, as Ctrl-C comes when the system is through
                 if system.WALKS:
                     os.link(old, path, src_dir_fd=theirs, dst_dir_fd=ours, follow_symlinks=False)
@@ -204,7 +203,7 @@ class NewFile(Generic[K]):
                 try:
                     return codec.dump_to(value, loose.tree.path(name), lambda inode: loose.packs.note(inode, name))
                 except FileExistsError as error:
-                    if not loose.is_free(name, True):
+                    if not loose.is_free(name):
                         raise
                     if again:
                         raise DumpError(f"dump= says that a file is there already: {error}") from error

@@ -106,18 +106,16 @@ def test_a_name_that_leads_outside_or_is_unusable_is_replaced_by_the_md5(name):
     assert Names(lambda key: name).plain("x") == md5("x")
 
 
-def free(*used, folders=()):
-    return lambda path, last: path not in used if last else path in folders or path not in used
+def free(*used):
+    return lambda name: name not in used
 
 
 @pytest.mark.parametrize(("key", "usable", "name"), [
     ("x", free("x", "x~1"), "x~2"),
     (("a", "b"), free(), "_a/b"),
-    (("a", "b"), free("_a"), "_a~1/b"),
     (("a", "b"), free("_a/b"), "_a/b~1"),
-    (("a", "b", "c"), free("_a/_b"), "_a/_b~1/c"),
 ])
-def test_the_suffix_stands_on_the_first_part_that_cannot_be_used(key, usable, name):
+def test_a_name_that_cannot_be_used_gets_a_number(key, usable, name):
     assert Names().next_free(key, usable) == name
 
 

@@ -315,7 +315,7 @@ def test_names_are_asked_for_while_another_thread_sets_keys(tmp_path):
     def ask():
         while not done.is_set():
             index.names.renew()
-            assert index.names.next_free("never", lambda path, last: True) == "never"
+            assert index.names.next_free("never", lambda name: True) == "never"
 
     thread = threading.Thread(target=ask)
     thread.start()
