@@ -110,15 +110,6 @@ class Names(Generic[K]):
         self.reserved: dict[K, str] = {}
         self._complete = False
 
-    @property
-    def taken(self) -> set[Ref | None]:
-        """All names that are taken.  Cost: O(keys) when it is asked for first, or after `renew`."""
-        if not self._complete:
-            self.noted.update(ref for ref in self.source() if type(ref) is str)
-            self.noted.update(self.reserved.values())
-            self._complete = True  # last, as another thread may ask meanwhile
-        return self.noted
-
     def renew(self) -> None:
         """Find out anew which names are taken, when somebody asks again."""
         self._complete = False
@@ -134,8 +125,12 @@ class Names(Generic[K]):
         return digest(key)
 
     def is_free(self, key: K, name: str) -> bool:
-        """May ``key`` have this name, as far as indexes tell?"""
-        return name not in (self.noted if self._complete else self.taken) or self.reserved.get(key) == name
+        """May ``key`` have this name, as far as indexes tell?  Cost: O(keys) when asked first, or after `renew`."""
+        if not self._complete:
+            self.noted.update(ref for ref in self.source() if type(ref) is str)
+            self.noted.update(self.reserved.values())
+            self._complete = True  # last, as another thread may ask meanwhile
+        return name not in self.noted or self.reserved.get(key) == name
 
     def next_free(self, key: K, usable: Callable[[str], bool], plain: str = "") -> str:
         """The ``plain`` name (or the key's) if it is usable, else the first of ``name~1``, ``name~2``, … that is."""

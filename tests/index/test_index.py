@@ -125,7 +125,8 @@ def play(operations, packed, directory):
                 model.seen = dict(truth)
         expected = {k: None if ref == "nowhere" else ref for k, ref in model.view().items()}
         assert index.refs == expected
-        assert index.names.taken == {r for r in index._all_refs() if type(r) is str}
+        assert index.names.is_free("", "")
+        assert index.names.noted == {r for r in index._all_refs() if type(r) is str}
         assert index.committed_refs() == set(model.seen.values())
     assert on_disk(directory) == truth
     assert not removed & set(truth.values()), "a file that the index names was removed"
@@ -289,7 +290,7 @@ def test_whatever_line_is_interrupted_the_action_was_done_or_not_and_nothing_els
         assert found["kept"] == was["kept"]
         assert found["theirs"] in ("theirs", "theirs~1")
         assert found.get("own") == "own" or kind == "rollback"
-        assert index.names.taken >= {ref for ref in found.values() if ref}
+        assert not any(type(ref) is str and index.names.is_free("", ref) for ref in found.values())
         index.refresh()
         expected = {key: ref for key, ref in index.refs.items() if ref is not None}
         assert expected["theirs"] == "theirs~1"
