@@ -61,9 +61,10 @@ class KeysFile:
                 not held or not held.st_nlink or _signature(held) != self._signature or os.path.isdir(self._directory))
 
     def _held_status(self) -> os.stat_result | None:
-        """What the system says of what we read, if that is still held open."""
+        """What the system says of what we read, if that is still held open.  Any thread asks."""
+        held = self._held
         with system.tolerated():
-            return self._held.status() if self._held is not None else None
+            return held.status() if held is not None else None
         return None
 
     def plain(self) -> bool:
