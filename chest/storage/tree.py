@@ -107,19 +107,15 @@ class Tree:
             return self.status(name).st_size
         return 0
 
-    def unlink(self, name: str, inode: int | None = None) -> bool:
-        """Remove a file, if it has this ``inode``, and the folders that this leaves empty.  `False` if it is gone."""
-        try:
-            with self.entry(name) as (path, folder):
-                if inode is not None:
-                    status = os.stat(path, dir_fd=folder, follow_symlinks=False)
-                    if status.st_ino != inode or not stat.S_ISREG(status.st_mode):
-                        return False
-                os.unlink(path, dir_fd=folder)
-        except FileNotFoundError:
-            return False
+    def unlink(self, name: str, inode: int | None = None) -> None:
+        """Remove a file, if it is there and has this ``inode``, and the folders that are empty then."""
+        with suppress(FileNotFoundError), self.entry(name) as (path, folder):
+            if inode is not None:
+                status = os.stat(path, dir_fd=folder, follow_symlinks=False)
+                if status.st_ino != inode or not stat.S_ISREG(status.st_mode):
+                    return
+            os.unlink(path, dir_fd=folder)
         self.prune(name)
-        return True
 
     def prune(self, name: str) -> None:
         """Remove the folders of a name as far as they are empty."""

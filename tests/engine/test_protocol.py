@@ -18,7 +18,7 @@ from interleavings import World, explore
 from invariants import check
 
 from chest import Chest
-from chest.engine import opening
+from chest.storage import keysfile
 from chest.storage.descriptors import close_idle
 from chest.storage.locks import DirectoryLock
 
@@ -36,7 +36,7 @@ class Handle:
 
     def __init__(self, path, play, **settings):
         with pytest.MonkeyPatch.context() as patches:
-            patches.setattr(opening, "directory_lock", DirectoryLock)
+            patches.setattr(keysfile, "directory_lock", DirectoryLock)
             self.chest = Chest(path=path, **settings)
         self.play = play
         self.pending = {}
