@@ -11,7 +11,7 @@ import errno
 import os
 import re
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Callable, Generic, TypeVar, Union
 from zlib import crc32
 
@@ -49,8 +49,8 @@ def connect(url: str, storage_options: Mapping[str, Any] | None, codec: Codec,
     if not codec.local:
         raise ChestError("open= is for files of a directory: at a URL let dump= and load= compress what they write")
     store = Store(url, storage_options or {})
-    values = Remote(store, codec, names)
-    return values, RemoteKeys(store, codec, values.named)
+    keys = RemoteKeys(store, codec)
+    return Remote(store, codec, names, keys), keys
 
 
 class Remote(Generic[K]):
@@ -63,12 +63,12 @@ class Remote(Generic[K]):
 
     remote = True
 
-    def __init__(self, store: Store, codec: Codec, names: Names[K]):
+    def __init__(self, store: Store, codec: Codec, names: Names[K], keys: RemoteKeys):
         self.path, self.codec = store.path, codec
-        self._store, self._names = store, names
+        self._store, self._names, self._keys = store, names, keys
         self._sizes: dict[int, int] = {}  # bytes of the packs that this handle made, or has seen in a listing
         self._new: dict[int, set[Ref]] = {}  # packs of this handle's that no commit named whole, and what is left there
-        self.named: set[int] = set()  # packs that a commit named, as far as they were not removed since
+        self._known: set[int] = set()  # packs that a commit named, as far as they were not removed since
 
     def file(self, ref: Ref) -> str:
         """The URL of the object that holds the value."""
@@ -230,15 +230,29 @@ class Remote(Generic[K]):
         if names:
             self._store.remove(names)
 
-    def _nothing(self, *what: object, **more: object) -> None:
-        """There is nothing to make; what a killed process leaves stays there; and no chest there is a temporary one."""
+    def committing(self, superseded: Iterable[Ref]) -> None:
+        self._known |= self._keys.named
 
-    make = committing = committed = clear_away = _nothing
+    def committed(self, plain: bool = False, pending: bool = False) -> None:
+        """Remove the packs that a commit named once, and the newest does not, if nothing is ``pending``."""
+        if pending:
+            return
+        named = self._keys.named
+        for pack in named & self._new.keys():
+            self._new.pop(pack, None)
+        dead = self._known - named - self._new.keys()
+        if dead and self._store.remove([pack_of(pack << PACK) for pack in dead]):
+            self._known -= dead
+
+    def _nothing(self, *what: object, **more: object) -> None:
+        """There is nothing to make, `committed` reclaims, and no chest in a store is a temporary one."""
+
+    make = reclaim = clear_away = _nothing
 
     def compact(self, refs: Mapping[K, Ref | None]) -> dict[int, int]:
         """Copy the records of committed packs that hold more than twice what lives in them to a new pack.
 
-        Cost: O(keys); one listing for a handle that meets packs of others.  The old ones go with `reclaim`.
+        Cost: O(keys); one listing for a handle that meets packs of others.  The old ones go with `settled`.
         """
         living: defaultdict[int, list[int]] = defaultdict(list)
         for ref in refs.values():
@@ -256,17 +270,6 @@ class Remote(Generic[K]):
             moved.update((ref, int(one.ref)) for ref, one in zip(found, put) if one.ref)
         return moved
 
-    def reclaim(self, refs: Collection[Ref]) -> None:
-        """Remove the packs that a commit named once, and this one, with ``refs``, does not.  Cost: O(keys)."""
-        now = {ref >> PACK for ref in refs if isinstance(ref, int)}
-        for pack, left in list(self._new.items()):
-            if left.issubset(refs):
-                self._new.pop(pack, None)
-        dead = self.named - now - self._new.keys()
-        self.named |= now
-        if dead and self._store.remove([pack_of(pack << PACK) for pack in dead]):
-            self.named -= dead
-
     # The place as a whole.
 
     def exists(self) -> bool:
@@ -280,6 +283,7 @@ class Remote(Generic[K]):
         self._store.prune()
 
     def close(self) -> None:
+        self.settled(True)  # at the last commit another thread may have been writing
         self._store.close()
 
     def after_fork(self) -> None:

@@ -12,7 +12,7 @@ import re
 import secrets
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, thread
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
@@ -22,7 +22,7 @@ from urllib.parse import unquote
 from chest.errors import ChestError, raised_by_signal
 from chest.index import KEYS
 from chest.index.format import Pairs, Parser, Refs, whole_list
-from chest.storage.base import PACK
+from chest.storage.base import PACK, Ref
 
 if TYPE_CHECKING:
     from chest.serialize.codec import Codec
@@ -328,10 +328,10 @@ class RemoteKeys:
     next commit.  Cost: one round trip for each method, two for `read` on S3; `read` and `replace` move O(keys) bytes.
     """
 
-    def __init__(self, store: Store, codec: Codec, named: set[int]):
+    def __init__(self, store: Store, codec: Codec):
         self.path = store.shown(KEYS)
         self._store, self._codec, self._parser = store, codec, Parser(store.shown(KEYS), codec)
-        self._named = named  # gets the packs that the index names
+        self.named: set[int] = set()  # the packs that this version names
         self._head: bytes | None = None  # of the version that was read, or written; None: there is none
         self._tag: str | None = None  # of the same
 
@@ -357,11 +357,11 @@ class RemoteKeys:
             data = self._store.read(KEYS)
         except FileNotFoundError:
             self.close()
+            self.named = set()
             return True, []
         with self._parser.explaining():
             refs, *_ = self._parser.whole(data, partial(self._codec.decode, data))
-        self._named |= {ref >> PACK for ref in refs.values() if isinstance(ref, int)}
-        self._head, self._tag = data[:_HEAD], tag
+        self._head, self._tag, self.named = data[:_HEAD], tag, _packs(refs.values())
         return True, refs
 
     def append(self, changes: Pairs) -> bool:
@@ -383,7 +383,7 @@ class RemoteKeys:
                     f"and nothing of the other's was lost. Commit again, and let one process at a time write"
                 ) from error
             raise
-        self._head = data[:_HEAD]
+        self._head, self.named = data[:_HEAD], _packs(ref for _, ref in pairs)
 
     def erase(self) -> None:
         with suppress(FileNotFoundError):
@@ -391,3 +391,7 @@ class RemoteKeys:
 
     def close(self) -> None:
         self._head = self._tag = None  # the next look reads anew
+
+
+def _packs(refs: Iterable[Ref | None]) -> set[int]:
+    return {ref >> PACK for ref in refs if isinstance(ref, int)}

@@ -355,31 +355,59 @@ def test_a_pack_that_is_mostly_garbage_is_copied_and_goes_when_that_is_committed
     assert set(moved) == set(refs.values())
     assert {new % (1 << OFFSET) for new in moved.values()} == {old % (1 << OFFSET) for old in refs.values()}
     old = {ref >> PACK for ref in refs.values()}
-    values.reclaim(set(refs.values()))
+    values.committing([])
+    values.committed()
     assert len(place.names()) == 3
     refs = {key: moved[ref] for key, ref in refs.items()}
     keys.replace(list(refs.items()))
-    values.reclaim(set(refs.values()))
+    values.committed()
     assert len(place.names()) == 2
     assert not any(f"{pack:010x}" in name for pack in old for name in place.names())
     assert many(values, refs) == [[n] * 50 for n in refs]
     assert values.compact(refs) == {}
 
 
+def test_packs_of_others_that_no_commit_named_are_left_alone(objects):
+    (one, keys), (two, _) = objects.open(), objects.open()
+    mine, others = written(one, {n: n for n in range(9)}, 100), written(two, {n: n for n in range(9)}, 100)
+    keys.replace(list(mine.items()))
+    newer = written(one, {n: n for n in range(9)}, 100)  # by another thread, while the commit was on its way
+    one.committed()
+    one.committing([])
+    keys.replace([])
+    one.committed()
+    assert len(objects.names()) == 3
+    assert two.load(others[3]).value == one.load(newer[3]).value == 3
+
+
 @pytest.mark.parametrize("committed", [0, 1])
-def test_a_pack_goes_with_the_last_of_its_records_and_those_of_others_and_of_other_threads_stay(objects, committed):
-    one, two = objects.open()[0], objects.open()[0]
-    others = list(written(two, {n: n for n in range(3)}, 100).values())
-    mine = list(written(one, {n: n for n in range(9)}, 100).values())
-    one.reclaim(set(mine))
-    newer = list(written(one, {n: n for n in range(3)}, 100).values())  # while the commit was on its way
-    one.reclaim(set(newer[:committed]))
-    assert len(objects.names()) == 2
-    one.remove(newer[1:])
-    assert two.load(others[2]).value == 2 and one.load(newer[0]).value == 0
-    one.remove(newer[:1])
-    two.remove(others)
-    assert objects.names() == []
+def test_a_pack_goes_with_the_last_of_its_records(objects, committed):
+    values, keys = objects.open()
+    refs = list(written(values, {n: n for n in range(3)}, 100).values())
+    if committed:
+        keys.replace(list(enumerate(refs)))
+        values.committed()
+        values.committing(refs)
+        keys.replace([(0, refs[0])])
+    values.remove(refs[1:])
+    values.committed()
+    assert values.load(refs[0]).value == 0
+    values.committing(refs[:1])
+    keys.replace([])
+    values.remove(refs[:1])
+    values.committed()
+    assert objects.names() == [".keys"]
+
+
+def test_packs_go_also_if_it_is_the_last_sync_that_supersedes_them():
+    place = Place("memory://a/chest")
+    with Chest(path=place.url, min_file_size=1000) as chest:
+        chest.update({n: [n] * 20 for n in range(100)})
+        chest.flush()
+        chest.update({n: [n] * 30 for n in range(100)})
+        chest.sync()
+    places = {ref.partition(":")[0] for ref in Chest(path=place.url)._keys.values()}
+    assert set(place.names()) == {".keys", *places}
 
 
 @pytest.mark.parametrize("small", [0, 1000])
