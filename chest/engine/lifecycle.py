@@ -22,6 +22,7 @@ import threading
 import warnings
 import weakref
 from collections import deque
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -61,16 +62,13 @@ def _watch() -> None:
     if process is not None and not _watched:
         from multiprocessing import util
 
+        def end_with_process(work: Callable[[], object]) -> None:
+            util.Finalize(None, work, exitpriority=100)
+
         _watched = True
-        util.register_after_fork(_end_all, _end_with_process)
+        util.register_after_fork(_end_all, end_with_process)
         if process.parent_process() is not None:
-            _end_with_process()
-
-
-def _end_with_process(_: object = None) -> None:
-    from multiprocessing import util
-
-    util.Finalize(None, _end_all, exitpriority=100)
+            end_with_process(_end_all)
 
 
 def let_go(handle: Handle) -> None:
