@@ -37,6 +37,7 @@ _END = struct.Struct("<8sQIIII")  # magic, where the pickle ends, number of arra
 _OPEN = struct.Struct("<8sQIII")  # the same without the last
 SHORT = _END.size  # bytes of the note of a value without arrays
 
+
 class Map(mmap.mmap):
     """A map of one whole file."""
 

@@ -80,10 +80,7 @@ def _describe(opcodes: bytes, size: int) -> tuple[Any, tuple[int, ...], str] | N
 
     axes, text, order = found.groups()
     shape = tuple([int.from_bytes(axes[at + 2 : at + 10], "little") for at in range(0, len(axes), 10)])
-    try:
-        dtype = numpy.dtype(text.decode())
-    except (TypeError, ValueError):  # which the unpickler will say as well
-        return None
+    dtype = numpy.dtype(text.decode())
     return (dtype, shape, order.decode()) if math.prod(shape) * dtype.itemsize == size else None
 
 
@@ -149,12 +146,10 @@ class _Renaming(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Called for each name in a pickle."""
-        if module.startswith("numpy."):
-            import numpy
+        import numpy
 
-            there = "numpy.core" if numpy.__version__.startswith("1.") else "numpy._core"
-            module = re.sub(r"^numpy\._?core(?=\.|$)", there, module)
-        return super().find_class(module, name)
+        there = "numpy.core" if numpy.__version__.startswith("1.") else "numpy._core"
+        return super().find_class(re.sub(r"^numpy\._?core(?=\.|$)", there, module), name)
 
 
 def loads(

@@ -152,10 +152,7 @@ def loads(data: bytes | memoryview, buffers: Iterable[Any] | None = None, whole:
         if _CPYTHON and isinstance(one, Named):  # elsewhere it may be there still, and `finish` meets it
             one.finish({})
     if left:
-        try:
-            value = finish(value, {})
-        except RecursionError as error:
-            raise Refused("it is nested too deep") from error
+        value = finish(value, {})
     for act in made.last:
         act()
     return value
@@ -234,11 +231,8 @@ def _small(*numbers: Any) -> None:
 @cache
 def _stateless(real: type) -> type:
     """A class like ``real``, one in Python, whose objects BUILD cannot change: else it would choose their hashes."""
-
-    def refuse(self: Any, state: Any) -> None:
-        raise Refused("it gives a state to what has none")
-
-    return type(real.__name__, (real,), {"__slots__": (), "__setstate__": refuse, "__module__": __name__})
+    rules = {"__slots__": (), "__setstate__": Own.__setstate__, "__module__": __name__}
+    return type(real.__name__, (real,), rules)
 
 
 def _disguised(load: Load, real: type, *arguments: Any) -> Any:

@@ -176,11 +176,10 @@ def _scalar(self: Named, dtype: Any, data: Any = b"") -> Any:
 class Array(Own):
     """An array that is made empty, and then given its state."""
 
-    __slots__ = ("masked", "state")
+    __slots__ = ("state",)
 
-    def __init__(self, load: Load, masked: bool) -> None:
+    def __init__(self, load: Load) -> None:
         super().__init__(load)
-        self.masked = masked
         self.state: Any = None
 
     def __setstate__(self, state: Any) -> None:
@@ -190,17 +189,18 @@ class Array(Own):
 
     def finish(self, done: dict[int, tuple[Any, Any]]) -> Any:
         """See `Own`."""
-        _, shape, dtype, fortran, content, *more = self.state
+        _, shape, dtype, fortran, content, *masked = self.state
         values = self._make(shape, dtype, fortran, content, done)
-        if not self.masked:
+        if not masked:
             return values
+        mask, fill_value = masked
         self.load.spend(dtype.fields + values.itemsize)  # for the dtype of the mask, and the fill value
         masks = Dtype(self.load, numpy.ma.make_mask_descr(values.dtype))
         masks.fields = dtype.fields
-        mask = self._make(values.shape, masks, fortran, more[0], done)
+        mask = self._make(values.shape, masks, fortran, mask, done)
         made = numpy.ma.MaskedArray(values, mask, keep_mask=False)
-        if more[1] is not None:
-            made.fill_value = finish(more[1], done)
+        if fill_value is not None:
+            made.fill_value = finish(fill_value, done)
         return made
 
     def _make(self, shape: Any, dtype: Any, fortran: Any, content: Any, done: dict[int, tuple[Any, Any]]) -> Any:
@@ -221,8 +221,8 @@ class Array(Own):
 @allow("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct", "numpy.ma._mareconstruct",
        "numpy.ma.core._mareconstruct")
 def _reconstruct(self: Named, kind: Any, *more: Any) -> Array:
-    masked = self.name[1] == "_mareconstruct"
-    for one, name in zip((kind, *more), ("MaskedArray", "ndarray") if masked else ("ndarray",)):
+    names = ("MaskedArray", "ndarray") if self.name[1] == "_mareconstruct" else ("ndarray",)
+    for one, name in zip((kind, *more), names):
         if not isinstance(one, Named) or one.name[1] != name:
             raise Refused("it has an array of a class of its own")
-    return Array(self.load, masked)
+    return Array(self.load)
