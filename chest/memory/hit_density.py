@@ -16,7 +16,7 @@ import math
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Iterable
-from itertools import islice
+from itertools import islice, product
 from operator import add, itemgetter, sub
 from typing import Generic, TypeVar
 
@@ -28,12 +28,12 @@ __all__ = ["HitDensity"]
 
 K = TypeVar("K", bound=Hashable)
 
-# A mark is one int: all that is remembered of a key.  It holds the tick of its last use, the number of uses before that
-# (8 bits), whether the last one set the value (1), the orders of magnitude of the number (4) and of the time between
-# the last two uses (6), whether leaving costs a write (1), and the size in half octaves (7).  A kind is set, often and
-# gap; a group is that and dirty.  Kinds get narrower as fewer bits are shifted out, beginning with the one of all.
-TICK, USES, SET, OFTEN, GAP, DIRTY = 27, 19, 18, 14, 8, 7
-STATE, MOST_USES, SIZES = (1 << USES) - 1, 255, (1 << DIRTY) - 1
+# A mark is one int: all that is remembered of a key.  It holds the size of the value in memory, the tick of its last
+# use (40 bits), the number of uses before that (8), whether the last one set the value (1), the orders of magnitude of
+# the number (4) and of the time between the last two uses (6), and whether leaving costs a write (1).  A kind is set,
+# often and gap; a group is that and dirty.  Kinds get narrower as fewer bits are shifted out, the first one is of all.
+SIZE, TICK, USES, SET, OFTEN, GAP = 60, 20, 12, 11, 7, 1
+TICKS, MOST_USES, DIRTY, GROUP = (1 << 40) - 1, 255, 1, (1 << USES) - 1
 WIDER = (11, 10, 6, 0)
 
 # What becomes of a wait: the value is read, or it is replaced or deleted unread, or the wait goes on.
@@ -49,13 +49,15 @@ WIDTHS = [1, *map(sub, EDGES[1:], EDGES)]
 # The chances of a read and of a replacement at age 1 before anything is known, and how many observations that is worth.
 FIRST_GUESS, STRENGTH = (0.25, 0.0), 10.0
 
-# The cost of a value for each of its bytes, by its size in half octaves: to open its file takes as long as to move
-# 100,000 bytes from or to a disk.
-PRICES = [1 + 100_000 * 2 ** (0.25 - half / 2) for half in range(SIZES + 1)]
+# The cost of a value for each of its bytes, by its size in octaves: to open its file takes as long as to move 100,000
+# bytes from or to a disk.
+PRICES = [1 + 100_000 * 2 ** (0.5 - bits) for bits in range(65)]
 
+NEVER = (math.inf,)  # later than any worth
 ENOUGH = 32  # uses of known keys: until so many were seen, nothing is taken for learnt
+FAINT = 0.01  # observations that count less are forgotten
 SAMPLE = 4096  # of so many keys, or up to twice as many, learning looks at how long they have waited
-LARGE = 1 << 17  # bytes each, on average, from which on values are worth more thought
+LARGE = 1 << 17  # bytes, from which on a value is worth more thought
 REMEMBERED = 1_000_000  # keys not in memory whose history is remembered, or four times as many as are in memory
 
 
@@ -66,16 +68,11 @@ class Rates(dict[int, list[float]]):
     """
 
     def __init__(self, kinds: dict[int, list[float]]) -> None:
-        self._seen: dict[tuple[int, int], list[float]] = {}  # the counts of kinds, and of wider and wider ones
-        narrower = 0
-        for bits in reversed(WIDER):
-            wide: dict[int, list[float]] = {}
-            for kind, counts in kinds.items():
-                place = kind >> bits - narrower
-                wide[place] = list(map(add, wide[place], counts)) if place in wide else counts
-            self._seen.update(((bits, place), counts) for place, counts in wide.items())
-            kinds, narrower = wide, bits
         self._chances: dict[tuple[int, int], list[tuple[float, float]]] = {}
+        self._seen: dict[tuple[int, int], list[float]] = {}  # the counts of kinds, and of wider and wider ones
+        for bits, (kind, counts) in product(WIDER, kinds.items()):
+            place = bits, kind >> bits
+            self._seen[place] = list(map(add, self._seen[place], counts)) if place in self._seen else counts
 
     def __missing__(self, group: int) -> list[float]:
         """The rates from each age on, for the best choice of how long to hold the value.
@@ -88,15 +85,14 @@ class Rates(dict[int, list[float]]):
             place = bits, group >> 1 >> bits
             if place in self._seen:
                 if place not in self._chances:
-                    self._chances[place] = self._weigh(self._seen[place], chances)
+                    self._chances[place] = _weigh(self._seen[place], chances)
                 chances = self._chances[place]
         for_read, for_replaced = GAINS[group & 1 if self._seen else 0]
         stretches: list[tuple[float, float, float]] = []  # gain, ticks, chance that it goes on
         rates = []
-        for age in range(len(chances) - 1, -1, -1):
-            read, replaced = chances[age]
+        for (read, replaced), width in zip(chances[::-1], WIDTHS[len(chances) - 1 :: -1]):
             gain, on = read * for_read + replaced * for_replaced, 1 - read - replaced
-            ticks = WIDTHS[age] * (1 + on) / 2
+            ticks = width * (1 + on) / 2
             while stretches and stretches[-1][0] * ticks > gain * stretches[-1][1]:
                 more, longer, further = stretches.pop()
                 gain, ticks, on = gain + on * more, ticks + on * longer, on * further
@@ -106,22 +102,23 @@ class Rates(dict[int, list[float]]):
         self[group] = rates = rates + rates[-1:] * (len(WIDTHS) - len(rates))
         return rates
 
-    def _weigh(self, counts: list[float], wider: list[tuple[float, float]]) -> list[tuple[float, float]]:
-        """For each age: how likely is it that a value that reached this age is read, or replaced, before the next?
 
-        Where little was seen of a kind, the chances of a wider one count; of all values, those at the age before.
-        """
-        found, reached, guess = [], sum(counts), FIRST_GUESS
-        if len(wider) > 1:  # behind the oldest age at which anything was seen the wider kind's chances are all there is
-            counts = counts[: 3 * (max([place for place, count in enumerate(counts) if count], default=0) // 3 + 1)]
-        for age, (reads, replaced, still) in enumerate(zip(counts[::3], counts[1::3], counts[2::3])):
-            if len(wider) > 1:
-                guess = wider[age]
-            seen = max(reached - still / 2, 0) + STRENGTH
-            guess = (reads + STRENGTH * guess[READ]) / seen, (replaced + STRENGTH * guess[REPLACED]) / seen
-            found.append(guess)
-            reached -= reads + replaced + still
-        return found + wider[len(found) :]
+def _weigh(counts: list[float], wider: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """For each age: how likely is it that a value that reached this age is read, or replaced, before the next?
+
+    Where little was seen of a kind, the chances of a wider one count; of all values, those at the age before.
+    """
+    found, reached, guess = [], sum(counts), FIRST_GUESS
+    for age, (reads, replaced, still) in enumerate(zip(counts[::3], counts[1::3], counts[2::3])):
+        if age < len(wider):
+            guess = wider[age]
+            if reached < FAINT:
+                break
+        seen = max(reached - still / 2, 0) + STRENGTH
+        guess = (reads + STRENGTH * guess[READ]) / seen, (replaced + STRENGTH * guess[REPLACED]) / seen
+        found.append(guess)
+        reached -= reads + replaced + still
+    return found + wider[len(found) :]
 
 
 class HitDensity(Generic[K]):
@@ -137,13 +134,13 @@ class HitDensity(Generic[K]):
     >>> policy.used("a")
     >>> policy.choose(1500, stay=())
     ['b', 'c']
-    >>> policy.restore(["c"])
+    >>> policy.leave("b")
     >>> "a" in policy, "b" in policy, "c" in policy
     (True, False, True)
 
     The values in memory are ranked now and then, and the least of them leave one after the other, together with those
-    that came since and are worth less still, which wait in a `heapdict`.  A key in memory takes about 190 bytes here,
-    and one that was spilled about 70, the key itself not counted.
+    that came since and are worth less still, which wait in a `heapdict`.  A key takes about 100 bytes here, the key
+    itself not counted.
     """
 
     def __init__(self) -> None:
@@ -151,17 +148,13 @@ class HitDensity(Generic[K]):
 
     def clear(self) -> None:
         """Forget everything, what was learnt too."""
-        self._now = self._learnt = self._next_learning = self._returns = 0
-        self._marks: dict[K, int] = {}  # of the keys in the order, the last used at the end
+        self._now = self._learnt = self._next_learning = self._ranked = 0
+        self._marks: dict[K, int] = {}  # of the keys whose values are in memory, the last used at the end
         self._away: dict[K, int] = {}  # of all others, the last to leave at the end
-        self._sizes: dict[K, int] = {}  # of the keys in the order, and of those chosen
         self._ended: defaultdict[int, float] = defaultdict(float)  # kind << 8 | 3 * age + how: how many waits
         self._rates = Rates({})
         self._least: list[tuple[float, int, K]] = []  # worth, tick and key of those ranked, the next to leave last
-        self._limit = 0.0, 0  # worth and tick of the last of them
-        self._later: heapdict | None = None  # worth and tick of those that came since and leave before that
-        self._fresh: list[K] = []  # keys used since the others were ranked
-        self._fresh_until = 0  # the tick from which on all are ranked anew instead
+        self._later: heapdict | None = None  # worth and tick of those used since that leave before the last of these
 
     def __contains__(self, key: object) -> bool:
         return key in self._marks
@@ -171,12 +164,8 @@ class HitDensity(Generic[K]):
         tick = self._now = self._now + 1
         marks = self._marks if key in self._marks else self._away
         mark = marks.pop(key, 0) if key in marks else 0
-        if mark:
-            mark = self._end_wait(mark, REPLACED if dirty else READ)
-        self._sizes[key] = size
-        self._marks[key] = mark | tick << TICK | dirty << SET | dirty << DIRTY | (size * size).bit_length()
-        if tick < self._fresh_until:
-            self._fresh.append(key)
+        history = self._end_wait(mark, REPLACED if dirty else READ) if mark else 0
+        self._marks[key] = size << SIZE | tick << TICK | history | (dirty and 1 << SET | DIRTY)
 
     def used(self, keys: Iterable[K]) -> None:
         """Hits, in the order in which they came.  Unknown keys, and those whose own code raises, are passed over."""
@@ -189,32 +178,25 @@ class HitDensity(Generic[K]):
                 continue
             if mark:
                 tick = self._now = self._now + 1
-                self._marks[key] = self._end_wait(mark, READ) | tick << TICK | mark & ((2 << DIRTY) - 1)
-                if tick < self._fresh_until:
-                    self._fresh.append(key)
+                self._marks[key] = mark >> SIZE << SIZE | tick << TICK | self._end_wait(mark, READ) | mark & DIRTY
 
     def _end_wait(self, mark: int, how: int) -> int:
         """A key's wait is over.  Returns what its next mark says of uses and gap."""
-        age = bisect_right(EDGES, self._now - (mark >> TICK))
-        self._returns += 1
-        self._ended[(mark & STATE) >> GAP << 8 | 3 * age + how] += 1
+        age = bisect_right(EDGES, self._now - (mark >> TICK & TICKS))
+        self._ended[(mark & GROUP) >> GAP << 8 | 3 * age + how] += 1
         uses = mark >> USES & MOST_USES
         uses += uses < MOST_USES
-        return uses << USES | uses.bit_length() << OFTEN | (age + 1 >> 1) << GAP
+        return uses << USES | uses.bit_length() << OFTEN | (age + 3 >> 2) << GAP
 
     def saved(self, key: K, size: int) -> None:
         """A file holds the value now, so that to leave costs no write; it takes up so many bytes.  This is no use."""
-        for marks in self._marks, self._away:
-            mark = marks[key] if key in self._sizes and key in marks else 0
-            if mark:
-                self._sizes[key] = size
-                marks[key] = mark & ~(SIZES | 1 << DIRTY) | (size * size).bit_length()
+        if key in self._marks:
+            self._marks[key] = size << SIZE | self._marks[key] & (1 << SIZE) - 1 & ~DIRTY
 
     def leave(self, key: K) -> None:
         """The value left memory, or cannot leave.  Its history is remembered; unknown keys are passed over."""
-        self._sizes.pop(key, None)
         if key in self._marks:
-            self._away[key] = self._marks.pop(key, 0)
+            self._away[key] = self._marks.pop(key, 0) & (1 << SIZE) - 1
 
     def forget(self, key: K) -> None:
         """The key was deleted, and its history goes too.  Unknown keys are passed over."""
@@ -224,118 +206,96 @@ class HitDensity(Generic[K]):
             self._end_wait(mark, REPLACED)
 
     def restore(self, keys: Iterable[K]) -> None:
-        """Keys that were chosen stay after all, as they were.  Those that were deleted or put since are passed over."""
-        for key in list(keys)[::-1]:
-            mark = self._away.pop(key, 0) if key in self._sizes else 0
-            if mark:
-                self._marks[key] = mark
-                self._least.append((0.0, mark >> TICK, key))
+        """Keys that were chosen stay after all: they are the next to leave again."""
+        self._least += [(0.0, self._marks[key] >> TICK & TICKS, key) for key in [*keys][::-1] if key in self._marks]
 
     def choose(self, wanted: float, stay: Collection[K]) -> list[K]:
         """The keys that are worth least, in order, whose sizes sum to at least `wanted`, or all that there are.
 
-        None of them is in `stay`, nor is one whose room is not needed.  They are out of the order: the caller calls
-        `leave` or `restore` for each.
+        None of them is in `stay`, nor is one whose room is not needed.  The caller calls `leave` or `restore` for each,
+        and until then has it in `stay`.
         """
-        if self._now >= self._next_learning and self._returns >= ENOUGH:
+        if self._now >= self._next_learning:
             self._learn()
         # Whoever is interrupted leaves no order that is half changed, but none.
-        fresh_until, self._fresh_until = self._fresh_until, 0
+        (least, self._least), (later, self._later) = (self._least, []), (self._later, None)
+        since, self._ranked = self._now - self._ranked, self._now
+        marks = self._marks
+        if least:
+            for worth, tick, key in self._rank({key: marks[key] for key in [*islice(reversed(marks), since)]}):
+                if (worth, tick) < least[0]:
+                    later = heapdict() if later is None else later
+                    later[key] = worth, tick
+        soonest = later.peekitem()[1] if later else NEVER
         others: int | None = None  # how many were ranked by this very call, and are to be ranked anew by the next
-        if self._now >= fresh_until or not self._least:
-            others = self._rank_all(stay)
-        elif self._fresh:
-            marks = self._marks
-            for worth, tick, key in self._rank({key: marks[key] for key in self._fresh if key in marks}, stay):
-                if (worth, tick) < self._limit:
-                    if self._later is None:
-                        self._later = heapdict()
-                    self._later[key] = worth, tick
-        least, later, marks = self._least, self._later, self._marks
-        soonest: tuple[float, ...] = later.peekitem()[1] if later else (math.inf,)
-        chosen: list[K] = []
+        chosen: dict[K, int] = {}  # with their sizes
+        spared: list[tuple[float, int, K]] = []
         while wanted > 0:
             if least and least[-1] < soonest:
                 _, tick, key = least.pop()
-            elif later is not None and soonest[0] < math.inf:
+            elif later is not None and soonest is not NEVER:
                 key, (_, tick) = later.popitem()
-                soonest = later.peekitem()[1] if later else (math.inf,)
+                soonest = later.peekitem()[1] if later else NEVER
             elif others is None:
-                others = self._rank_all(stay)
-                least, later = self._least, self._later
+                # Ranking takes a microsecond for each value in memory, which is little beside the writing of a large
+                # one: so of large values only a few leave before all are ranked anew, of small ones the half.
+                ranked = dict(marks)
+                least = self._rank(ranked)[::-1]
+                many = len(least)
+                is_large = many and ranked[least[-1][2]] >> SIZE >= LARGE
+                others = many - 1 - min(many // 2, many * many >> 17 if is_large else many)
                 continue
             else:
                 break
             mark = marks[key] if key in marks else 0
-            if mark >> TICK != tick:  # used since, or it left
+            if mark >> TICK & TICKS != tick or key in chosen:  # used since, or it left
                 continue
             if key in stay:
-                self._fresh.append(key)
+                spared.append((0.0, tick, key))
                 continue
-            if key in marks:
-                del marks[key]
-            self._away[key] = mark
-            chosen.append(key)
-            if key in self._sizes:
-                wanted -= self._sizes[key]
+            chosen[key] = mark >> SIZE
+            wanted -= mark >> SIZE
         del least[: others or 0]
-        if wanted < 0 and chosen[1:]:  # with a large value at the end, those before it may not be needed
-            for key in chosen[-2::-1]:
-                if self._sizes.get(key, 0) <= -wanted:
-                    wanted += self._sizes.get(key, 0)
-                    self.restore((key,))
-            chosen = [key for key in chosen if key not in marks]
-        self._fresh_until = self._now + 4 * len(marks) + 1000
-        return chosen
+        if wanted < 0 and len(chosen) > 1:  # with a large value at the end, those before it may not be needed
+            for key in [*chosen][-2::-1]:
+                if chosen[key] <= -wanted:
+                    wanted += chosen.pop(key)
+                    spared.append((0.0, marks[key] >> TICK & TICKS if key in marks else 0, key))
+        self._least, self._later = least + spared[::-1], later
+        return [*chosen]
 
-    def _rank(self, marks: dict[K, int], stay: Iterable[K]) -> list[tuple[float, int, K]]:
-        """Worth, last tick and key of each key with its mark, the least first; those that ``stay`` are ranked later."""
-        self._fresh = []
-        for key in stay:
-            if key in marks:
-                del marks[key]
-                self._fresh.append(key)
+    def _rank(self, marks: dict[K, int]) -> list[tuple[float, int, K]]:
+        """Worth, last tick and key of each key with its mark, the least first."""
         now, rates = self._now, self._rates
-        ranked = [(rates[(mark & STATE) >> DIRTY][bisect_right(EDGES, now - (mark >> TICK))] * PRICES[mark & SIZES],
-                   mark >> TICK, key) for key, mark in marks.items() if mark]
+        ranked = [(rates[mark & GROUP][bisect_right(EDGES, now - (tick := mark >> TICK & TICKS))]
+                   * PRICES[(mark >> SIZE).bit_length()], tick, key) for key, mark in marks.items()]
         ranked.sort(key=itemgetter(0))
         return ranked
-
-    def _rank_all(self, stay: Iterable[K]) -> int:
-        """Choose the next to leave.  Returns how many of all are not to be among them.
-
-        Ranking takes a microsecond for each value in memory, which is little beside the writing of a large one: so of
-        large values only a few are chosen at a time, of small ones the half.
-        """
-        away = len(self._away)
-        if away > REMEMBERED and away > 4 * len(self._marks):
-            for key in list(islice(self._away, away // 8)):
-                self._away.pop(key, None)
-        ranked = self._rank(dict(self._marks), stay)
-        many, room = len(ranked), sum(dict(self._sizes).values())
-        most = 1 + (many // 2 if room < LARGE * many or many > 1 << 16 else many * many >> 17)
-        self._least = ranked[::-1]
-        self._limit = ranked[most - 1][:2] if ranked else (0.0, 0)
-        self._later = None
-        return many - most
 
     def _learn(self) -> None:
         """Learn from the waits that ended, and from those that go on.
 
         What was seen counts half after four uses of each known key.
         """
-        now, known = self._now, len(self._marks) + len(self._away)
+        known = len(self._marks) + len(self._away)
+        if len(self._away) > max(REMEMBERED, 4 * len(self._marks)):
+            for key in [*islice(self._away, known // 8)]:
+                self._away.pop(key, None)
+        now = self._now
         self._next_learning = now + max(16, min(max(64, known // 8), now // 4))
+        if not self._learnt and sum(self._ended.values()) < ENOUGH:
+            return
         fade = 0.5 ** ((now - self._learnt) / max(1000, 4 * known))
         self._learnt = now
         nothing = [0.0] * (3 * (bisect_right(EDGES, now) + 1))
         kinds: defaultdict[int, list[float]] = defaultdict(nothing.copy)
+        self._ended = defaultdict(float, {
+            place: amount * fade for place, amount in self._ended.copy().items() if amount * fade > FAINT})
         for place, amount in self._ended.copy().items():
-            self._ended[place] = amount * fade
             if place & 255 < len(nothing):  # else a finaliser made uses in between
-                kinds[place >> 8][place & 255] += amount * fade
+                kinds[place >> 8][place & 255] += amount
         each = 1 + known // SAMPLE
         for mark in [*self._marks.copy().values()][::each] + [*self._away.copy().values()][::each]:
-            kinds[(mark & STATE) >> GAP][3 * bisect_right(EDGES, now - (mark >> TICK)) + GOES_ON] += each
+            kinds[(mark & GROUP) >> GAP][3 * bisect_right(EDGES, now - (mark >> TICK & TICKS)) + GOES_ON] += each
         self._rates = Rates(kinds)
-        self._fresh_until = 0
+        self._least, self._later = [], None

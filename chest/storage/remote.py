@@ -252,7 +252,7 @@ class Remote(Generic[K]):
     def compact(self, refs: Mapping[K, Ref | None]) -> dict[int, int]:
         """Copy the records of committed packs that hold more than twice what lives in them to a new pack.
 
-        Cost: O(keys); one listing for a handle that meets packs of others.  The old ones go with `settled`.
+        Cost: O(keys); one listing for a handle that meets packs of others.  The old ones go as the next commit is done.
         """
         living: defaultdict[int, list[int]] = defaultdict(list)
         for ref in refs.values():
@@ -283,7 +283,7 @@ class Remote(Generic[K]):
         self._store.prune()
 
     def close(self) -> None:
-        self.settled(True)  # at the last commit another thread may have been writing
+        self.committed()  # at the last commit another thread may have been writing
         self._store.close()
 
     def after_fork(self) -> None:
