@@ -150,6 +150,7 @@ class Spiller(Generic[K]):
                 del given[key]
         state.take_off(flight, keys)
         if cache.access.log:  # thread B had a hit between the choice and the line above, and may change what it got
+            cache.take_hits()
             flight.given |= cache.access.pinned()
         values, refs, saved = cache.values, state.index.refs, cache.saved
         items: list[Item] = [(key, values[key], refs[key] if key in refs else None, saved[key]) if key in saved

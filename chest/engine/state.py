@@ -314,7 +314,6 @@ class State(Generic[K]):
         self.new_lock()
         self.flights.clear()
         self.changes.clear()
-        self.cache.access.after_fork()
         self.storage.after_fork()
         self.index.after_fork()
         for key in self.index.inherited:

@@ -24,7 +24,6 @@ __all__ = ["Access"]
 K = TypeVar("K", bound=Hashable)
 
 LOGGED = 4096  # accesses that the log remembers; the policy can do without the older ones
-ONLY = 0  # stands for the thread while there is one
 # Elsewhere threads are told apart from the start, as a part of a value that one has keeps no value (`changes`).
 _COUNTS = (sys.implementation.name == "cpython" and hasattr(_thread, "_count")
            and getattr(sys, "_is_gil_enabled", lambda: True)())
@@ -34,7 +33,8 @@ class Access(Generic[K]):
     """The log and the counter of hits, and for each thread the key whose value it was given last.
 
     While the process has one thread, the log's last entry says that; from the moment that there are more, each access
-    notes its thread.  Thread safety: `used` and the counter may be called without a lock, all else with it.
+    notes its thread.  Thread safety: `used` and the counter may be called without a lock, all else with it, and but for
+    `take` and `counted` when the hits up to now were taken.
     """
 
     def __init__(self) -> None:
@@ -52,17 +52,15 @@ class Access(Generic[K]):
         self.log.append(key)
 
     def asked(self, key: K) -> None:
-        """This thread is given the value of ``key`` now, by way of the engine; hits up to now must have been taken."""
+        """This thread is given the value of ``key`` now, by way of the engine."""
         if self._single and _thread._count():
             self._tell_threads_apart()
-        self._last[ONLY if self._single else _thread.get_ident()] = key
+        self._last[_thread.get_ident()] = key
 
     def _tell_threads_apart(self) -> None:
         """There are more threads by now: what was given last is taken for the main thread's."""
-        last = [*self._last.values(), *self.log][-1:]
-        self._last = {}
-        for key in filter(_is_key, last):
-            self._last[threading.main_thread().ident or ONLY] = key
+        last = [*self._last.values(), *filter(_is_key, [*self.log][-1:])]
+        self._last = {threading.main_thread().ident or 0: key for key in last[-1:]}
         self._single, self.used = False, self._used_by_thread
 
     def take(self) -> list[K]:
@@ -71,36 +69,25 @@ class Access(Generic[K]):
             self._tell_threads_apart()
         log = self.log
         keys = [log.popleft() for _ in range(len(log)) if log]  # a finaliser of the user's may take some meanwhile
-        if self._single and keys:
-            self._last[ONLY] = keys[-1]
+        if self._single and keys and _is_key(keys[-1]):
+            self._last[_thread.get_ident()] = keys[-1]
         return keys
 
     def pinned(self) -> set[K]:
         """The keys whose values threads were given last: these stay in memory.  Cost: O(threads)."""
-        if self._single and _thread._count():
-            self._tell_threads_apart()
-        if self._single:
-            try:
-                return {self.log[-1]} if self.log else set(self._last.values())
-            except Exception:
-                if _is_key([*self._last.values(), *self.log][-1]):  # then a signal's handler raised it
-                    raise
-                return set()
-        if len(self._last) > 1:
+        if not self._single:
             for ident in self._last.copy().keys() - sys._current_frames().keys():
                 self._last.pop(ident, None)
         return set(self._last.copy().values())
 
     def last(self) -> tuple[K, ...]:
-        """The key whose value this thread was given last, if there is one; hits up to now must have been taken."""
-        ident = ONLY if self._single else _thread.get_ident()
+        """The key whose value this thread was given last, if there is one."""
+        ident = _thread.get_ident()
         return (self._last[ident],) if ident in self._last else ()
 
     def release(self) -> None:
         """This thread is through with the value that it was given last."""
-        if self._single and _thread._count():
-            self._tell_threads_apart()
-        self._last.pop(ONLY if self._single else _thread.get_ident(), None)
+        self._last.pop(_thread.get_ident(), None)
 
     def counted(self) -> int:
         """The number of hits up to now."""
@@ -112,11 +99,6 @@ class Access(Generic[K]):
         self.given.clear()
         self.log.clear()
         self._last.clear()
-
-    def after_fork(self) -> None:
-        """In the child there is one thread, with another identity perhaps."""
-        if not self._single:
-            self._last = {_thread.get_ident(): key for key in self._last.values()} if len(self._last) == 1 else {}
 
 
 def _is_key(key: object) -> bool:

@@ -98,7 +98,6 @@ def _nbytes(value: object, /) -> int:
         if type(value) in _plain:
             return _sizeof(value)
         parts: list[Any] = [value]
-        room, whole = _WIDTH, 1
         for part in parts:  # it grows meanwhile
             kind = type(part)
             if kind not in _plain:
@@ -107,17 +106,13 @@ def _nbytes(value: object, /) -> int:
                             part.base is None or (isinstance(part.base, mmap) and part.flags.forc)):
                         return int(part.nbytes)
                     break
-                count = len(part)
-                room -= count
-                whole += count
-                if count > _SAMPLES or room < 0:  # long, or a cycle
+                if len(part) > _SAMPLES or len(parts) > _WIDTH:  # long, or a cycle
                     break
                 parts += part
                 if kind is dict:
                     parts += part.values()
-                    whole += count
         else:
-            if len({*map(id, parts)}) < whole:
+            if len({*map(id, parts)}) < len(parts):
                 parts = [*dict(zip(map(id, parts), parts)).values()]
             return sum(map(_sizeof, parts))
     except _ODD:  # a dict that another thread changes, or a type that cannot be hashed
