@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import copy
 import gc
 import gzip
 import multiprocessing
@@ -28,6 +27,10 @@ def plain_name(key):
 
 def call(key):
     pass
+
+
+FUNCTIONS = dict(key_to_filename=plain_name, on_miss=call, on_overflow=call, open=gzip.open, dump=pickle.dump,
+                 load=pickle.load)
 
 
 def work(c, n):
@@ -60,21 +63,14 @@ def test_the_copy_is_at_the_same_path_wherever_it_is_opened(path, monkeypatch, t
     assert os.listdir(".") == []
 
 
-def test_the_copy_has_the_same_settings(path):
-    given = dict(available_memory=12345.0, key_to_filename=plain_name, on_miss=call, on_overflow=call, open=gzip.open,
-                 dump=pickle.dump, load=pickle.load, writeback=False, durable=True)
-    there = pickle.loads(pickle.dumps(Chest({"x": 1}, path=path, **given)))
-    assert there.key_to_filename("x") == os.path.join(path, "file_x")
-    assert {name: getattr(there._engine.settings, name) for name in given if name != "available_memory"} == {
-        name: what for name, what in given.items() if name != "available_memory"}
-
-
-def test_the_budget_is_the_one_of_now_and_a_subclass_stays_one(path):
-    c = Special(path=path, available_memory=12345.0)
-    assert pickle.loads(pickle.dumps(c)).available_memory == 12345
+def test_the_copy_has_the_same_class_and_settings_and_the_budget_of_now(path):
+    given = dict(FUNCTIONS, writeback=False, durable=True)
+    c = Special({"x": 1}, path=path, available_memory=12345.0, **given)
     c.available_memory = "1 MB"
     there = pickle.loads(pickle.dumps(c))
     assert (type(there), there.available_memory) == (Special, 1e6)
+    assert there.key_to_filename("x") == os.path.join(path, "file_x")
+    assert {name: getattr(there._engine.settings, name) for name in given} == given
 
 
 @pytest.mark.parametrize("mode", ["c", "r"])
@@ -85,24 +81,10 @@ def test_arrays_are_mapped_there_too(path, mode):
     assert there["x"].flags.writeable is (mode == "c")
 
 
-@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy])
-def test_copy_and_deepcopy_are_copies(path, way):
-    c = Chest({"x": [1]}, path=path)
-    other = way(c)
-    other["x"].append(2)
-    other.flush()
-    assert other.path != path
-    assert dict(c) == {"x": [1]}
-    assert dict(other) == {"x": [1, 2]}
-
-
-@pytest.mark.parametrize("name", ["dump", "load", "key_to_filename", "on_miss", "on_overflow", "open"])
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_setting_that_cannot_be_pickled_is_named_with_what_to_do(path, name, monkeypatch):
     monkeypatch.delitem(sys.modules, "cloudpickle", raising=False)
-    functions = {"dump": lambda value, file: pickle.dump(value, file), "load": lambda file: pickle.load(file),
-                 "key_to_filename": lambda key: f"k{key}", "on_miss": lambda key: None, "on_overflow": lambda key: None,
-                 "open": lambda path, mode="r": open(path, mode)}
-    c = Chest({"x": 1}, path=path, **{name: functions[name]})
+    c = Chest({"x": 1}, path=path, **{name: lambda *arguments, **more: FUNCTIONS[name](*arguments, **more)})
     with pytest.raises(TypeError, match=rf"cannot be pickled.*\b{name}=<function.*use a function"):
         pickle.dumps(c)
     assert c["x"] == 1
@@ -136,20 +118,49 @@ def test_it_goes_through_a_pool_of_multiprocessing(how, path):
     assert dict(c) == {"x": [0], **{f"worker{n}": [0, n] for n in range(3)}}
 
 
+kept = []
+
+
+def leave_unsaved(c, path, n):
+    """What a worker does that closes neither the chest that came to it nor the one that it opens."""
+    kept.append(own := Chest(path=path))
+    kept.append(c)
+    c["unsaved", n] = own[n] = n
+
+
+def processes(how, calls, target=leave_unsaved):
+    started = [multiprocessing.get_context(how).Process(target=target, args=call) for call in calls]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+        assert process.exitcode == 0
+
+
+def processes_of_a_process(how, calls):
+    processes(how, [(how, calls)], processes)
+
+
+def pool(how, calls):
+    with multiprocessing.get_context(how).Pool(2) as workers:
+        workers.starmap(leave_unsaved, calls)
+        workers.close()
+        workers.join()
+
+
+def executor(how, calls):
+    with concurrent.futures.ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(how)) as workers:
+        list(workers.map(leave_unsaved, *zip(*calls)))
+
+
 @pytest.mark.parametrize("how", CONTEXTS)
-def test_a_worker_that_does_not_close_its_copy_saves_it_as_it_ends(how, path):
-    c = Chest({"x": [0]}, path=path)
-    process = multiprocessing.get_context(how).Process(target=leave_unsaved, args=(c,))
-    process.start()
-    process.join()
-    assert process.exitcode == 0
-    assert c["unsaved"] == 1  # with "fork" too, where it is no copy but the parent's own handle
-
-
-def leave_unsaved(c):
-    global kept
-    kept = c
-    c["unsaved"] = 1
+@pytest.mark.parametrize("run", [processes, processes_of_a_process, pool, executor], ids=lambda run: run.__name__)
+def test_what_a_worker_does_not_close_is_saved_as_it_ends(how, run, path):
+    """With "fork" a process has no copy, but the parent's own handle."""
+    c = Chest({"parent": 1}, path=path + "-of-the-parent")
+    run(how, [(c, path, n) for n in range(3)])
+    assert dict(c) == {"parent": 1, **{("unsaved", n): n for n in range(3)}}
+    assert dict(Chest(path=path)) == {n: n for n in range(3)}
 
 
 @pytest.mark.parametrize("how", CONTEXTS)

@@ -15,40 +15,10 @@ from chest import Chest
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 
 
-class Pipe:
-    """One way for a single byte to say that something has happened."""
-
-    def __init__(self):
-        self.read, self.write = os.pipe()
-
-    def say(self):
-        os.write(self.write, b".")
-
-    def wait(self):
-        assert os.read(self.read, 1) == b"."
-
-
 @pytest.fixture
-def pipe():
-    made = Pipe()
-    yield made
-    os.close(made.read)
-    os.close(made.write)
-
-
-class Only:
-    """The only one who refers to a chest, so that a child can let go of it."""
-
-    def __init__(self, chest):
-        self.chest = chest
-
-    def end(self, how):
-        """Call the chest's method ``how``, or let go of the chest (``"del"``), or do nothing."""
-        if how == "del":
-            del self.chest
-            gc.collect()
-        elif how != "nothing":
-            getattr(self.chest, how)()
+def done():
+    """To be set on one side of a fork, and waited for on the other."""
+    return multiprocessing.get_context("fork").Event()
 
 
 def in_child(action):
@@ -86,14 +56,14 @@ def test_the_child_reads_what_its_parent_has_not_saved(path, child, memory, min_
 
 
 @pytest.mark.parametrize("who", ["its parent", "another"])
-def test_the_child_finds_what_is_committed_later_and_keeps_what_that_does_not_change(path, pipe, who):
+def test_the_child_finds_what_is_committed_later_and_keeps_what_that_does_not_change(path, done, who):
     c = Chest({"x": 1, "y": 1, "gone": 1}, path=path)
     c.sync()
     c["x"], c["gone"], c["mine"] = 2, 2, 2
 
     def look():
         assert c["x"] == 2
-        pipe.wait()
+        assert done.wait(60)
         assert dict(c) == {"x": 3, "y": 1, "mine": 2, "new": 3}
 
     pid = fork(look)
@@ -101,18 +71,18 @@ def test_the_child_finds_what_is_committed_later_and_keeps_what_that_does_not_ch
     committing["x"], committing["new"] = 3, 3
     del committing["gone"]
     committing.sync()
-    pipe.say()
+    done.set()
     ended(pid)
 
 
-def test_the_child_never_takes_a_later_file_of_its_parent_for_an_earlier_one(path, pipe):
+def test_the_child_never_takes_a_later_file_of_its_parent_for_an_earlier_one(path, done):
     """A file that no commit knows is removed at once, and its name is free for the value of another key."""
     c = Chest(path=path, available_memory=0, key_to_filename=lambda key: "same")
     c["x"] = ["the value of x"]
     c.move_to_disk("x")
 
     def look():
-        pipe.wait()
+        assert done.wait(60)
         with pytest.raises(KeyError, match="gone"):
             c["x"]
         assert c.get("x") is None
@@ -123,53 +93,48 @@ def test_the_child_never_takes_a_later_file_of_its_parent_for_an_earlier_one(pat
     c["y"] = ["the value of y"]
     c.move_to_disk("y")
     assert c.key_to_filename("y") == name, "then this test shows nothing"
-    pipe.say()
+    done.set()
     ended(pid)
 
 
 # Not to save.
 
 
-@pytest.mark.parametrize("how", ["close", "sync", "flush", "del", "write_keys", "nothing"])
-def test_what_the_child_does_saves_nothing_of_its_parents(path, child, how):
-    only = Only(Chest({"x": [1]}, path=path))
-    only.chest.sync()
-    only.chest["x"], only.chest["new"] = [2], [2]
-
-    def end():
-        only.end(how)
-        if how not in ("del", "nothing"):
-            assert (only.chest["x"], only.chest["new"]) == ([2], [2]), "it lost what is not saved anywhere"
-
-    child(end)
-    assert dict(Chest(path=path)) == {"x": [1]}
-    assert sorted(set(os.listdir(path)) - {".packs"}) == [".keys", "x"]
-    only.chest.close()
-    assert dict(Chest(path=path)) == {"x": [2], "new": [2]}
-
-
-@pytest.mark.parametrize("how", ["close", "drop", "del", "nothing"])
-@pytest.mark.parametrize("temporary", [True, False])
-def test_what_the_child_does_removes_nothing_of_its_parents(path, child, how, temporary):
-    only = Only(Chest({"x": [1], "y": [2]}, path=None if temporary else path, available_memory=0))
-    only.chest.sync()
-    del only.chest["y"]
-    only.chest["x"] = [3]
-    before = sorted(os.listdir(only.chest.path))
+@pytest.mark.parametrize(("how", "temporary"), [
+    *((how, False) for how in ("close", "sync", "flush", "write_keys", "drop", "del", "nothing")),
+    *((how, True) for how in ("close", "drop", "del", "nothing"))])
+def test_what_the_child_does_saves_and_removes_nothing_of_its_parents(path, child, how, temporary):
+    c = Chest({"x": [1], "y": [1]}, path=None if temporary else path, available_memory=0)
+    c.sync()
+    del c["y"]
+    c["x"], c["new"] = [2], [2]
+    before = sorted(os.listdir(c.path))
 
     def use():
-        assert dict(only.chest) == {"x": [3]}
+        nonlocal c
+        assert dict(c) == {"x": [2], "new": [2]}
         if temporary:
-            only.chest["own"] = [4]
-        only.end(how)
+            c["own"] = [3]
+        if how == "del":
+            del c
+            gc.collect()
+        elif how != "nothing":
+            getattr(c, how)()
+        if how in ("sync", "flush", "write_keys") or (how == "close" and not temporary):
+            assert (c["x"], c["new"]) == ([2], [2]), "it lost what is not saved anywhere"
 
     child(use)
-    assert sorted(os.listdir(only.chest.path)) == before
-    assert dict(only.chest) == {"x": [3]}
+    assert sorted(os.listdir(c.path)) == before
+    assert dict(c) == {"x": [2], "new": [2]}
+    if not temporary:
+        assert dict(Chest(path=path)) == {"x": [1], "y": [1]}
+        c.close()
+        assert dict(Chest(path=path)) == {"x": [2], "new": [2]}
 
 
-def test_the_child_saves_its_own_keys_when_told_to(path, child):
-    c = Chest({"x": 1, "y": 1, "z": 1, "list": [1]}, path=path)
+@pytest.mark.parametrize("min_file_size", [0, 4096])
+def test_the_child_saves_its_own_keys_when_told_to(path, child, min_file_size):
+    c = Chest({"x": 1, "y": 1, "z": 1, "list": [1]}, path=path, min_file_size=min_file_size)
     c.sync()
     c["x"], c["y"], c["mine"] = 2, 2, 2
 
@@ -184,24 +149,6 @@ def test_the_child_saves_its_own_keys_when_told_to(path, child):
     assert dict(c) == {"x": 2, "y": 2, "own": 3, "mine": 2, "list": [1, 3]}
     c.sync()
     assert dict(Chest(path=path)) == dict(c)
-
-
-def test_parent_and_child_write_small_values_to_packs_of_their_own(path, child):
-    expected = {n: [n] for n in range(100)}
-    c = Chest(expected, path=path, min_file_size=4096)
-    c.sync()
-    c["unsaved"] = [0]
-    assert c[5] == [5]
-
-    def use():
-        for n in range(100):
-            assert c[n] == [n]
-            c["child", n] = [n]
-            c.sync()
-
-    child(use)
-    c.flush()
-    assert dict(c) == {**expected, **{("child", n): [n] for n in range(100)}, "unsaved": [0]}
 
 
 # The end of a process.
@@ -238,35 +185,6 @@ def test_a_child_that_ends_saves_what_it_opened_itself_and_nothing_else(tmp_path
     assert not os.path.exists(temporary)
 
 
-def opens_its_own(path):
-    global kept
-    kept = Chest(path=path)
-    kept["x"] = 1
-
-
-def test_children_of_multiprocessing_save_what_they_opened_and_leave_alone_what_they_inherited(tmp_path):
-    inherited, path = Chest({"x": 1}, path=tmp_path / "inherited"), str(tmp_path / "own")
-    temporary = Chest({"x": 1})
-    context = multiprocessing.get_context("fork")
-
-    def middle():
-        assert inherited["x"] + temporary["x"] == 2
-        Chest({"middle": 1}, path=path).sync()
-        run(opens_its_own, path)
-
-    def run(target, *arguments):
-        process = context.Process(target=target, args=arguments)
-        process.start()
-        process.join()
-        assert process.exitcode == 0
-
-    run(middle)
-    assert dict(Chest(path=path)) == {"middle": 1, "x": 1}
-    assert dict(Chest(path=inherited.path)) == {}
-    assert temporary["x"] == 1
-    inherited.sync()
-
-
 POOL = """
 import sys
 from chest import Chest
@@ -295,7 +213,7 @@ def test_what_workers_set_in_an_inherited_chest_is_saved_at_their_end(path):
 # Forks in the middle of something.
 
 
-def test_a_fork_while_another_thread_commits_does_not_hang_the_child(path, pipe, monkeypatch):
+def test_a_fork_while_another_thread_commits_does_not_hang_the_child(path, done, monkeypatch):
     c = Chest({"x": 1}, path=path)
     within, go_on = threading.Event(), threading.Event()
     keys = c._engine.state.index.keys
@@ -315,11 +233,11 @@ def test_a_fork_while_another_thread_commits_does_not_hang_the_child(path, pipe,
         monkeypatch.undo()
         assert c["x"] == 1
         c["child"] = 2
-        pipe.say()
+        done.set()
         c.sync()  # waits for the parent's commit, and no longer
 
     pid = fork(use)
-    pipe.wait()
+    assert done.wait(60)
     go_on.set()
     thread.join()
     ended(pid)
