@@ -67,40 +67,52 @@ def test_finalisers_that_use_the_chest_disturb_nobody(path, often, settings, wha
 
 
 class Value:
-    """A value that sets another one when it goes."""
+    """A value that does something when it goes."""
 
-    chest = None
+    use = staticmethod(lambda key: None)
 
     def __init__(self, key):
         self.key = key
 
     def __del__(self):
-        if Value.chest is not None:
-            Value.chest["gone", self.key] = True
+        self.use(self.key)
 
     def __reduce__(self):
         return Value, (self.key,)
 
 
+def replaced(c):
+    """By another handle, which this one finds out as it commits."""
+    with Chest(path=c.path) as other:
+        other["x"] = 2
+    c["own"] = 1
+    c.sync()
+
+
 GOES = {
     "set": lambda c: c.update(x=2), "del": lambda c: c.__delitem__("x"), "pop": lambda c: c.pop("x").key, "clear": Chest.clear,
     "setitem": lambda c: c.__setitem__("x", 2), "flush": Chest.flush, "rollback": Chest.rollback,
-    "move_to_disk": lambda c: c.move_to_disk("x"),
+    "move_to_disk": lambda c: c.move_to_disk("x"), "replaced": replaced,
 }
 
 
+@pytest.mark.parametrize("commits", [False, True])
 @pytest.mark.parametrize("how", GOES)
-def test_the_finaliser_of_a_value_that_goes_may_use_the_chest(path, how):
-    c = Chest({"x": Value("x"), "y": 1}, path=path)
+def test_the_finaliser_of_a_value_that_goes_may_use_the_chest(path, how, commits, monkeypatch):
+    c, other = Chest({"x": Value("x"), "y": 1}, path=path, writeback=False), Chest(path=path)
     c.sync()
-    Value.chest = c
-    try:
+
+    def use(key):
+        (other if commits else c)["gone", key] = True
+        if commits:
+            other.sync()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Value, "use", staticmethod(use))
         GOES[how](c)
         if sys.implementation.name != "cpython":  # there, the last reference to a value runs its finaliser at once
             gc.collect()
-        assert c["gone", "x"] is True
-    finally:
-        Value.chest = None
+    assert c["gone", "x"] is True
     check(c)
     c.sync()
     with Chest(path=path) as again:

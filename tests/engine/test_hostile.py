@@ -8,7 +8,6 @@ import pickle
 import threading
 
 import pytest
-from invariants import check
 
 from chest import Chest
 from chest.errors import ChestError, DumpError
@@ -66,14 +65,6 @@ def test_a_key_to_filename_that_fails_is_the_callers_error_and_loses_nothing(pat
     assert dict(c) == {"good": 1, "bad": 2, "also": 3}
     assert seen(path) == {"good": 1, "also": 3}
     del c["bad"]
-
-
-def test_hundreds_of_keys_with_one_name_all_have_their_own_file(path):
-    keys = {i: i for i in range(300)}
-    with Chest(keys, path=path, key_to_filename=lambda key: "same/name"):
-        pass
-    assert seen(path) == keys
-    assert len(os.listdir(os.path.join(path, "same"))) == 300
 
 
 def index_of(path, pairs):
@@ -238,52 +229,6 @@ def test_a_temporary_chest_is_its_owners_alone():
 # Keys.
 
 
-def test_keys_are_equal_as_in_a_dict_however_odd_they_are(path):
-    class Name(str):
-        __slots__ = ()
-
-    nan, deep = float("nan"), "x"
-    for _ in range(50):
-        deep = (deep, "y")
-    c = Chest({nan: 1, "x": 1, deep: 1}, path=path)
-    c[Name("x")] = 2
-    for _ in range(2):
-        assert (c[nan], c.get(float("nan")), c["x"], c[deep], len(c)) == (1, None, 2, 1, 3)
-        c.flush()
-    assert list(seen(path).values()) == [1, 2, 1]
-    assert seen(path)[deep] == 1
-
-
-class BadKey:
-    """A key that fails when it is compared or hashed, once told so."""
-
-    failing = False
-
-    def __hash__(self):
-        if self.failing:
-            raise ZeroDivisionError("hash")
-        return 1
-
-    def __eq__(self, other):
-        if self.failing:
-            raise ZeroDivisionError("eq")
-        return self is other
-
-
-def test_a_key_that_cannot_be_compared_is_its_owners_error(path):
-    key = BadKey()
-    c = Chest({key: 1, "x": 2}, path=path)
-    key.failing = True
-    for use in (lambda: c[key], lambda: c.get(key), lambda: key in c, lambda: c.update({"y": 1}) or c.pop(key)):
-        with pytest.raises(ZeroDivisionError):
-            use()
-    key.failing = False
-    assert c[key] == 1
-    assert c["x"] == 2
-    check(c)
-    del c[key]
-
-
 def test_a_key_that_cannot_be_pickled_is_an_error_that_names_it_and_stops_no_other_handle(path):
     key = threading.Lock()
     c = Chest({key: 1, "x": 2}, path=path)
@@ -363,84 +308,11 @@ def test_a_chest_may_hold_a_chest_and_even_itself(path, tmp_path):
     assert "other" in seen(path)
 
 
-def test_a_value_that_changes_the_chest_while_it_is_pickled(path):
-    class Meddler:
-        def __reduce__(self):
-            c["meddled"] = True
-            c.pop("x", None)
-            c["z"] = "new z"
-            return str, ("meddler",)
-
-    c = Chest({"x": 1, "m": Meddler(), "z": "old z"}, path=path)
-    c.flush()
-    c.flush()
-    assert dict(c) == seen(path) == {"m": "meddler", "z": "new z", "meddled": True}
-    check(c)
-
-
-def test_a_dump_that_writes_nothing_or_closes_its_file(path):
-    def closes(value, file):
-        pickle.dump(value, file)
-        file.close()
-
-    c = Chest({"x": 1}, path=path, dump=closes, load=pickle.load)
-    c.flush()
-    assert c["x"] == 1
-    assert seen(path, dump=closes, load=pickle.load) == {"x": 1}
-    c.drop()
+def test_a_dump_that_writes_nothing(path):
     settings = dict(path=path, dump=lambda value, file: None, load=lambda file: "always")
     c = Chest({"x": 1}, **settings)
     c.flush()
     assert dict(c) == dict(Chest(**settings)) == {"x": "always"}
-
-
-# Callers.
-
-
-def test_many_handles_on_one_path(path, leaks_nothing):
-    chests = [Chest(path=path) for _ in range(50)]
-    for i, c in enumerate(chests):
-        c[i] = i
-    for c in chests:
-        c.sync()
-    assert all(len(c) == 50 for c in chests)
-    for c in chests:
-        c.close()
-    assert seen(path) == {i: i for i in range(50)}
-    chests.clear()
-    del c
-
-
-def test_a_value_that_commits_by_another_handle_as_it_is_dropped_loses_nothing(path):
-    class Armed:
-        def __init__(self, armed):
-            self.armed = armed
-
-        def __del__(self):
-            if self.armed:
-                self.armed = False
-                other["theirs"] = 1
-                other.sync()
-
-        def __reduce__(self):
-            return str, ("saved",)
-
-    c, other, third = (Chest(path=path, writeback=False) for _ in range(3))
-    c["x"], c["pad"] = "value", "p" * 5000
-    c.flush()
-    len(other)
-    third["x"] = 1
-    c["x"]
-    cache = c._engine.state.cache
-    cache.given["x"] = cache.values["x"] = Armed(True)
-    third.sync()
-    c["own"] = 1
-    c.sync()
-    assert "theirs" in c
-    for n in range(3):
-        c["own", n] = 1
-        c.sync() if n else c.flush()
-    assert Chest(path=path)["theirs"] == 1
 
 
 def test_an_index_that_is_read_lazily_is_read_whole(path):
