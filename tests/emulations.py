@@ -126,22 +126,28 @@ def no_replacing_of_open_files():
 # Other systems.
 
 
+def hide(hidden):
+    """No file is there of which ``hidden`` says so, for the built-in ``open``."""
+    opens = builtins.open
+
+    def opens_others(file, *args, **more):
+        if isinstance(file, str) and hidden(file):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), file)
+        return opens(file, *args, **more)
+
+    builtins.open = opens_others
+
+
 def macos():
     """``fsync`` stops at the disk's cache; no ``/proc`` tells of maps and mounts."""
     import fcntl
 
-    real, opens = fcntl.fcntl, builtins.open
+    real = fcntl.fcntl
     fcntl.F_FULLFSYNC = 51
     fcntl.fcntl = lambda fd, what, *more: FSYNC(fd) if what == 51 else real(fd, what, *more)
     os.fsync = lambda fd: FSYNC(fd) if stat.S_ISDIR(os.fstat(fd).st_mode) else refuse(errno.EIO)()
     sys.platform = "darwin"
-
-    def open_without_proc(file, *args, **more):
-        if isinstance(file, str) and file.startswith("/proc/"):
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), file)
-        return opens(file, *args, **more)
-
-    builtins.open = open_without_proc
+    hide(lambda path: path.startswith("/proc/"))
 
 
 def windows():
@@ -161,7 +167,7 @@ def windows():
     for name in ("supports_dir_fd", "supports_fd", "supports_follow_symlinks"):
         setattr(os, name, set())
     sys.modules["fcntl"] = None
-    os.O_TEMPORARY, temporary, locked, opens = 1 << 29, {}, {}, builtins.open
+    os.O_TEMPORARY, temporary, locked = 1 << 29, {}, {}
 
     def key(fd):
         status = os.fstat(fd)
@@ -203,14 +209,9 @@ def windows():
             raise PermissionError(13, "in use", target)
         REPLACE(source, target)
 
-    def open_without_proc(file, *args, **more):
-        if isinstance(file, str) and file == "/proc/self/mountinfo":
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), file)
-        return opens(file, *args, **more)
-
     os.open, os.close, os.unlink, os.remove, os.replace, os.rename = (
         open_descriptor, close, unlink, unlink, replace, replace)
-    builtins.open = open_without_proc
+    hide(lambda path: path == "/proc/self/mountinfo")
     sys.modules["msvcrt"] = types.SimpleNamespace(locking=locking, LK_NBLCK=2, LK_UNLCK=0)
 
 

@@ -1,4 +1,4 @@
-"""``durable=True`` as the system sees it: what a commit names is on the disk before the commit is, and then that is too.
+"""``durable=True`` as the system sees it: what a commit names is on the disk before the commit, and then that is too.
 
 `storage.test_powerloss` has what is left of appended indices, packs, links and all else that a commit may be.
 """

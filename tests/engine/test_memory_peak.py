@@ -58,25 +58,16 @@ print(json.dumps(peaks))
 """
 
 
-def stream(path, mode, works):
-    """The most memory, in bytes, that each of ``works`` and those before it took.
+@pytest.mark.parametrize(("mode", "works"), [
+    ("", "set_all get_all iterate change flush"), ("c", "set_all get_all iterate change flush"),
+    ("packs", "set_all get_all iterate change flush"), ("", "set_all flush prefetch flush change flush")],
+    ids=["loaded", "mapped", "packed", "used again"])
+def test_a_gigabyte_streams_through_a_small_budget_in_little_memory(path, mode, works):
+    """The peaks are the most bytes that each of ``works`` and those before it took.
 
     The C library gives the memory of each array back when it is freed.  Otherwise it keeps all of it as soon as a small
     thing stands behind them: the interpreter's table of names, say, if it happens to grow as the first values are set.
     """
-    return json.loads(python(STREAM, path, mode, works, BUDGET, VALUE, COUNT, MALLOC_MMAP_THRESHOLD_="1000000"))
-
-
-def too_much(peaks):
-    return {work: peak for work, peak in peaks.items() if peak > BUDGET + VALUE + SLACK}
-
-
-@pytest.mark.parametrize("mode", ["", "c", "packs"], ids=["loaded", "mapped", "packed"])
-def test_a_gigabyte_streams_through_a_small_budget_in_little_memory(path, mode):
-    peaks = stream(path, mode, "set_all get_all iterate change flush")
+    peaks = json.loads(python(STREAM, path, mode, works, BUDGET, VALUE, COUNT, MALLOC_MMAP_THRESHOLD_="1000000"))
     assert BUDGET / 2 < peaks["set_all"]  # else this would measure nothing
-    assert too_much(peaks) == {}
-
-
-def test_memory_that_prefetch_filled_and_flush_emptied_is_used_again(path):
-    assert too_much(stream(path, "", "set_all flush prefetch flush change flush")) == {}
+    assert {work: peak for work, peak in peaks.items() if peak > BUDGET + VALUE + SLACK} == {}

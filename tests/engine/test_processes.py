@@ -78,16 +78,21 @@ def test_values_whose_files_did_not_change_stay_in_memory_when_others_commit(pat
     assert Chest(path=path)["x"] == [1, "changed in place"]
 
 
-def test_a_reader_finds_new_keys_at_once_and_others_values_when_it_looks(path):
-    a = Chest({"x": 1}, path=path)
+@pytest.mark.parametrize("small", [0, 4096])
+def test_a_reader_finds_new_keys_at_once_and_others_values_when_it_looks_or_loads(path, small):
+    a = Chest({"x": 1}, path=path, min_file_size=small)
     a.sync()
-    b = Chest(path=path)
+    b = Chest(path=path, min_file_size=small)
     assert b["x"] == 1
     a["x"], a["new"] = 2, 3
     a.sync()
     assert b["x"] == 1, "a hit in memory looks at nothing"
     assert b["new"] == 3
     assert b["x"] == 2
+    b.flush()
+    a["x"] = 3
+    a.sync()
+    assert b["x"] == 3
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
@@ -132,18 +137,6 @@ def test_what_stands_where_a_file_was_may_be_a_folder_by_now_or_the_other_way_ro
     a["x"] = 2
     a.sync()
     assert dict(a) == dict(Chest(path=path, dump=pickle.dump, load=pickle.load)) == {"x": 2}
-
-
-@pytest.mark.parametrize("small", [0, 4096])
-def test_what_is_loaded_is_the_newest_value(path, small):
-    one, two = (Chest(path=path, min_file_size=small) for _ in range(2))
-    one["x"] = [1]
-    one.flush()
-    assert two["x"] == [1]
-    two.flush()
-    one["x"] = [2]
-    one.sync()
-    assert two["x"] == [2]
 
 
 def test_an_error_after_the_commit_is_done_does_not_undo_it(path, monkeypatch):

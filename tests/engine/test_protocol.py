@@ -173,10 +173,10 @@ def orders(tmp_path):
             shutil.rmtree(play.path, ignore_errors=True)
             shutil.rmtree(play.path + ".copy", ignore_errors=True)
 
-    def visit(a, b, start=None, *, kills="", seen="", few=True, **settings):
+    def visit(a, b, start, *, kills, few, seen="", **settings):
         programs = {"a": script(a), "b": script(b)}
         gc.collect()  # an unsaved chest of an earlier test would be saved in an actor's thread, by steps of its own
-        count, complete = explore(lambda: begin(programs, start or {}, seen, settings), kills,
+        count, complete = explore(lambda: begin(programs, start, seen, settings), kills,
                                   LIMIT if not few else DEATHS if kills else None)
         assert complete or not ((few and not kills) or THOROUGH)
         return count
@@ -228,22 +228,10 @@ MANY = {
 }
 
 
-def run(orders, scenario, **more):
-    a, b, *rest = scenario
-    start, settings = (*rest, {}, {})[:2] if len(rest) < 2 else rest
-    return orders(a, b, start, **settings, **more)
-
-
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("name", {**FEW, **MANY})
 @pytest.mark.parametrize("kills", ["", "a", "b"], ids=["nobody dies", "a may die", "b may die"])
 def test_in_every_order(orders, name, kills):
-    count = run(orders, FEW[name], kills=kills)
-    assert count >= (10 if kills else 2)
-
-
-@pytest.mark.parametrize("name", MANY)
-@pytest.mark.parametrize("kills", ["", "a", "b"], ids=["nobody dies", "a may die", "b may die"])
-def test_in_many_orders(orders, name, kills):
-    count = run(orders, MANY[name], kills=kills, few=False)
+    a, b, start, settings = (*{**FEW, **MANY}[name], {}, {})[:4]
+    count = orders(a, b, start, kills=kills, few=name in FEW, **settings)
     print(f"\n{name}, killed: {kills or 'nobody'}: {count} orders")
-    assert count >= 5
+    assert count >= (5 if name in MANY else 10 if kills else 2)

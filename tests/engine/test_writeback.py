@@ -25,17 +25,6 @@ def files(chest):
             if not name.startswith(".")}
 
 
-def test_a_changed_value_gets_a_new_file_and_the_committed_one_stays_until_the_commit(path):
-    c = Chest({"x": [1]}, path=path)
-    c.flush()
-    c["x"].append(2)
-    c.move_to_disk("x")
-    assert sorted(files(c)) == ["x", "x~1"]
-    assert Chest(path=path)["x"] == [1]
-    c.flush()
-    assert sorted(files(c)) == ["x~1"]
-
-
 @pytest.mark.parametrize("value", [1, "text", b"bytes", None, (1, "a"), [1, [2.5]], {"a": {"b": [1]}}, {1, 2, 3}, Thing(1)])
 def test_a_value_that_did_not_change_is_never_written_again(path, value):
     c = Chest({"x": value}, path=path)
