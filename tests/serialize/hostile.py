@@ -378,8 +378,7 @@ def attempt(data, used=True):
 
 def main(arguments):
     """See above."""
-    for module in [one[0] for one in restricted_modules()]:
-        __import__(module)
+    import_what_loads_import()
     attempt(pickle.dumps([1]))
     attempt(name("os", "system") + b".")  # what errors take is imported now
     attempt(whole(call(name("zoneinfo", "ZoneInfo._unpickle"), text("none"), b"\x88")))
@@ -413,17 +412,12 @@ def main(arguments):
         print("DONE", sum(outcomes.values()), outcomes, flush=True)
 
 
-def restricted_modules():
+def import_what_loads_import():
     """What a load may import the first time."""
-    import importlib.util
-
-    wanted = "datetime decimal fractions uuid pathlib zoneinfo numpy numpy.ma chest.serialize.restricted_arrays".split()
-    for one in wanted:
-        try:
-            if importlib.util.find_spec(one) and (numpy is not None or "arrays" not in one):
-                yield one, True
-        except ImportError:
-            continue
+    for one in "datetime decimal fractions uuid pathlib zoneinfo".split():
+        __import__(one)
+    if numpy is not None:
+        __import__("chest.serialize.restricted_arrays")
 
 
 LAST = open("last.pickle", "wb", buffering=0) if len(sys.argv) > 1 and sys.argv[1] == "fuzz" else None

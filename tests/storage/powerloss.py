@@ -189,20 +189,8 @@ class Disk:
             (lambda number, at: at <= cuts.setdefault(number, rng.choice(steps)), some)])
 
 
-def everything(number, at):
-    return True
-
-
-def nothing(number, at):
-    return False
-
-
-def newest(number, file):
-    return file.newest()
-
-
-def confirmed(number, file):
-    return file.synced
+everything, nothing = (lambda number, at: True), (lambda number, at: False)  # which names are kept
+newest, confirmed = (lambda number, file: file.newest()), (lambda number, file: file.synced)  # and which bytes
 
 
 def _any(rng):

@@ -76,15 +76,6 @@ def test_it_is_re_entrant_and_held_until_its_thread_comes_out_for_the_last_time(
     assert os.listdir(tmp_path) == []
 
 
-def test_a_directory_that_is_gone_is_an_error_and_the_lock_works_when_it_is_back(tmp_path):
-    lock = directory_lock(str(tmp_path / "there"))
-    with pytest.raises(FileNotFoundError), lock:
-        pass
-    (tmp_path / "there").mkdir()
-    with lock:
-        assert not is_free(tmp_path / "there")
-
-
 @pytest.fixture
 def looks(monkeypatch):
     """``looks(n, action)``: call ``action()`` at the ``n``-th look whether the lock is free; what is given counts the looks."""
@@ -139,11 +130,14 @@ def test_ctrl_c_at_any_line_leaves_the_lock_free_or_to_be_mended(tmp_path, leaks
     assert count > 15
 
 
-def test_a_directory_that_was_dropped_and_made_anew_meanwhile_is_locked_anew(tmp_path, looks):
+def test_a_directory_that_is_gone_is_an_error_and_one_that_was_made_anew_meanwhile_is_locked_anew(tmp_path, looks):
     there = tmp_path / "there"
+    lock = directory_lock(str(there))
+    with pytest.raises(FileNotFoundError), lock:
+        pass
     there.mkdir()
     looks(1, lambda: (there.rmdir(), there.mkdir()))
-    with directory_lock(str(there)):
+    with lock:
         assert not is_free(there)
 
 
