@@ -35,14 +35,12 @@ def test_a_small_demo_tells_the_truth_answers_its_question_and_leaves_nothing(tm
     assert all(float(peak) < float(idle) + 8 + 64 for peak, idle in peaks)
 
 
-def test_without_numpy_the_demo_says_in_one_line_how_to_install_it(capsys, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert main(["demo"]) == 2
-    assert re.fullmatch(r"chest: .*pip install 'chest\[numpy\]'\n", capsys.readouterr().err)
-
-
 @pytest.mark.parametrize("arguments", [["--budget", "much"], ["--size", "much"], ["--size", "900000 TB"]])
-def test_sizes_that_will_not_do_are_errors_of_one_line(capsys, arguments):
+def test_sizes_that_will_not_do_and_no_numpy_are_errors_of_one_line(capsys, monkeypatch, arguments):
+    with monkeypatch.context() as without:
+        without.setattr("importlib.util.find_spec", lambda name: None)
+        assert main(["demo"]) == 2
+    assert re.fullmatch(r"chest: .*pip install 'chest\[numpy\]'\n", capsys.readouterr().err)
     pytest.importorskip("numpy")
     assert main(["demo", *arguments]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -18,6 +18,11 @@ import pytest
 from chest import Chest
 from chest.cli.main import main
 
+try:
+    import numpy  # opens libraries of the system
+except ImportError:
+    numpy = None
+
 ESCAPE = "\x1b]0;owned\x07\x1b[2J\u202e\u009b\x7f"
 
 
@@ -191,7 +196,7 @@ def test_keys_of_any_size_and_depth_are_listed(capsys, path):
 
 def test_too_little_memory_is_no_damage(path):
     pytest.importorskip("resource")
-    numpy = pytest.importorskip("numpy")
+    pytest.importorskip("numpy")
     with Chest(path=path) as chest:
         chest["big"], chest["small"] = numpy.ones(60_000_000), [1]
     limited = ("import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_AS, (420_000_000,) * 2); "
@@ -204,9 +209,8 @@ def test_too_little_memory_is_no_damage(path):
 
 def attacks(outside):
     """Pickles that would run a program, or open a file outside of their chest."""
-    def call(module, name, *arguments):
-        texts = b"".join(b"X" + struct.pack("<I", len(one)) + one for one in (module.encode(), name.encode()))
-        return b"\x80\x04" + texts + b"\x93" + b"".join(pickle.dumps(one, 2)[2:-1] for one in (arguments,)) + b"R."
+    def text(value):
+        return b"X" + struct.pack("<I", len(value)) + value.encode()
 
     for module, name, argument in (
             ("os", "system", f"touch {outside}"), ("posix", "system", f"touch {outside}"), ("os", "listdir", outside),
@@ -216,7 +220,7 @@ def attacks(outside):
             ("zoneinfo", "ZoneInfo._unpickle", "../../../../../../" + outside), ("zoneinfo", "ZoneInfo", outside),
             ("importlib", "import_module", "antigravity"), ("socket", "create_connection", ("127.0.0.1", 9)),
             ("linecache", "getlines", outside), ("chest.core", "Chest", outside), ("mmap", "mmap", -1)):
-        yield call(module, name, argument)
+        yield b"\x80\x04" + text(module) + text(name) + b"\x93" + pickle.dumps((argument,), 2)[2:-1] + b"R."
     yield b"c" + outside.encode() + b"\nname\n."
 
 
@@ -238,7 +242,7 @@ def test_nothing_is_run_or_opened_outside_of_the_chest_and_of_python(tmp_path, w
         names = ["../outside/secret", str(secret), "_a/secret", "_a/../../outside/secret", "link", "x"]
         chests = [(pickle.dumps(list(enumerate(names))), {"x": pickle.dumps(1)}), ([*enumerate(names)], {"x": b"1"})]
     with Chest(path=harmless) as chest:
-        chest.update({"x": numbers(), "y": [uuid.UUID(int=1), decimal.Decimal(1), datetime.date(1, 1, 1), pathlib.PurePath("x")]})
+        chest.update({"x": numpy.arange(3) if numpy else 1, "y": [uuid.UUID(int=1), decimal.Decimal(1), datetime.date(1, 1, 1), pathlib.PurePath("x")]})
     known = set().union(*[trace(tmp_path, command, harmless) for command in ("ls", "info", "check")])
     own = tuple({os.path.realpath(folder) + os.sep for folder in (sys.prefix, sys.base_prefix, *filter(os.path.isdir, sys.path))
                  if not str(tmp_path).startswith(os.path.realpath(folder))})
@@ -253,15 +257,6 @@ def test_nothing_is_run_or_opened_outside_of_the_chest_and_of_python(tmp_path, w
             opened = trace(tmp_path, command, path)
             assert [one for one in opened - known if not one.startswith((path + os.sep, *own)) and one != path] == []
     assert os.listdir(secret.parent) == ["secret"] and secret.read_bytes() == pickle.dumps("a secret")
-
-
-def numbers():
-    """An array where there is numpy: to import it opens libraries of the system."""
-    try:
-        import numpy
-    except ImportError:
-        return [1, 2]
-    return numpy.arange(3)
 
 
 def trace(folder, command, path):

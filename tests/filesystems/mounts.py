@@ -6,6 +6,7 @@ there is none.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import subprocess
@@ -84,30 +85,22 @@ def overlayfs(folder):
 
 
 @contextlib.contextmanager
-def formatted(folder, make, *how):
+def formatted(folder, make, how):
     """A small image, made a file system by the command ``make``, and mounted by the command ``how``."""
     place = os.path.join(folder, "place")
     with image(folder, 64, *make) as device, mounted(place, *how, device, place):
         yield place
 
 
-def ext4(folder):
-    return formatted(folder, ["mkfs.ext4", "-q"], "mount", "-t", "ext4")
+def by(make, *how):
+    return functools.partial(formatted, make=make, how=how)
 
 
-def ntfs(folder):
-    """By ntfs-3g, with names that differ in case alone taken as one, as Windows does."""
-    return formatted(folder, ["mkntfs", "-QFq"], "lowntfs-3g", "-o", "ignore_case,umask=022")
-
-
-def exfat(folder):
-    """By FUSE: no hard links, times to the second, other inode numbers when memory is short, names without case."""
-    return formatted(folder, ["mkfs.exfat"], "mount.exfat-fuse", "-o", "umask=022")
-
-
-def vfat(folder):
-    return formatted(folder, ["mkfs.vfat"], "mount", "-t", "vfat", "-o", "umask=022")
-
-
-ALL = {"ext4": ext4, "tmpfs": tmpfs, "overlayfs": overlayfs, "ntfs, without case": ntfs, "exFAT, by FUSE": exfat,
-       "vfat": vfat}
+ALL = {
+    "ext4": by(["mkfs.ext4", "-q"], "mount", "-t", "ext4"), "tmpfs": tmpfs, "overlayfs": overlayfs,
+    # By ntfs-3g, with names that differ in case alone taken as one, as Windows does.
+    "ntfs, without case": by(["mkntfs", "-QFq"], "lowntfs-3g", "-o", "ignore_case,umask=022"),
+    # No hard links, times to the second, other inode numbers when memory is short, names without case.
+    "exFAT, by FUSE": by(["mkfs.exfat"], "mount.exfat-fuse", "-o", "umask=022"),
+    "vfat": by(["mkfs.vfat"], "mount", "-t", "vfat", "-o", "umask=022"),
+}

@@ -208,14 +208,6 @@ def test_popular_values_stay_and_a_change_of_habits_is_learnt() -> None:
     assert reads < 0.75 * lru
 
 
-def test_of_values_used_alike_the_one_that_costs_least_per_byte_to_load_leaves_first() -> None:
-    policy: HitDensity[object] = HitDensity()
-    put_many(policy, range(10), [1000] * 10, dirty=True)
-    policy.put("large", 50_000_000, dirty=True)
-    policy.put("newest", 1000, dirty=True)
-    assert policy.choose(1, {"newest"}) == ["large"]
-
-
 def test_dirty_values_that_are_replaced_stay_longer_than_clean_ones_that_are_read_as_often() -> None:
     memory = Memory(HitDensity(), 60)
     rng = random.Random(3)
@@ -225,12 +217,16 @@ def test_dirty_values_that_are_replaced_stay_longer_than_clean_ones_that_are_rea
     assert dirty > 30
 
 
-def test_a_saved_value_costs_no_write_and_leaves_before_a_dirty_one() -> None:
+def test_of_values_used_alike_those_leave_first_that_are_saved_or_cost_least_per_byte_to_load() -> None:
+    policy: HitDensity[object] = HitDensity()
+    put_many(policy, range(10), [1000] * 10, dirty=True)
+    policy.put("large", 50_000_000, dirty=True)
+    policy.put("newest", 1000, dirty=True)
+    assert policy.choose(1, {"newest"}) == ["large"]
     memory = Memory(HitDensity(), 50).run(cycles(45, 20, "set"))
     for key in range(10, 20):
-        memory.policy.saved(key, memory.size)
-    chosen = memory.policy.choose(10 * memory.size, ())
-    assert set(chosen) == set(range(10, 20))
+        memory.policy.saved(key, memory.size)  # and so costs no write
+    assert set(memory.policy.choose(10 * memory.size, ())) == set(range(10, 20))
 
 
 # ---- what it costs

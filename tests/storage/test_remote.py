@@ -602,16 +602,15 @@ def test_what_is_missing_is_said_in_one_sentence(monkeypatch):
 # Secrets.
 
 
-@pytest.mark.parametrize("url, shown", [
-    ("s3://bucket/run", "s3://bucket/run"),
-    ("sftp://me:pa@ss@host/run", "sftp://***@host/run"),
-    ("https://token@host/a@b/x?sig=abc&x=1#frag", "https://***@host/a@b/x?***"),
-    ("simplecache::https://u:p@h/x?t=1::s3://v:q@b/y?z", "simplecache::https://***@h/x?***::s3://***@b/y?***"),
-    ("abfs://container@account/x", "abfs://container@account/x"),
-    ("file:///a/b#c", "file:///a/b?***"),
-])
-def test_what_of_a_url_is_shown(url, shown):
-    assert redacted(url) == shown
+def test_what_of_a_url_is_shown():
+    for url, shown in {
+            "s3://bucket/run": "s3://bucket/run",
+            "sftp://me:pa@ss@host/run": "sftp://***@host/run",
+            "https://token@host/a@b/x?sig=abc&x=1#frag": "https://***@host/a@b/x?***",
+            "simplecache::https://u:p@h/x?t=1::s3://v:q@b/y?z": "simplecache::https://***@h/x?***::s3://***@b/y?***",
+            "abfs://container@account/x": "abfs://container@account/x",
+            "file:///a/b#c": "file:///a/b?***"}.items():
+        assert redacted(url) == shown
 
 
 @pytest.mark.parametrize("what", ["load", "write", "remove", "changed", "replace"])

@@ -74,25 +74,19 @@ def test_what_a_killed_writer_made_or_was_about_to_supersede_stays_if_committed_
     assert values(mine, refs) == ["mine"]
 
 
-def test_an_inode_that_came_again_for_a_living_writer_is_spared(path):
+def test_a_journal_removes_nothing_outside_and_no_inode_that_came_again_for_a_living_writer(path, tmp_path):
     killed(path, x=1)
     other = directory(path)
-    inode = os.stat(path / "loose_x").st_ino
-    other._packs.note(inode, "loose_x")  # as if the living one had made it
+    other._packs.note(os.stat(path / "loose_x").st_ino, "loose_x")  # as if the living one had made it
     directory(path).reclaim([])
     assert "loose_x" in files(path)
-
-
-def test_a_journal_that_names_what_is_outside_removes_nothing_there(tmp_path):
-    path, outside = tmp_path / "c", tmp_path / "outside"
-    handle = directory(path)
+    outside = tmp_path / "outside"
     outside.write_text("precious")
     (path / ".keys").write_text("precious")
-    (path / ".packs").mkdir()
     lines = [b"%d %s\0" % (os.stat(name).st_ino, text) for name, text in
              ((outside, b"../outside"), (outside, bytes(outside)), (path / ".keys", b".keys"))]
     (path / ".packs" / "0000000001.new").write_bytes(b"".join(lines) + b"9" * 5000 + b" x\0torn")
-    handle.reclaim([])
+    other.reclaim([])
     assert outside.read_text() == (path / ".keys").read_text() == "precious"
 
 
