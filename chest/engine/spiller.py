@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from itertools import islice
 from typing import Any, Generic, Optional, TypeVar
 
 from chest.engine.state import Flight, State, nothing
@@ -30,6 +31,7 @@ K = TypeVar("K", bound=Hashable)
 
 SMALL = 4096  # bytes: values that take less leave memory many at a time where they share packs
 MANY = 1000  # keys: larger chests pack their small values where min_file_size is not given
+ALONE = 3  # references to a value that is kept, and that the program has no more: `kept`, `left`, and who asks
 SWEPT = 64  # values that left memory, and that the program refers to, that are looked at together
 ROUNDS = 3  # batches that are tried before memory stays over the budget until the next operation
 
@@ -45,6 +47,7 @@ class Spiller(Generic[K]):
         self.state = state
         self._min_file_size = min_file_size
         self.on_overflow = on_overflow
+        self._due = 0  # how many values are to be looked at by a sweep
 
     def threshold(self) -> int:
         """Values that serialise to fewer bytes than this go into packs."""
@@ -58,10 +61,10 @@ class Spiller(Generic[K]):
         for _ in range(ROUNDS):
             if cache.usage <= state.available:
                 return
+            if self._due:
+                self.sweep(self._due)
             flight = Flight(False)
             self._spill(flight, self._choose)
-            if cache.kept:
-                self.sweep(2 * len(flight.keys))
             if not flight.keys:
                 return
 
@@ -69,6 +72,7 @@ class Spiller(Generic[K]):
         """Of up to ``most`` values that left memory let those go that the program does not refer to any more; one that
         was changed in place is in memory again, to be saved as any other."""
         state, cache = self.state, self.state.cache
+        self._due = 0
         with state.lock, state.section:
             found = cache.unreferenced(most)
             for (key, value, saved), same in zip(found, self._are_same([(one[1], one[2]) for one in found])):
@@ -250,6 +254,10 @@ class Spiller(Generic[K]):
             if back:
                 cache.policy.restore(back)
             gone = cache.evict(saved, 2)  # besides, each is in its item, and in the cache
+            if cache.kept:
+                kept = [*islice(cache.kept, 2 * SWEPT)]
+                is_free = ALONE in map(sys.getrefcount, map(cache.kept.__getitem__, kept))
+                self._due = 2 * len(items) + 8 if is_free or kept[2 * SWEPT - 1:] else 0
             state.land(flight)
         if saved and "logging" in sys.modules:  # else nobody listens
             log("debug", "spilled %d of %s, %s first; wrote %d, %d bytes", len(saved), state.storage.path,

@@ -81,6 +81,8 @@ def memory_of(value: Any, length: int) -> int:
     return size if length <= 2 * size else length
 
 
+QUICK = 1 << 18  # bytes: smaller arrays are quickly compared with their files
+
 _WITHOUT = frozenset((dict, list, tuple, str, bytes, int, float))  # to which there are no weak references
 
 
@@ -117,9 +119,10 @@ class Cache(Generic[K]):
     they are not in the policy's order, lest they stand in the others' way.
 
     ``left`` has values that left memory and that the program still refers to, so that the next read gives the same
-    object and a commit looks at it: by weak reference, or, where a type has none (lists, dicts, sets), by a plain one
-    for as long as the reference counts say that the program has it too, and so keeps its memory anyway.  Of a value of
-    which the program has only a part the rest is kept by the chest: up to ``most_for_parts`` bytes of all of them.
+    object and a commit looks at it: by a plain reference for as long as the reference counts say that the program has
+    it too, and so keeps its memory anyway; but what has weak references (arrays, frames), and is not quickly looked at
+    once more or does not fit into ``most_for_parts`` bytes, by such a one.  In these bytes the chest also keeps the
+    rest of values of which the program has only a part.
     """
 
     def __init__(self, policy: HitDensity[K], writeback: bool):
@@ -134,10 +137,10 @@ class Cache(Generic[K]):
         self.watch: dict[K, None] = {}
         self.stuck: set[K] = set()
         self.left: dict[K, Any] = {}
-        self.kept: dict[K, None] = {}  # keys of the plain references there, those looked at longest ago first
+        self.kept: dict[K, Any] = {}  # those kept by plain references, the ones looked at longest ago first
         self.most_for_parts = 0.0
         self._for_parts = 0
-        self._besides: dict[K, int] = {}  # bytes of each kept value that the program has only a part of
+        self._besides: dict[K, int] = {}  # bytes of kept values of such types, and of those of which it has only a part
 
     def put(self, key: K, value: Any, size: int, saved: Saved | None) -> None:
         """The value of ``key`` is ``value``, of ``size`` bytes; ``saved`` if it is on disk, else it is dirty."""
@@ -234,12 +237,25 @@ class Cache(Generic[K]):
     # Values that left, and that the program still refers to.
 
     def leave(self, key: K, value: Any, saved: Saved) -> None:
-        """Remember a value outside of memory for as long as somebody else refers to it."""
-        base: Any = None if type(value) in _WITHOUT else owner(value)
-        try:
-            reference = None if base is None else _Reference(base, self._died)
-        except TypeError:
-            reference = None
+        """Remember a value outside of memory for as long as somebody else refers to it.
+
+        By a plain reference, if there is room and that is quick: then it is looked at once more when it is let go of.
+        """
+        reference = None
+        if type(value) not in _WITHOUT:
+            size = self.sizes[key] if key in self.sizes else nbytes(value)
+            # A large copy that did not change would be compared with its file twice, which takes longer than a load.
+            is_slow = (size >= QUICK and saved[0] is None and type(value).__name__ == "ndarray"
+                       and key in self.saved and self.saved[key] is saved)
+            if (self._for_parts + size <= self.most_for_parts and COUNTED and self.writeback and not is_slow
+                    and can_change(value)):
+                self._besides[key] = size
+                self._for_parts += size
+            elif (base := owner(value)) is not None:
+                try:
+                    reference = _Reference(base, self._died)
+                except TypeError:
+                    pass
         if reference is None:
             if COUNTED and can_change(value):
                 self.keep(key, value, saved)
@@ -254,7 +270,7 @@ class Cache(Generic[K]):
     def keep(self, key: K, value: Any, saved: Saved) -> None:
         """As `leave`, by a plain reference."""
         self.left[key] = value, saved
-        self.kept[key] = None
+        self.kept[key] = value
 
     def _is_worth_keeping(self, key: K, value: Any, parts: list[Any]) -> bool:
         """The program has ``parts`` of ``value``, and may change them: is there room to keep the rest?"""
@@ -286,9 +302,9 @@ class Cache(Generic[K]):
         found = [(key, *self.find(key)) for key in keys] if self.writeback else []
         return [entry for entry in found if entry[1] is not ABSENT and can_change(entry[1])]
 
-    def unreferenced(self, most: int, holders: int = 1) -> list[tuple[K, Any, Saved]]:
+    def unreferenced(self, most: int, holders: int = 2) -> list[tuple[K, Any, Saved]]:
         """Of up to ``most`` values that are kept by a plain reference, those to which nobody but so many ``holders``
-        refers, nor to a part of them: one is ``left``."""
+        refers, nor to a part of them: two are ``left`` and ``kept``."""
         kept, left = self.kept, self.left
         keys = list(islice(kept, most))
         plain = [(key, left[key]) for key in keys if key in left]
@@ -297,9 +313,9 @@ class Cache(Generic[K]):
         free = [found for found, parts in zip(free, held_parts([found[1] for found in free]))
                 if not (parts and self._is_worth_keeping(found[0], found[1], parts))]
         for key in set(keys).difference([found[0] for found in free]) if len(free) < len(keys) else ():
-            del kept[key]
+            value = kept.pop(key)
             if key in left:
-                kept[key] = None  # as the one looked at last
+                kept[key] = value  # as the one looked at last
         return free
 
     def let_go(self, key: K) -> None:
@@ -333,7 +349,7 @@ class Cache(Generic[K]):
         self.watch = dict.fromkeys(self.saved)
         self.left = {key: found for key, found in self.left.copy().items() if refs.get(key) is not None
                      and key not in self.values}
-        self.kept = {key: None for key, (value, _) in self.left.copy().items() if type(value) is not _Reference}
+        self.kept = {key: value for key, (value, _) in self.left.copy().items() if type(value) is not _Reference}
         self._besides = {key: size for key, size in self._besides.items() if key in self.kept}
         self._for_parts = sum(self._besides.values())
         self.sizes = {key: nbytes(value) for key, value in self.values.items()}

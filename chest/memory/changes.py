@@ -12,8 +12,7 @@ import gc
 import sys
 import weakref
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Collection
-from functools import lru_cache
+from collections.abc import Collection
 from typing import Any
 
 from chest.serialize.compare import can_change
@@ -23,6 +22,7 @@ __all__ = ["CONTAINERS", "COUNTED", "held_parts", "owned", "owner", "referenced"
 _DEEPEST = 3  # levels of containers that are looked through
 _LONGEST = 2000  # items, keys and values of one that are looked at
 _IN_A_LIST = _OF_AN_ATTRIBUTE = 2  # the counts of an object with one owner: that one, and who asks
+_TYPES = 1000  # classes remembered
 _FIXED = frozenset((type(None), bool, int, float, complex, str, bytes))
 CONTAINERS: frozenset[type] = frozenset((list, dict, tuple, set, frozenset, deque, OrderedDict, defaultdict))
 
@@ -47,20 +47,24 @@ def _counted() -> bool:
 COUNTED = _counted()
 
 
-def _find_attribute(kind: type) -> str:
-    """The name under which arrays of this class, and buffers, have what they are views of; none for anything else."""
-    if kind is memoryview:
-        return "obj"
-    names = [(base.__module__.partition(".")[0], base.__name__) for base in kind.__mro__]
-    return "base" if ("numpy", "ndarray") in names or ("numpy", "DummyArray") in names else ""  # of `as_strided`
+class _Attributes(dict[type, str]):
+    """By class, the name under which arrays and buffers have what they are views of; no name for anything else."""
+
+    def __missing__(self, kind: type) -> str:
+        names = [(base.__module__.partition(".")[0], base.__name__) for base in kind.__mro__]
+        is_view = ("numpy", "ndarray") in names or ("numpy", "DummyArray") in names  # the latter is of `as_strided`
+        if len(self) > _TYPES:
+            self.clear()
+        self[kind] = "obj" if kind is memoryview else "base" if is_view else ""
+        return self[kind]
 
 
-_attribute: Callable[[type], str] = lru_cache(1000)(_find_attribute)
+_attributes = _Attributes()  # a look into it is no call
 
 
 def shared(memory: Any, most: int = _OF_AN_ATTRIBUTE) -> bool:
     """Has anything that an array is a view of, at whatever depth, a higher count of references than ``most``?"""
-    while name := _attribute(type(memory)):
+    while name := _attributes[type(memory)]:
         below = type(getattr(memory, name))
         if below is type(None) or below.__module__.startswith("chest."):
             return False
@@ -76,7 +80,7 @@ def owner(value: Any) -> Any:
     `None` for a view of anything else, such as one by a class of its own, or of a buffer: that may outlive the view.
     """
     kind = type(value)
-    base = value.base if _attribute(kind) == "base" else None
+    base = value.base if _attributes[kind] == "base" else None
     if base is None or type(base).__module__.startswith("chest."):
         return value
     is_plain = type(base) is kind and kind.__name__ == "ndarray" and base.flags.forc and not value.dtype.hasobject

@@ -83,6 +83,24 @@ def test_a_value_that_is_held_no_more_or_whose_key_was_set_or_deleted_is_not_fou
     assert "x" not in c
 
 
+@pytest.mark.skipif(not COUNTED, reason="references are not counted here")
+@pytest.mark.parametrize("small", [0, 4096])
+def test_what_changed_out_of_memory_is_saved_also_if_it_is_held_no_more_by_then(path, small):
+    """As in ``a = c["a"]; b = c["b"]; a += b``, where there is room for one of them only."""
+    c = Chest({n: Thing(n) for n in range(20)}, path=path, available_memory=2500, min_file_size=small)
+    c.flush()
+    for n in range(20):
+        thing = c[n]
+        for other in {*range(20)} - {n}:
+            assert c[other] is not thing
+        thing.n = -n
+        del thing
+        assert c.memory_usage <= 2500
+    assert [c[n].n for n in range(20)] == [-n for n in range(20)]
+    c.close()
+    assert [thing.n for thing in Chest(path=path).values()] == [-n for n in range(20)]
+
+
 @pytest.mark.parametrize(("held", "budget"), [(False, 0), (False, 10_000), (True, 10_000)])
 def test_a_loop_over_packed_values_that_do_not_fit_changes_each_of_them(path, held, budget):
     """They are read ahead, and pass by without a place in memory."""
