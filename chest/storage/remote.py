@@ -234,12 +234,11 @@ class Remote(Generic[K]):
         self._known |= self._keys.named
 
     def committed(self, plain: bool = False, pending: bool = False) -> None:
-        """Remove the packs that a commit named once, and the newest does not, if nothing is ``pending``."""
-        if pending:
-            return
+        """Remove the packs that a commit named once, and the newest does not."""
         named = self._keys.named
-        for pack in named & self._new.keys():
-            self._new.pop(pack, None)
+        if not pending:  # nothing that is left in a pack waits for another commit
+            for pack in named & self._new.keys():
+                self._new.pop(pack, None)
         dead = self._known - named - self._new.keys()
         if dead and self._store.remove([pack_of(pack << PACK) for pack in dead]):
             self._known -= dead
@@ -252,7 +251,7 @@ class Remote(Generic[K]):
     def compact(self, refs: Mapping[K, Ref | None]) -> dict[int, int]:
         """Copy the records of committed packs that hold more than twice what lives in them to a new pack.
 
-        Cost: O(keys); one listing for a handle that meets packs of others.  The old ones go as the next commit is done.
+        Cost: O(keys); one listing for a handle that meets packs of others.  The old ones go with the commit.
         """
         living: defaultdict[int, list[int]] = defaultdict(list)
         for ref in refs.values():
