@@ -64,7 +64,6 @@ class Load:
 class Own:
     """What stands in for a value that is made when all else is.  BUILD can do nothing to it."""
 
-    __slots__ = ("__weakref__", "load", "make")
     __hash__ = None  # type: ignore[assignment]  # so it is no key, and in no set
 
     def __init__(self, load: Load, make: Callable[[], Any] | None = None) -> None:
@@ -82,7 +81,6 @@ class Own:
 class Named(Own):
     """An allowed name."""
 
-    __slots__ = ("name",)
     __hash__ = object.__hash__  # type: ignore[assignment]
 
     def __init__(self, load: Load, name: tuple[str, str]) -> None:
@@ -199,7 +197,7 @@ def allow(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """
 
     def register(call: Callable[..., Any]) -> Callable[..., Any]:
-        kind = type("Named", (Named,), {"__slots__": (), "__call__": call})
+        kind = type("Named", (Named,), {"__call__": call})
         for name in names:
             module, _, name = name.rpartition(".")
             NAMES[module, name] = kind

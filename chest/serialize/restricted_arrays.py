@@ -30,8 +30,6 @@ _SWAPPED = numpy.dtype("u4").newbyteorder()
 class Dtype(Own):
     """A dtype: made at once from its text, and anew from its parts by BUILD."""
 
-    __slots__ = ("depth", "fields", "real")
-
     def __init__(self, load: Load, real: Any) -> None:
         super().__init__(load)
         self.real, self.fields, self.depth = real, 1, 0
@@ -175,8 +173,6 @@ def _scalar(self: Named, dtype: Any, data: Any = b"") -> Any:
 
 class Array(Own):
     """An array that is made empty, and then given its state."""
-
-    __slots__ = ("state",)
 
     def __init__(self, load: Load) -> None:
         super().__init__(load)
