@@ -44,9 +44,8 @@ _maps: set[weakref.ref[Map]] = set()
 
 
 def dump_plain(value: Any, encoded: Encoded) -> bool:
-    """Dump a plain array of 64 KiB or more; false for any other value, which is not dumped."""
-    kind = type(value)
-    if kind.__name__ != "ndarray" or kind.__module__ != "numpy" or value.nbytes < LEAST:
+    """Dump a plain array of 64 KiB or more; false for any other, also one of a class by that name, which is not dumped."""
+    if type(value).__module__ != "numpy" or value.nbytes < LEAST:
         return False
     dtype, flags = value.dtype, value.flags
     order = "C" if flags.c_contiguous else "F" if flags.f_contiguous else ""
