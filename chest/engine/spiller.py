@@ -222,7 +222,7 @@ class Spiller(Generic[K]):
 
     def _settle(self, items: list[Item], written: list[tuple[Item, Written]], saved: dict[K, Saved],
                 flight: Flight, alone: set[K] | None) -> None:
-        """Values that are saved, and that nobody was given meanwhile, leave; all others are back in the order.
+        """Values that are saved, and that nobody was given meanwhile, leave; all others stay.
 
         Where none was to leave, those that are ``alone`` cannot be changed in place before somebody is given them.
         """
@@ -233,7 +233,7 @@ class Spiller(Generic[K]):
                 cache.take_hits()
             if written:
                 orphans = self._record(written, saved, flight)
-            flights, back = state.flights, []
+            flights = state.flights
             lengths: dict[K, int] = {}  # of what was written, and stays
             for item in items:
                 key = item[0]
@@ -243,7 +243,6 @@ class Spiller(Generic[K]):
                 if is_free and alone is None:
                     state.counts.spills += 1
                     continue
-                back.append(key)
                 if key in saved:
                     lengths = lengths or {one[0][0]: one[1].nbytes for one in written}
                     cache.wrote(key, saved.pop(key), lengths.get(key))
@@ -251,8 +250,6 @@ class Spiller(Generic[K]):
                     cache.watch.pop(key, None)
                 else:
                     cache.look_at(key)
-            if back:
-                cache.policy.restore(back)
             gone = cache.evict(saved, 2)  # besides, each is in its item, and in the cache
             if cache.kept:
                 kept = [*islice(cache.kept, 2 * SWEPT)]

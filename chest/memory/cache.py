@@ -105,8 +105,7 @@ class _Reference(weakref.ref):  # type: ignore[type-arg]
         if value is None:
             shape, dtype, begin, strides, is_writeable = self.layout
             value = type(base)(shape, dtype, base if base.flags.c_contiguous else base.T, begin, strides)
-            if not is_writeable:
-                value.flags.writeable = False
+            value.flags.writeable &= is_writeable
             self.view = weakref.ref(value)
         return value
 
@@ -283,8 +282,7 @@ class Cache(Generic[K]):
         return True
 
     def _died(self, reference: _Reference) -> None:
-        found = self.left.get(reference.key)
-        if found is not None and found[0] is reference:
+        if self.left.get(reference.key, UNKNOWN)[0] is reference:
             self.left.pop(reference.key, None)
 
     def find(self, key: K) -> tuple[Any, Saved]:
@@ -312,7 +310,7 @@ class Cache(Generic[K]):
         free = [(key, found[0], found[1]) for (key, found), one in zip(plain, held) if not one]
         free = [found for found, parts in zip(free, held_parts([found[1] for found in free]))
                 if not (parts and self._is_worth_keeping(found[0], found[1], parts))]
-        for key in set(keys).difference([found[0] for found in free]) if len(free) < len(keys) else ():
+        for key in keys:
             value = kept.pop(key)
             if key in left:
                 kept[key] = value  # as the one looked at last

@@ -135,8 +135,8 @@ class HitDensity(Generic[K]):
     >>> policy.choose(1500, stay=())
     ['b', 'c']
     >>> policy.leave("b")
-    >>> "a" in policy, "b" in policy, "c" in policy
-    (True, False, True)
+    >>> "b" in policy, "c" in policy
+    (False, True)
 
     The values in memory are ranked now and then, and the least of them leave one after the other, together with those
     that came since and are worth less still, which wait in a `heapdict`.  A key takes about 100 bytes here, the key
@@ -205,15 +205,11 @@ class HitDensity(Generic[K]):
         if mark:
             self._end_wait(mark, REPLACED)
 
-    def restore(self, keys: Iterable[K]) -> None:
-        """Keys that were chosen stay after all: they are the next to leave again."""
-        self._least += [(0.0, self._marks[key] >> TICK & TICKS, key) for key in [*keys][::-1] if key in self._marks]
-
     def choose(self, wanted: float, stay: Collection[K]) -> list[K]:
         """The keys that are worth least, in order, whose sizes sum to at least `wanted`, or all that there are.
 
-        None of them is in `stay`, nor is one whose room is not needed.  The caller calls `leave` or `restore` for each,
-        and until then has it in `stay`.
+        None of them is in `stay`, nor is one whose room is not needed.  The caller has them in `stay` for as long as it
+        is at it, and calls `leave` for those that do leave.
         """
         if self._now >= self._next_learning:
             self._learn()
@@ -222,7 +218,8 @@ class HitDensity(Generic[K]):
         since, self._ranked = self._now - self._ranked, self._now
         marks = self._marks
         if least:
-            for worth, tick, key in self._rank({key: marks[key] for key in [*islice(reversed(marks), since)]}):
+            fresh = [*islice(reversed(marks), since)]
+            for worth, tick, key in self._rank({key: marks[key] for key in fresh if key in marks}):
                 if (worth, tick) < least[0]:
                     later = heapdict() if later is None else later
                     later[key] = worth, tick
@@ -232,15 +229,15 @@ class HitDensity(Generic[K]):
         spared: list[tuple[float, int, K]] = []
         while wanted > 0:
             if least and least[-1] < soonest:
-                _, tick, key = least.pop()
+                worth, tick, key = least.pop()
             elif later is not None and soonest is not NEVER:
-                key, (_, tick) = later.popitem()
+                key, (worth, tick) = later.popitem()
                 soonest = later.peekitem()[1] if later else NEVER
             elif others is None:
                 # Ranking takes a microsecond for each value in memory, which is little beside the writing of a large
                 # one: so of large values only a few leave before all are ranked anew, of small ones the half.
                 ranked = dict(marks)
-                least = self._rank(ranked)[::-1]
+                least, spared = self._rank(ranked)[::-1], []
                 many = len(least)
                 is_large = many and ranked[least[-1][2]] >> SIZE >= LARGE
                 others = many - 1 - min(many // 2, many * many >> 17 if is_large else many)
@@ -251,26 +248,24 @@ class HitDensity(Generic[K]):
             if mark >> TICK & TICKS != tick or key in chosen:  # used since, or it left
                 continue
             if key in stay:
-                spared.append((0.0, tick, key))
+                spared.append((worth, tick, key))
                 continue
             chosen[key] = mark >> SIZE
             wanted -= mark >> SIZE
-        del least[: others or 0]
+        self._least, self._later = least[others or 0 :] + spared[::-1], later
         if wanted < 0 and len(chosen) > 1:  # with a large value at the end, those before it may not be needed
             for key in [*chosen][-2::-1]:
                 if chosen[key] <= -wanted:
                     wanted += chosen.pop(key)
-                    spared.append((0.0, marks[key] >> TICK & TICKS if key in marks else 0, key))
-        self._least, self._later = least + spared[::-1], later
+                    self._least.append((0.0, marks[key] >> TICK & TICKS if key in marks else 0, key))
         return [*chosen]
 
     def _rank(self, marks: dict[K, int]) -> list[tuple[float, int, K]]:
         """Worth, last tick and key of each key with its mark, the least first."""
         now, rates = self._now, self._rates
-        ranked = [(rates[mark & GROUP][bisect_right(EDGES, now - (tick := mark >> TICK & TICKS))]
+        worths = [(rates[mark & GROUP][bisect_right(EDGES, now - (tick := mark >> TICK & TICKS))]
                    * PRICES[(mark >> SIZE).bit_length()], tick, key) for key, mark in marks.items()]
-        ranked.sort(key=itemgetter(0))
-        return ranked
+        return sorted(worths, key=itemgetter(0))
 
     def _learn(self) -> None:
         """Learn from the waits that ended, and from those that go on.
