@@ -147,16 +147,14 @@ class Cache(Generic[K]):
             self.stuck.discard(key)
         self.usage += size - (self.sizes[key] if key in self.sizes else 0)
         self.sizes[key] = size
-        if saved is None:
-            self.given[key] = self.values[key] = value
-            if key in self.saved:
-                del self.saved[key]
-                self.watch.pop(key, None)
-        else:
+        if saved is not None:
             self.saved[key] = saved
             if self.writeback and can_change(value):
                 self.watch[key] = None
-            self.given[key] = self.values[key] = value
+        elif key in self.saved:
+            del self.saved[key]
+            self.watch.pop(key, None)
+        self.given[key] = self.values[key] = value
         if self.left and key in self.left:
             self.let_go(key)
         self.policy.put(key, size, saved is None)
