@@ -156,7 +156,7 @@ CHANGES = {
     "set and moved": lambda c, _: (c.update(x="new"), c.move_to_disk("x")),
     "deleted": lambda c, _: c.__delitem__("x"),
     "deleted and set": lambda c, _: (c.__delitem__("x"), c.update(x="new")),
-    "read": lambda c, _: c["x"] == ["old"] or pytest.fail("it is another value"),
+    "read": lambda c, _: c["x"] in ("old", ["old"]) or pytest.fail("it is another value"),
     "popped": lambda c, _: c.pop("x"),
     "cleared": lambda c, _: c.clear(),
 }
@@ -189,12 +189,13 @@ def test_what_happens_to_a_key_while_it_is_loaded_is_what_holds(chest, gates, me
 @pytest.mark.parametrize("how", WRITES)
 @pytest.mark.parametrize("meanwhile", CHANGES)
 def test_what_happens_to_a_key_while_it_is_written_or_compared_is_what_holds(chest, gates, how, meanwhile, compared):
-    model = Model(x=["old"], other=1)
+    old = ["old"] if compared else "old"
+    model = Model(x=old, other=1)
     chest.update(model)
     if compared:  # it is on disk, and may have been changed since
         chest.flush()
-        assert (chest["x"], chest["other"]) == (["old"], 1)
-    with gates.during("dump", ["old"], WRITES[how], chest) as done:
+        assert (chest["x"], chest["other"]) == (old, 1)
+    with gates.during("dump", old, WRITES[how], chest) as done:
         for each in (chest, model):
             CHANGES[meanwhile](each, None)
     assert done == [None]
