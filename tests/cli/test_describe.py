@@ -129,7 +129,8 @@ def test_what_is_crafted_to_stall_is_told_at_once(data):
     assert time.process_time() - start < 2
 
 
-@given(st.binary(max_size=300), st.sampled_from([b"", b"\x80\x04", b"\x93NUMPY\x01\x00", b"PK\x03\x04", b"\x1f\x8b"]), st.data())
+@given(st.binary(max_size=300), st.sampled_from([b"", b"\x80\x04", b"\x93NUMPY\x01\x00", b"PK\x03\x04", b"\x1f\x8b"]),
+       st.data())
 def test_any_bytes_and_a_pickle_with_flipped_ones_have_a_kind(data, head, more):
     whole = bytearray(pickle.dumps({"a": [1, (2, 3)], "b": {4}, "c": decimal.Decimal(5)}, more.draw(st.integers(0, 5))))
     for _ in range(3):

@@ -94,8 +94,8 @@ def test_ls_tells_dtype_and_shape_of_arrays_and_knows_small_values(run, path):
         chest["pair"] = (numpy.zeros(20_000), 1)
         chest["list"] = [1, 2, 3]
     found = {entry["kind"]: entry["file"].startswith(".packs/") for entry in listed(run, path)}
-    assert found == {"ndarray float64 (256, 300)": False, "ndarray float32 (2, 3)": True, "ndarray bool (70000,)": False,
-                     "tuple 2": False, "list 3": True}
+    assert found == {"ndarray float64 (256, 300)": False, "ndarray float32 (2, 3)": True,
+                     "ndarray bool (70000,)": False, "tuple 2": False, "list 3": True}
     about = json.loads(run("info", path, "--json")[1])
     assert (about["files"], about["records"], about["leftovers"]) == (3, 2, 0)
 
@@ -152,32 +152,29 @@ def test_rm_removes_keys_and_their_files_or_nothing_if_one_is_unknown(run, fille
     assert not os.path.exists(os.path.join(filled, "text"))
 
 
-@pytest.mark.parametrize("settings", [{}, {"min_file_size": 4096}, {"dump": json.dump, "load": json.load}])
-def test_copy_makes_another_chest_and_overwrites_none(run, path, tmp_path, settings):
+@pytest.mark.parametrize(("settings", "target"), [
+    ({}, "{}/copy"), ({"min_file_size": 4096}, "{}/copy"), ({"dump": json.dump, "load": json.load}, "{}/copy"),
+    ({}, "file://{}/copy")])
+def test_copy_makes_another_chest_and_overwrites_none_at_a_url_too(run, path, tmp_path, settings, target):
+    if "//" in target:
+        pytest.importorskip("fsspec")
+    target = target.format(tmp_path)
+    assert "is not a chest" in run("ls", target, error=True)
     with Chest(path=path, **settings) as chest:
         chest.update(x=[1], y="two")
-    assert run("copy", path, tmp_path / "copy") == (OK, "")
-    assert "is a chest already" in run("copy", path, tmp_path / "copy", error=True)
+    assert run("copy", path, target) == (OK, "")
+    assert "is a chest already" in run("copy", path, target, error=True)
+    assert [entry["kind"] for entry in listed(run, target)] == [entry["kind"] for entry in listed(run, path)]
     assert run("rm", path, "x")[0] == OK
-    assert run("get", tmp_path / "copy", "x") == (OK, "[1]\n")
-    assert run("check", tmp_path / "copy") == (OK, "2 keys, 0 damaged; 0 leftovers\n")
-
-
-def test_a_url_is_a_chest_like_any_other(run, tmp_path, filled):
-    pytest.importorskip("fsspec")
-    url = f"file://{tmp_path}/at-a-url"
-    assert run("copy", filled, url) == (OK, "")
-    assert [entry["kind"] for entry in listed(run, url)] == [entry["kind"] for entry in listed(run, filled)]
-    assert json.loads(run("info", "--json", url)[1])["keys"] == 5
-    assert run("check", url) == (OK, "5 keys, 0 damaged; 0 leftovers\n")
-    assert run("get", url, "text") == (OK, "some text\n")
-    assert "is not a chest" in run("ls", f"file://{tmp_path}/nowhere", error=True)
+    assert run("get", target, "x") == (OK, "[1]\n")
+    assert json.loads(run("info", "--json", target)[1])["keys"] == 2
+    assert run("check", target) == (OK, "2 keys, 0 damaged; 0 leftovers\n")
 
 
 # check
 
 
-def test_check_lists_what_cannot_be_read_and_repair_drops_what_is_lost_when_that_is_agreed_to(run, damaged, monkeypatch):
+def test_check_lists_what_cannot_be_read_and_repair_drops_what_is_lost_if_told_so(run, damaged, monkeypatch):
     before, asked = files(damaged), []
     status, out = run("check", damaged, "--trust")
     assert status == DAMAGED
@@ -302,21 +299,16 @@ def test_what_is_no_chest_an_unknown_key_and_a_damaged_index_are_errors(run, fil
 
 
 def test_a_chest_of_an_unknown_format_asks_for_its_load(run, path, monkeypatch):
-    with Chest(path=path, dump=dump_shifted, load=load_shifted) as chest:
+    shifted = types.ModuleType("shifted")
+    shifted.load = lambda file: pickle.loads(bytes(255 - byte for byte in file.read()))
+    shifted.dump = lambda value, file: file.write(bytes(255 - byte for byte in pickle.dumps(value)))
+    monkeypatch.setitem(sys.modules, "shifted", shifted)
+    with Chest(path=path, dump=shifted.dump, load=shifted.load) as chest:
         chest["x"] = "value"
-    monkeypatch.setitem(sys.modules, "shifted", sys.modules[__name__])
     assert "--load" in run("ls", path, error=True)
-    assert run("get", path, "x", "--load", "shifted:load_shifted") == (OK, "value\n")
+    assert run("get", path, "x", "--load", "shifted:load") == (OK, "value\n")
     assert "is not a function" in run("ls", path, "--load", "shifted:nothing", error=True)
     assert "no_such_module" in run("ls", path, "--load", "no_such_module:load", error=True)
-
-
-def dump_shifted(value, file):
-    file.write(bytes(255 - byte for byte in pickle.dumps(value)))
-
-
-def load_shifted(file):
-    return pickle.loads(bytes(255 - byte for byte in file.read()))
 
 
 @pytest.mark.parametrize("error", [RecursionError("too deep"), MemoryError(), RuntimeError("two\nlines\x1b[31m")])

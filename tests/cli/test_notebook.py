@@ -24,13 +24,12 @@ JUPYTER = """
 """
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
          "--host-resolver-rules=MAP * ~NOTFOUND"]  # nothing is fetched
-PAGE = """<!doctype html><meta charset="utf-8"><title></title><style>{style}</style>
-<body style="background: {paper}" data-jp-theme-light="{light}">
-<div class="jp-RenderedHTMLCommon jp-RenderedHTML rendered_html">{view}</div>"""
 SEEN = """[["", "color"], ["td", "textAlign"], ["th", "textAlign"], [".number", "textAlign"],
   ["tr:nth-child(2)", "backgroundColor"], ["tr:nth-child(1)", "backgroundColor"]].map(([place, what]) =>
   getComputedStyle(document.querySelector(".chest-view " + place))[what]).join("; ")"""
-LOOK = f"<script>document.title = {SEEN}</script>"
+PAGE = """<!doctype html><meta charset="utf-8"><title></title><style>{style}</style>
+<body style="background: {paper}" data-jp-theme-light="{light}">
+<div class="jp-RenderedHTMLCommon jp-RenderedHTML rendered_html">{view}</div><script>document.title = {seen}</script>"""
 THEMES = {"light": "rgb(31, 35, 40)", "dark": "rgb(230, 237, 243)"}  # and the colour of the ink
 
 
@@ -92,28 +91,17 @@ def chromium():
     return found
 
 
-@pytest.fixture
-def look(chromium, tmp_path):
-    """The colour of the ink, the alignment and the background of cells, as a browser shows a page, and its document."""
-    def look(page):
-        file = tmp_path / "page.html"
-        file.write_text(page + LOOK, encoding="utf-8")
-        command = [chromium, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", file.as_uri()]
-        document = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-        return re.search("<title>(.*?)</title>", document)[1].split("; "), document
-
-    return look
-
-
 CLEAR = "rgba(0, 0, 0, 0)"
 
 
 @pytest.mark.parametrize("theme", THEMES)
-def test_a_browser_shows_the_view_in_the_colours_of_its_theme(look, chest, theme):
-    light = theme == "light"
-    page = PAGE.format(style=JUPYTER, paper="white" if light else "#111111", light=str(light).lower(),
-                       view=notebook.table(chest))
-    found, document = look(page)
+def test_a_browser_shows_the_view_in_the_colours_of_its_theme(chromium, chest, theme, tmp_path):
+    light, page = theme == "light", tmp_path / "page.html"
+    page.write_text(PAGE.format(style=JUPYTER, paper="white" if light else "#111111", light=str(light).lower(),
+                                view=notebook.table(chest), seen=SEEN), encoding="utf-8")
+    command = [chromium, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
+    document = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    found = re.search("<title>(.*?)</title>", document)[1].split("; ")
     assert found == [THEMES[theme], "left", "left", "right", CLEAR, CLEAR]
     assert text_of(notebook.table(chest)) in text_of(document)
 

@@ -242,7 +242,8 @@ def test_nothing_is_run_or_opened_outside_of_the_chest_and_of_python(tmp_path, w
         names = ["../outside/secret", str(secret), "_a/secret", "_a/../../outside/secret", "link", "x"]
         chests = [(pickle.dumps(list(enumerate(names))), {"x": pickle.dumps(1)}), ([*enumerate(names)], {"x": b"1"})]
     with Chest(path=harmless) as chest:
-        chest.update({"x": numpy.arange(3) if numpy else 1, "y": [uuid.UUID(int=1), decimal.Decimal(1), datetime.date(1, 1, 1), pathlib.PurePath("x")]})
+        chest.update({"x": numpy.arange(3) if numpy else 1,
+                      "y": [uuid.UUID(int=1), decimal.Decimal(1), datetime.date(1, 1, 1), pathlib.PurePath("x")]})
     known = set().union(*[trace(tmp_path, command, harmless) for command in ("ls", "info", "check")])
     own = tuple({os.path.realpath(folder) + os.sep for folder in (sys.prefix, sys.base_prefix, *filter(os.path.isdir, sys.path))
                  if not str(tmp_path).startswith(os.path.realpath(folder))})

@@ -19,11 +19,12 @@ class Unavailable(Exception):
 
 
 def run(*command):
-    if shutil.which(command[0], path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin") is None:
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    if shutil.which(command[0], path=path) is None:
         raise Unavailable(f"{command[0]} is not installed")
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, stdin=subprocess.DEVNULL,
-                              env=dict(os.environ, PATH=os.environ.get("PATH", "") + ":/usr/sbin:/sbin"))
+                              env=dict(os.environ, PATH=path))
     except subprocess.TimeoutExpired:
         raise Unavailable(f"{' '.join(command)} took more than {LIMIT} seconds") from None
     if done.returncode:

@@ -27,9 +27,8 @@ def place(request, tmp_path_factory):
     elif request.param == "memory":
         if not os.path.isdir("/dev/shm"):
             pytest.skip("there is no /dev/shm")
-        folder = tempfile.mkdtemp(prefix="chest-test-", dir="/dev/shm")
-        yield folder
-        shutil.rmtree(folder)
+        with tempfile.TemporaryDirectory(prefix="chest-test-", dir="/dev/shm") as folder:
+            yield folder
     elif not os.environ.get("CHEST_TEST_MOUNTS"):
         pytest.skip("mounts are made by root, with CHEST_TEST_MOUNTS=1")
     else:

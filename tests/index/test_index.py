@@ -5,7 +5,6 @@ import functools
 import itertools
 import os
 import pickle
-import tempfile
 import threading
 from contextlib import contextmanager, suppress
 
@@ -43,13 +42,6 @@ OPERATIONS = st.lists(st.tuples(
     st.sampled_from("xyz")), max_size=40)
 
 
-@settings(max_examples=200)
-@given(OPERATIONS, st.booleans())
-def test_different_keys_never_conflict_and_for_one_key_the_last_commit_wins(operations, packed):
-    with tempfile.TemporaryDirectory() as directory:
-        play(operations, packed, directory)
-
-
 @contextmanager
 def interrupted(keys, when):
     """Ctrl-C comes "before" a commit is done, just "behind", or not at all; gives what was reached of that."""
@@ -67,7 +59,10 @@ def interrupted(keys, when):
         yield reached
 
 
-def play(operations, packed, directory):
+@settings(max_examples=200)
+@given(operations=OPERATIONS, packed=st.booleans())
+def test_different_keys_never_conflict_and_for_one_key_the_last_commit_wins(operations, packed, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("c")
     indices = [index_on(directory) for _ in range(2 if packed else 3)]
     models = [Model() for _ in indices]
     truth = {}  # what the newest commit says

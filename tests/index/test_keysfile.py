@@ -181,7 +181,7 @@ def test_magics_in_keys_are_keys_and_neighbouring_records_take_little_room(keys)
 
 
 @pytest.mark.parametrize("protocol", range(6))
-def test_a_list_of_the_original_is_read_and_not_appended_to_and_another_format_is_an_error_that_names_it(keys, protocol):
+def test_a_list_of_the_original_is_read_and_not_appended_to_and_another_format_is_an_error(keys, protocol):
     data = pickle.dumps(PAIRS, protocol)
     put(keys, data)
     assert keys.read()[1] == dict(PAIRS)

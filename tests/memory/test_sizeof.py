@@ -179,7 +179,7 @@ def test_an_integer_nbytes_is_taken_at_its_word() -> None:
     assert [nbytes(Block()), nbytes(Computed()), nbytes(types.SimpleNamespace(nbytes=77))] == [12345, 54321, 77]
     assert nbytes([Block()]) == 12345 + getsizeof([None])
     assert nbytes([Huge()]) == nbytes(Huge()) == sys.maxsize
-    for odd in (None, "8", -1, 1.5, [], lambda: 8, property(lambda self: 1 // 0)):  # no size, but an attribute like others
+    for odd in (None, "8", -1, 1.5, [], lambda: 8, property(lambda self: 1 // 0)):  # an attribute like others
         value = type("Odd", (), {"nbytes": odd})()
         value.data = bytes(MB)
         assert MB < nbytes(value) < MB + 1000
@@ -381,7 +381,7 @@ def test_arrays_count_exactly_their_data_and_a_view_what_it_keeps_alive(np: Any)
     assert nbytes(np.broadcast_to(row, (10**6, 100))) == nbytes(strided(row, (10**6, 100), (0, 8))) == 800
 
 
-def test_an_array_over_a_buffer_counts_the_buffer_once(np: Any) -> None:
+def test_an_array_over_a_buffer_counts_the_buffer_once_and_a_memory_map_its_own_bytes(np: Any, tmp_path: Any) -> None:
     buffer = bytearray(MB)
     assert MB <= nbytes(np.frombuffer(buffer)) == nbytes(np.frombuffer(buffer, count=1)) < MB + 100
     assert nbytes([np.frombuffer(buffer, count=i) for i in range(1, 500)]) < MB + 10_000
@@ -390,9 +390,6 @@ def test_an_array_over_a_buffer_counts_the_buffer_once(np: Any) -> None:
     opaque = type("Opaque", (), {"__array_interface__": np.zeros(100).__array_interface__})
     array = np.asarray(opaque())
     assert nbytes(array) == nbytes(np.broadcast_to(array, (50, 100))) == 800
-
-
-def test_a_memory_map_counts_its_own_bytes(np: Any, tmp_path: Any) -> None:
     mapped = np.memmap(tmp_path / "map", dtype="f8", mode="w+", shape=(1000,))
     with mmap.mmap(-1, 8000) as anonymous:
         array = np.frombuffer(anonymous)

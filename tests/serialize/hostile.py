@@ -3,15 +3,21 @@
 `python hostile.py corpus` prints a line for each attack; `python hostile.py fuzz SEED COUNT` for what it did.  Memory and
 processor time are limited where the system can do that, and an audit hook sees what reaches outside.
 """
+import collections
+import datetime
+import decimal
 import faulthandler
+import fractions
 import gc
 import os
+import pathlib
 import pickle
 import random
 import struct
 import sys
 import time
 import traceback
+import uuid
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 faulthandler.enable()
@@ -303,13 +309,6 @@ def attacks():
 
 def seeds():
     """Pickles of what is allowed, and the small attacks: what mutations begin with."""
-    import collections
-    import datetime
-    import decimal
-    import fractions
-    import pathlib
-    import uuid
-
     zone = datetime.timezone(datetime.timedelta(hours=1), "x")
     values = [[1, "a", None, (2.5, b"x"), {"k": {1, 2}}, frozenset([3])], datetime.datetime(2020, 1, 1, tzinfo=zone), [datetime.date(2020, 1, 1), datetime.time(1), datetime.timedelta(1)],
               [decimal.Decimal("1.5"), fractions.Fraction(1, 3), {uuid.UUID(int=5)}, pathlib.PurePosixPath("a/b"), 1 + 2j, range(3), slice(1, 2)],
@@ -378,7 +377,10 @@ def attempt(data, used=True):
 
 def main(arguments):
     """See above."""
-    import_what_loads_import()
+    for one in "datetime decimal fractions uuid pathlib zoneinfo chest.serialize.allowed".split():
+        __import__(one)
+    if numpy is not None:
+        __import__("chest.serialize.restricted_arrays")
     attempt(pickle.dumps([1]))
     attempt(name("os", "system") + b".")  # what errors take is imported now
     attempt(whole(call(name("zoneinfo", "ZoneInfo._unpickle"), text("none"), b"\x88")))
@@ -410,14 +412,6 @@ def main(arguments):
                 print("WRONG", ascii(data), outcome, SEEN, flush=True)
                 SEEN.clear()
         print("DONE", sum(outcomes.values()), outcomes, flush=True)
-
-
-def import_what_loads_import():
-    """What a load may import the first time."""
-    for one in "datetime decimal fractions uuid pathlib zoneinfo".split():
-        __import__(one)
-    if numpy is not None:
-        __import__("chest.serialize.restricted_arrays")
 
 
 LAST = open("last.pickle", "wb", buffering=0) if len(sys.argv) > 1 and sys.argv[1] == "fuzz" else None

@@ -162,7 +162,6 @@ def mapped(value):
 
 @linux
 def test_auto_maps_what_is_large_local_and_watched_and_copies_all_else(file, monkeypatch):
-    """So it does where no map is to be had; what was copied is compared."""
     large = file(np.zeros(N))
     assert mapped(large.load()[0]) and mapped(file({"x": np.zeros(N)}).load()[0]["x"])
     assert not mapped(file(np.zeros(10_000)).load()[0])
@@ -291,10 +290,11 @@ class Text(str):
 
 
 def test_plain_things_cannot_be_changed_and_all_else_might_be():
-    for value in (1, 2.5, "x", b"x", None, True, 3j, range(3), (1, ("a", frozenset((b"b",)))), np.float64(2), np.datetime64("2020"), np.bool_(True)):
+    for value in (1, 2.5, "x", b"x", None, True, 3j, range(3), (1, ("a", frozenset((b"b",)))), np.float64(2),
+                  np.datetime64("2020"), np.bool_(True)):
         assert not can_change(value), value
-    for value in ([], {}, bytearray(), ([],), Text("x"), object(), ((((((1,),),),),),), np.zeros(1, "i4,i4")[0], np.arange(3),
-                  np.frombuffer(b"abcd", "u1")):
+    for value in ([], {}, bytearray(), ([],), Text("x"), object(), ((((((1,),),),),),), np.zeros(1, "i4,i4")[0],
+                  np.arange(3), np.frombuffer(b"abcd", "u1")):
         assert can_change(value), value
 
 

@@ -258,13 +258,10 @@ def test_a_strangers_texts_and_truths_that_cannot_be_are_refused(mode, wrap, val
 # --- versions of numpy -----------------------------------------------------------------------------------------------
 
 
-def test_a_plain_array_names_nothing_that_one_numpy_lacks():
+@pytest.mark.parametrize("value", [np.arange(10.0), {"a": np.ones(N)}, np.float64(2)], ids=["small", "inside", "scalar"])
+def test_a_plain_array_has_no_name_that_one_numpy_lacks_and_names_of_the_other_are_found(value, tmp_path):
     for name in ("floats", "two axes", "dates", "texts", "read-only"):
         assert b"numpy.core" not in content(ARRAYS[name]()) and b"_core" not in content(ARRAYS[name]())
-
-
-@pytest.mark.parametrize("value", [np.arange(10.0), {"a": np.ones(N)}, np.float64(2)], ids=["small", "inside", "scalar"])
-def test_names_of_the_other_numpy_are_found(value, tmp_path):
     mine, other = sorted((b"numpy.core", b"numpy._core"), key=lambda name: name not in pickle.dumps(np.float64(1)))
     code = (
         "import sys, pickle, warnings; warnings.simplefilter('error')\n"

@@ -93,7 +93,7 @@ def test_an_extension_that_somebody_looked_up_is_not_given_out(monkeypatch):
 
 
 def test_many_numbers_and_tuples_are_loaded_and_deep_ones_only_if_nothing_can_break(monkeypatch):
-    for value in ([random.random() for _ in range(600_000)], [i << 60 for i in range(1, 20_000)]):  # not made to collide
+    for value in ([random.random() for _ in range(600_000)], [i << 60 for i in range(1, 20_000)]):  # none collide
         assert restricted.loads(pickle.dumps(value)) == value
     monkeypatch.setattr(bounds, "_MOST_TUPLES", 100)
     monkeypatch.setattr(bounds, "_EACH", 1)

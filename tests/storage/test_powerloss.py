@@ -277,15 +277,8 @@ REREAD = {plain: dict(dump=pickle.dump, load=pickle.load), clashing: dict(key_to
 # What must hold.
 
 
-class Lost:
-    """Instead of a value that cannot be read."""
-
-    def __init__(self, error):
-        self.error = error
-
-
 def read(path, **settings):
-    """All that can be read there, with `Lost` where that is none; or the error of opening it."""
+    """All that can be read there, with the error in the place of a value that cannot; or the error of opening it."""
     try:
         c = Chest(path=path, **settings)
     except (ChestError, OSError) as error:
@@ -295,7 +288,7 @@ def read(path, **settings):
         try:
             found[key] = c[key]
         except (KeyError, ChestError, OSError) as error:
-            found[key] = Lost(error)
+            found[key] = error
     c.close()
     return found
 
@@ -303,7 +296,7 @@ def read(path, **settings):
 def right_if_durable(found, models, path):
     assert not isinstance(found, Exception), found
     for key, value in found.items():
-        assert not isinstance(value, Lost), (key, value.error)
+        assert not isinstance(value, Exception), (key, value)
     assert found in models, {key: ("there", found.get(key, "nothing")[-1:], "not", models[0].get(key, "nothing")[-1:])
                              for key in {*found, *models[0]} if found.get(key) != models[0].get(key)}
 
@@ -314,8 +307,8 @@ def right_if_not(found, models, path):
         return
     assert any(set(found) == set(model) for model in models), "the keys of no commit"
     for key, value in found.items():
-        if isinstance(value, Lost):
-            told = str(value.error.args[0] if isinstance(value.error, KeyError) else value.error)
+        if isinstance(value, Exception):
+            told = str(value.args[0] if isinstance(value, KeyError) else value)
             assert path in told and (repr(key) in told or shown(key) in told), told
         else:
             # Or one of its own that was rolled back: its file may have the name that an older index gives to the key.
@@ -332,8 +325,8 @@ def life_goes_on(path, found, durable, **settings):
         c.flush()
     again = read(path, **settings)
     assert again.pop("after") == "life goes on"
-    assert {key: value for key, value in again.items() if not isinstance(value, Lost)} == {
-        key: value for key, value in found.items() if not isinstance(value, Lost)}
+    assert {key: value for key, value in again.items() if not isinstance(value, Exception)} == {
+        key: value for key, value in found.items() if not isinstance(value, Exception)}
 
 
 def play(script, durable, quick_path, monkeypatch, states=STATES):

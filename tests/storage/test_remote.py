@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gzip
 import json
 import os
@@ -11,6 +12,7 @@ import sys
 import threading
 import traceback
 import types
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -109,15 +111,10 @@ def fresh_stores():
 
 
 @pytest.fixture(scope="module")
-def s3(tmp_path_factory):
-    with S3(tmp_path_factory.mktemp("s3")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def sftp(tmp_path_factory):
-    with SFTP(tmp_path_factory.mktemp("sftp")) as server:
-        yield server
+def server(tmp_path_factory):
+    """``server(S3)``, ``server(SFTP)``: started when it is asked for first."""
+    with ExitStack() as stack:
+        yield functools.cache(lambda kind: stack.enter_context(kind(tmp_path_factory.mktemp(kind.kind))))
 
 
 class Place:
@@ -142,10 +139,10 @@ class Place:
 
 
 @pytest.fixture(params=["memory", "file", "cached", "objects", "sftp", "s3"])
-def place(request, tmp_path):
+def place(request, server, tmp_path):
     if request.param in ("sftp", "s3"):
-        server = request.getfixturevalue(request.param)
-        return Place(f"{server.url}/{tmp_path.name}", server)
+        served = server({"sftp": SFTP, "s3": S3}[request.param])
+        return Place(f"{served.url}/{tmp_path.name}", served)
     return Place({"memory": "memory://a/chest", "file": f"file://{tmp_path}/chest", "objects": "objects://a/chest",
                   "cached": "simplecache::memory://a/chest"}[request.param])
 
@@ -556,14 +553,11 @@ def dump_zipped(value, file):
         pickle.dump(value, zipped)
 
 
-def load_zipped(file):
-    with gzip.open(file) as zipped:
-        return pickle.load(zipped)
-
-
 @pytest.mark.parametrize("settings, loads", [
-    ({"dump": json.dump, "load": json.load, "mode": "b"}, json.loads), ({"dump": json.dump, "load": json.load, "mode": "t"}, json.loads),
-    ({"dump": dump_zipped, "load": load_zipped}, lambda data: pickle.loads(gzip.decompress(data)))], ids=["json", "text", "gzip"])
+    ({"dump": json.dump, "load": json.load, "mode": "b"}, json.loads),
+    ({"dump": json.dump, "load": json.load, "mode": "t"}, json.loads),
+    ({"dump": dump_zipped, "load": lambda file: pickle.load(gzip.open(file))},
+     lambda data: pickle.loads(gzip.decompress(data)))], ids=["json", "text", "gzip"])
 def test_values_are_kept_as_the_user_writes_them(place, settings, loads):
     values, keys = place.open(**settings)
     refs = written(values, {"x": [1, "ü"], ("a", 1): None})
@@ -670,7 +664,8 @@ def test_a_forks_child_uses_the_store_beside_its_parent(place):
     assert values.load(refs["x"]).value == VALUES["x"]
 
 
-def test_a_script_whose_connection_broke_before_it_ends_is_saved(s3, tmp_path):
+def test_a_script_whose_connection_broke_before_it_ends_is_saved(server, tmp_path):
+    s3 = server(S3)
     options = json.loads(json.dumps(s3.options))
     options["client_kwargs"]["endpoint_url"] = f"http://localhost:{s3.port}"  # a name has to be resolved
     options["config_kwargs"]["connector_args"] = {"use_dns_cache": False}

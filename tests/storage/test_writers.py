@@ -55,7 +55,7 @@ def test_what_a_killed_writer_left_is_reclaimed_and_what_is_committed_or_alive_i
     assert len(os.listdir(path / ".packs")) == 2
 
 
-def test_what_a_killed_writer_made_or_was_about_to_supersede_stays_if_committed_or_if_the_name_is_anothers(path, tmp_path):
+def test_what_a_killed_writer_made_or_was_to_supersede_stays_if_committed_or_of_another(path, tmp_path):
     mine = directory(path)
     saved(mine, x=1, y=2)
 
