@@ -14,13 +14,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import islice
+from operator import itemgetter
 from typing import Any, Generic, Optional, TypeVar
 
 from chest.engine.state import Flight, State, nothing
 from chest.errors import explain_dump, raised_by_signal, refused
 from chest.log import Key, log
 from chest.memory.cache import UNKNOWN, Saved
-from chest.memory.changes import owned
+from chest.memory.changes import owned, references
 from chest.memory.sizeof import nbytes
 from chest.storage.base import Ref, Written
 from chest.storage.system import raise_of_a_signal
@@ -38,6 +39,7 @@ ROUNDS = 3  # batches that are tried before memory stays over the budget until t
 # A key, its value, where its bytes lie, if anywhere, and what tells whether it changed since.
 Item = tuple[Any, Any, Optional[Ref], Optional[Saved]]
 Errors = list[tuple[Any, Exception]]
+_value_of = itemgetter(1)
 
 
 class Spiller(Generic[K]):
@@ -176,6 +178,7 @@ class Spiller(Generic[K]):
                     state.mend()
                 torn, state.torn = state.torn, True
                 items = self._withdraw(choose(), flight)
+                flight.counts = list(map(references, map(_value_of, items)))
                 if not leaves:
                     # Now, and not behind the comparison: thread B may have one, change it then, and let go of it.
                     alone = set() if state.is_exposed else {item[0] for item in items if owned((item[1],), 2)}
@@ -235,6 +238,9 @@ class Spiller(Generic[K]):
                 orphans = self._record(written, saved, flight)
             flights = state.flights
             lengths: dict[K, int] = {}  # of what was written, and stays
+            # 1. thread B has one in hand; 2. it is compared; 3. B changes it; 4. B lets go of it.
+            counts = zip(items, flight.counts, map(references, map(_value_of, items)))
+            flight.given |= {item[0] for item, before, now in counts if now < before}
             for item in items:
                 key = item[0]
                 if key in saved and not (key in flights and flights[key] is flight):
@@ -253,7 +259,7 @@ class Spiller(Generic[K]):
             gone = cache.evict(saved, 2)  # besides, each is in its item, and in the cache
             if cache.kept:
                 kept = [*islice(cache.kept, 2 * SWEPT)]
-                is_free = ALONE in map(sys.getrefcount, map(cache.kept.__getitem__, kept))
+                is_free = ALONE in map(references, map(cache.kept.__getitem__, kept))
                 self._due = 2 * len(items) + 8 if is_free or kept[2 * SWEPT - 1:] else 0
             state.land(flight)
         if saved and "logging" in sys.modules:  # else nobody listens

@@ -44,15 +44,17 @@ def nothing(key: Any) -> None:
 
 
 class Flight:
-    """A load, or a batch of writes, of ``keys`` under way.  ``given`` are those whose values somebody got meanwhile."""
+    """A load, or a batch of writes, of ``keys`` under way.  ``given`` are those whose values somebody got meanwhile.
+    """
 
-    __slots__ = ("given", "keys", "loads", "thread")
+    __slots__ = ("counts", "given", "keys", "loads", "thread")
 
     def __init__(self, loads: bool, keys: Sequence[Any] = ()) -> None:
         self.thread = _thread.get_ident()
         self.loads = loads
         self.keys = keys
         self.given: frozenset[Any] = NOBODY
+        self.counts: Sequence[int] = ()  # of the references to each value at the start
 
     def under_way(self) -> bool:
         """Is the thread still at it?  Not if Ctrl-C ended it before it could say so."""

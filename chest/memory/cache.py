@@ -242,7 +242,7 @@ class Cache(Generic[K]):
         if type(value) not in _WITHOUT:
             size = self.sizes[key] if key in self.sizes else nbytes(value)
             # A large copy that did not change would be compared with its file twice, which takes longer than a load.
-            is_slow = (size >= QUICK and saved[0] is None and type(value).__name__ == "ndarray"
+            is_slow = (size >= QUICK and type(value).__name__ == "ndarray" and value.base is None
                        and key in self.saved and self.saved[key] is saved)
             if (self._for_parts + size <= self.most_for_parts and COUNTED and self.writeback and not is_slow
                     and can_change(value)):

@@ -12,12 +12,12 @@ import gc
 import sys
 import weakref
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from chest.serialize.compare import can_change
 
-__all__ = ["CONTAINERS", "COUNTED", "held_parts", "owned", "owner", "referenced"]
+__all__ = ["CONTAINERS", "COUNTED", "held_parts", "owned", "owner", "referenced", "references"]
 
 _DEEPEST = 3  # levels of containers that are looked through
 _LONGEST = 2000  # items, keys and values of one that are looked at
@@ -27,8 +27,11 @@ _FIXED = frozenset((type(None), bool, int, float, complex, str, bytes))
 CONTAINERS: frozenset[type] = frozenset((list, dict, tuple, set, frozenset, deque, OrderedDict, defaultdict))
 
 
+references: Callable[[object], int] = getattr(sys, "getrefcount", lambda value: 0)
+
+
 def _counts(items: Collection[object]) -> list[int]:
-    return list(map(sys.getrefcount, items))  # by C alone, which refers to each once, whatever the interpreter
+    return list(map(references, items))  # by C alone, which refers to each once, whatever the interpreter
 
 
 def _count_of_attribute(holder: Any, name: str) -> int:

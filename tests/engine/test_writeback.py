@@ -101,6 +101,41 @@ def test_what_changed_out_of_memory_is_saved_also_if_it_is_held_no_more_by_then(
     assert [thing.n for thing in Chest(path=path).values()] == [-n for n in range(20)]
 
 
+class Behind:
+    """The last part of a value: when it is pickled, all before it was."""
+
+    action = int
+
+    def __reduce__(self):
+        Behind.action()
+        return Behind, ()
+
+
+@pytest.mark.skipif(not COUNTED, reason="references are not counted here")
+@pytest.mark.parametrize(("away", "save"), [(False, lambda c: c.move_to_disk("x")), (False, Chest.flush), (False, Chest.sync),
+                                            (True, Chest.flush), (True, Chest.sync)])
+def test_a_value_that_changes_behind_its_comparison_and_is_let_go_of_before_its_end_is_saved(path, monkeypatch, away, save):
+    """As another thread may do that has it in hand."""
+    thing = Thing(0)
+    thing.last = Behind()
+    c = Chest({"x": thing}, path=path)
+    del thing
+    c.flush()
+    held = [c["x"]]
+    if away:
+        c.move_to_disk("x")
+
+    def change():
+        if held:
+            held.pop().n = 1
+
+    monkeypatch.setattr(Behind, "action", change)
+    save(c)
+    assert not held
+    c.close()
+    assert Chest(path=path)["x"].n == 1
+
+
 @pytest.mark.parametrize(("held", "budget"), [(False, 0), (False, 10_000), (True, 10_000)])
 def test_a_loop_over_packed_values_that_do_not_fit_changes_each_of_them(path, held, budget):
     """They are read ahead, and pass by without a place in memory."""

@@ -377,7 +377,7 @@ def attempt(data, used=True):
 
 def main(arguments):
     """See above."""
-    for one in "datetime decimal fractions uuid pathlib zoneinfo chest.serialize.allowed".split():
+    for one in "datetime decimal fractions uuid pathlib zoneinfo".split():
         __import__(one)
     if numpy is not None:
         __import__("chest.serialize.restricted_arrays")
