@@ -199,9 +199,3 @@ class Committer(Generic[K]):
             self.in_transaction = False
             self.rollback()
             raise
-
-
-def _held(items: list[Item]) -> set[Any]:
-    """The keys of those whose values somebody has, and may change until he lets go of them."""
-    held = referenced([item[1] for item in items], 2)  # besides, each is in its item, and in the cache
-    return {item[0] for item, one in zip(items, held) if one}

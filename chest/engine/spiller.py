@@ -239,8 +239,9 @@ class Spiller(Generic[K]):
             flights = state.flights
             lengths: dict[K, int] = {}  # of what was written, and stays
             # 1. thread B has one in hand; 2. it is compared; 3. B changes it; 4. B lets go of it.
-            counts = zip(items, flight.counts, map(references, map(_value_of, items)))
-            flight.given |= {item[0] for item, before, now in counts if now < before}
+            counts = list(map(references, map(_value_of, items)))
+            if counts != flight.counts:
+                flight.given |= {item[0] for item, was, now in zip(items, flight.counts, counts) if now < was}
             for item in items:
                 key = item[0]
                 if key in saved and not (key in flights and flights[key] is flight):

@@ -309,7 +309,8 @@ class Cache(Generic[K]):
         free = [found for found, parts in zip(free, held_parts([found[1] for found in free]))
                 if not (parts and self._is_worth_keeping(found[0], found[1], parts))]
         for key in keys:
-            value = kept.pop(key)
+            value = kept[key]
+            del kept[key]
             if key in left:
                 kept[key] = value  # as the one looked at last
         return free
