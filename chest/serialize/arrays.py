@@ -44,7 +44,7 @@ _maps: set[weakref.ref[Map]] = set()
 
 
 def dump_plain(value: Any, encoded: Encoded) -> bool:
-    """Dump a plain array of 64 KiB or more; false for any other value, which is not dumped."""
+    """Dump a plain array of 64 KiB or more; false for any other value of a class by that name, which is not dumped."""
     if type(value).__module__ != "numpy" or value.nbytes < LEAST:
         return False
     dtype, flags = value.dtype, value.flags
