@@ -12,7 +12,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Callable, Generic, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, Union
 from zlib import crc32
 
 from chest.errors import ChestError, DamagedError, raised_by_signal
@@ -20,22 +20,22 @@ from chest.index import KEYS
 from chest.index.filenames import Names, digest, inside
 from chest.serialize.aligned import Encoded, without_mark
 from chest.serialize.compare import can_change
-from chest.storage.base import CRC, LENGTH, OFFSET, PACK, PACKS, Loaded, Ref, Storage, Written, offset_of, pack_of
+from chest.storage.base import CRC, LENGTH, OFFSET, PACK, PACKS, Loaded, Ref, Written, batches, offset_of, pack_of
 from chest.storage.store import Range, RemoteKeys, Store
 
 if TYPE_CHECKING:
     from chest.serialize.codec import Codec, Stamp
+    from chest.storage.base import Storage
 
 __all__ = ["Remote", "connect"]
 
 K = TypeVar("K", bound=Hashable)
-T = TypeVar("T")
 Outgoing = tuple[Any, Union[Encoded, Exception]]  # a key, and what its value serialises to
 
 _OURS = re.compile(r"~[a-z2-7]{12}-([0-9a-f]+)\Z")  # the end of a name: 60 random bits, and the size in bytes
 _ROOM = 220  # bytes of a name's last part that leave room for it: file systems allow 255
 _UNKNOWN = 16 * 2**20  # bytes that an object is taken to have while its size is not known
-_AT_ONCE = 64 * 2**20  # bytes under way at once, but for a single larger object
+_AT_ONCE = 32 * 2**20  # bytes after which no further object goes along: so many, and one object, are under way
 _GAP = 2**14  # bytes between two records of a pack that are rather read than asked for separately
 
 
@@ -77,14 +77,14 @@ class Remote(Generic[K]):
     # Out.
 
     def write(self, items: Sequence[tuple[K, object]], small: int) -> list[Written]:
-        """Write each value to a new object, the small ones of up to 64 MB to one object together.
+        """Write each value to a new object, the small ones of up to 32 MB to one object together.
 
         Not so a value whose name was reserved.
         """
         done: list[Written] = []
         try:
             encoded = ((key, self._encoded(value)) for key, value in items)
-            for batch in _batches(encoded, lambda one: getattr(one[1], "nbytes", 0)):
+            for batch in batches(encoded, _AT_ONCE, lambda one: getattr(one[1], "nbytes", 0)):
                 done += self._put(batch, small)
         except BaseException:  # nobody was told of these
             self.remove([one.ref for one in done if one.ref is not None])
@@ -151,8 +151,8 @@ class Remote(Generic[K]):
         return self._loaded(ref, self._get([ref])[ref])
 
     def load_many(self, refs: Sequence[Ref], keys: Sequence[K] = ()) -> Iterator[Loaded | Exception]:
-        """The values in order, or what went wrong with each.  Up to 64 MB are got at once."""
-        for batch in _batches(refs, _weight):
+        """The values in order, or what went wrong with each.  Up to 32 MB and one value are got at once."""
+        for batch in batches(refs, _AT_ONCE, _weight):
             found = self._get(batch)
             for ref in batch:
                 try:
@@ -262,7 +262,7 @@ class Remote(Generic[K]):
             self._sizes.update((pack, sizes.get(f"{pack:010x}", 0)) for pack in living)
         worth = [pack for pack, held in living.items() if self._sizes[pack] > 2 * sum(map(self.size, held))]
         moved: dict[int, int] = {}
-        for batch in _batches(sorted(ref for pack in worth for ref in living[pack]), _weight):
+        for batch in batches(sorted(ref for pack in worth for ref in living[pack]), _AT_ONCE, _weight):
             found = {int(ref): data for ref, data in self._get(batch).items() if isinstance(data, bytes)}
             put = self._put([(object(), Encoded.of(data)) for data in found.values()], 1 << LENGTH)
             # What cannot be put stays where it is, and its pack with it.
@@ -307,18 +307,3 @@ def _told(ref: Ref) -> int | None:
 
 def _weight(ref: Ref) -> int:
     return _told(ref) or _UNKNOWN
-
-
-def _batches(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
-    """``items`` in lists of up to 64 MB together, or of one that is larger."""
-    batch: list[T] = []
-    total = 0
-    for item in items:
-        nbytes = size(item)
-        if total and total + nbytes > _AT_ONCE:
-            yield batch
-            batch, total = [], 0
-        batch.append(item)
-        total += nbytes
-    if batch:
-        yield batch

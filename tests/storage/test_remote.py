@@ -213,11 +213,11 @@ def test_large_values_travel_several_at_once_and_their_names_never_come_again(ob
     values.remove(list(first.values()))
     assert len(calls("put")) == len({*first.values(), *second.values()}) == 192
     assert set(objects.names()) == set(second.values())
-    monkeypatch.setattr("chest.storage.remote._AT_ONCE", 8000)
+    monkeypatch.setattr("chest.storage.remote._AT_ONCE", 5000)
     Objects.peak = 0
     third = written(values, items)
     assert many(values, third) == list(items.values())
-    assert Objects.peak == 1  # no more than so many bytes are under way
+    assert Objects.peak == 1  # no further one goes along with so many bytes
 
 
 def test_damage_is_told_from_what_is_gone_and_the_other_values_come(place):
