@@ -16,7 +16,7 @@ import math
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Iterable
-from itertools import islice, product
+from itertools import product
 from operator import add, itemgetter, sub
 from typing import Generic, TypeVar
 
@@ -218,7 +218,7 @@ class HitDensity(Generic[K]):
         since, self._ranked = self._now - self._ranked, self._now
         marks = self._marks
         if least:
-            fresh = [*islice(reversed(marks), since)]
+            fresh = [*marks][::-1][:since]  # of a list, as a finaliser may change the dict meanwhile
             for worth, tick, key in self._rank({key: marks[key] for key in fresh if key in marks}):
                 if (worth, tick) < least[0]:
                     later = heapdict() if later is None else later
@@ -274,7 +274,7 @@ class HitDensity(Generic[K]):
         """
         known = len(self._marks) + len(self._away)
         if len(self._away) > max(REMEMBERED, 4 * len(self._marks)):
-            for key in [*islice(self._away, known // 8)]:
+            for key in [*self._away][: known // 8]:
                 self._away.pop(key, None)
         now = self._now
         self._next_learning = now + max(16, min(max(64, known // 8), now // 4))
