@@ -145,6 +145,17 @@ def two(directory, refs):
 
 
 @pytest.mark.parametrize("plain", [False, True])
+def test_a_key_that_was_deleted_and_set_again_stands_last(tmp_path, plain):
+    one, other = two(tmp_path, {"x": "x", "y": "y"})
+    one.delete("x")
+    one.set("z", "z")
+    one.set("x", "x~1")
+    commit(one, plain)
+    other.refresh()
+    assert list(one.refs) == list(other.refs) == list(on_disk(tmp_path)) == ["y", "z", "x"]
+
+
+@pytest.mark.parametrize("plain", [False, True])
 def test_a_record_that_moved_is_the_same_value(tmp_path, plain):
     old, new, third = 1 << 104 | 5 << 64 | LOW, 2 << 104 | 9 << 64 | LOW, 3 << 104 | LOW
     one, other = two(tmp_path, {"x": old, "y": "y", "z": old + 1, "mine": old + 2, "gone": old + 3})
