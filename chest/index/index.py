@@ -42,7 +42,8 @@ class Index(Generic[K]):
     - ``fresh``: this handle's refs that no commit names and that are to be removed one by one, with the versions of
       their files; and what its last commit superseded, until it is known that that was done.
     - ``inherited``: keys that were pending before a fork, with the versions of their files: the parent commits them.
-    - ``untidy``: a plain commit has something to do: changes stand behind the list, or files that no key names.
+    - ``untidy``: a plain commit has something to do: changes stand behind the list, a journal has to go, or files that
+      no key names.
     """
 
     def __init__(self, keys: Keys, names: Names[K]):
@@ -245,7 +246,7 @@ class Index(Generic[K]):
             gone = [(key, None) for key in done if key in self._again or key not in refs]  # first: it moves to the end
             appended = not (plain or moved) and self.keys.append(
                 [*gone, *((key, refs[key]) for key in done if key in refs)])
-            self.untidy = self.untidy or appended
+            self.untidy = self.untidy or not (plain or self.removes_records)
             if not appended:
                 waiting = pending.copy()  # of these it says what was committed before
                 for key in done:
