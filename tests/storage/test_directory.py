@@ -71,6 +71,7 @@ def test_a_reserved_name_is_the_one_that_is_used(handle, tmp_path):
     assert [one.ref for one in done] == ["x~1", "_a/b"]
 
 
+@pytest.mark.parametrize("codec", [{}, {"dump": json.dump, "load": json.load}], ids=["native", "json"])
 @pytest.mark.parametrize("stands", ["a key's file", "a file", "a link"])
 def test_a_key_whose_folder_is_something_else_there_gets_a_name_without_one(tmp_path, codec, stands):
     handle, other = directory(tmp_path / "c", **codec), directory(tmp_path / "other", **codec)
