@@ -20,7 +20,7 @@ from chest.engine.state import Flight, State
 from chest.errors import ChestError, explain_dump, explain_os, raised_by_signal
 from chest.index import KEYS
 from chest.log import log
-from chest.storage.base import Ref, batches, record_size
+from chest.storage.base import batches, record_size
 
 __all__ = ["Committer", "silent"]
 
@@ -136,18 +136,17 @@ class Committer(Generic[K]):
             with state.lock:
                 refs = dict(state.index.refs)
             moved = state.storage.compact(refs)
-        orphans, left_out = self._commit(plain, moved)
-        state.storage.remove(orphans)
+        left_out = self._commit(plain, moved)
         log("debug", "committed %s; keys: %d", state.storage.path, len(state.index.refs))
         return left_out
 
-    def _commit(self, plain: bool, moved: dict[int, int]) -> tuple[list[Ref], Errors]:
+    def _commit(self, plain: bool, moved: dict[int, int]) -> Errors:
         state = self.state
         with state.lock, state.section, state.index.keys.lock:
             while state.refresh():
                 pass  # a value that is dropped may run code of the user's, and that may commit by another handle
             try:
-                done = state.index.commit(plain, moved)
+                orphans, left_out = state.index.commit(plain, moved)
                 pending = self.is_pending()
                 state.storage.committed(plain, pending)
             except OSError as error:
@@ -156,18 +155,16 @@ class Committer(Generic[K]):
                 state.refresh()
                 raise explain_os(error, "commit the index", state.storage.file(KEYS),
                                  "; nothing is lost in memory, and what was committed before is untouched") from error
+            state.storage.remove(orphans)  # now, as behind a `reclaim` the names may be others' files
             if plain:
-                if not pending:
-                    state.storage.remove(done[0])
-                    done[0].clear()  # behind `reclaim` the names may be others' files
-                    state.index.untidy = False
+                state.index.untidy = state.index.untidy and pending
                 state.storage.reclaim(state.index.committed_refs())
-        return done
+        return left_out
 
     def is_pending(self) -> bool:
         """Is anything written that no commit names?  Another thread's write may wait for the lock to say where."""
         state = self.state
-        return state.index.has_unnamed() or any(not flight.loads for flight in state.flights.copy().values())
+        return state.index.has_unnamed() or bool(state.writing)
 
     def rollback(self) -> None:
         """Forget what was not committed: values in memory, pending changes, new bytes on disk."""
@@ -182,8 +179,8 @@ class Committer(Generic[K]):
                 state.flights.clear()
                 state.count_change()
                 state.landed.notify_all()
+                state.storage.remove(unnamed)
         del gone
-        state.storage.remove(unnamed)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

@@ -97,10 +97,10 @@ class Engine(Generic[K]):
                 if key not in refs:
                     state.count_change()
                 orphan = state.index.set(key)
+            if orphan is not None:
+                state.storage.remove((orphan,))
             state.torn = torn
         del gone
-        if orphan is not None:
-            state.storage.remove((orphan,))
         if cache.usage > state.available:
             self.spiller.make_room()
 
@@ -117,8 +117,8 @@ class Engine(Generic[K]):
                 gone = state.drop(key)
                 state.cache.policy.forget(key)
                 state.count_change()
+                state.storage.remove([] if orphan is None else [orphan])
         del gone
-        state.storage.remove([] if orphan is None else [orphan])
         return True
 
     def take(self, key: K) -> Any:
@@ -191,9 +191,9 @@ class Engine(Generic[K]):
                 state.counts.bytes_written += written
                 if added:
                     state.count_change()
+                if orphans:
+                    state.storage.remove(orphans)
         del gone
-        if orphans:
-            state.storage.remove(orphans)
 
     def set_many(self, pairs: Mapping[K, Any]) -> None:
         """As `set` for each.  Small values that do not fit into memory go straight to a pack, in one batch."""

@@ -23,6 +23,7 @@ from chest.log import Key, log
 from chest.memory.cache import UNKNOWN, Saved
 from chest.memory.changes import owned, references
 from chest.memory.sizeof import nbytes
+from chest.serialize.compare import can_change
 from chest.storage.base import Ref, Written
 from chest.storage.system import raise_of_a_signal
 
@@ -241,7 +242,8 @@ class Spiller(Generic[K]):
             # 1. thread B has one in hand; 2. it is compared; 3. B changes it; 4. B lets go of it.
             counts = list(map(references, map(_value_of, items)))
             if counts != flight.counts:
-                flight.given |= {item[0] for item, was, now in zip(items, flight.counts, counts) if now < was}
+                flight.given |= {item[0] for item, was, now in zip(items, flight.counts, counts)
+                                 if now < was and can_change(item[1])}
             for item in items:
                 key = item[0]
                 if key in saved and not (key in flights and flights[key] is flight):
@@ -262,13 +264,13 @@ class Spiller(Generic[K]):
                 kept = [*islice(cache.kept, 2 * SWEPT)]
                 is_free = ALONE in map(references, map(cache.kept.__getitem__, kept))
                 self._due = 2 * len(items) + 8 if is_free or kept[2 * SWEPT - 1:] else 0
+            if orphans:
+                state.storage.remove(orphans)
             state.land(flight)
         if saved and "logging" in sys.modules:  # else nobody listens
             log("debug", "spilled %d of %s, %s first; wrote %d, %d bytes", len(saved), state.storage.path,
                 Key(next(iter(saved))), len(written), sum([one.nbytes for _, one in written]))
         del gone
-        if orphans:
-            state.storage.remove(orphans)
 
     def _divide(self, items: Iterable[Item], saved: dict[K, Saved]) -> list[Item]:
         """Those of ``items`` that have to be written; of the others, which are on disk as they are now, ``saved`` says

@@ -20,7 +20,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 from chest.errors import ChestError
 from chest.index import Index
@@ -111,6 +111,7 @@ class State(Generic[K]):
         cache.most_for_parts = max(FOR_PARTS, available / 8)
         self.counts = Counts(cache.access.counted)
         self.flights: dict[K, Flight] = {}
+        self.writing: dict[Flight, None] = {}  # all that write, also where the keys are others' by now
         self.torn = False
         index.version, index.committing = storage.version, storage.committing
         index.removes_records = storage.remote
@@ -145,6 +146,7 @@ class State(Generic[K]):
             if mend_lock is not None:
                 mend_lock()
             self.flights.clear()
+            self.writing = {flight: None for flight in list(self.writing) if flight.under_way()}
             self.index.rebuild(self.cache.values)
             refs, saved = self.index.refs, self.cache.saved
             for key in [key for key in list(self.cache.values) if refs.get(key) is not None and key not in saved]:
@@ -246,6 +248,8 @@ class State(Generic[K]):
     def take_off(self, flight: Flight, keys: Sequence[K]) -> None:
         """``flight`` is that of ``keys``; one that another thread has under way for them is void from now on."""
         flight.keys = keys
+        if not flight.loads:
+            self.writing[flight] = None
         for key in keys:
             self.flights[key] = flight
 
@@ -255,13 +259,14 @@ class State(Generic[K]):
         for key in flight.keys:
             if key in flights and flights[key] is flight:
                 del flights[key]
+        if flight in self.writing:
+            del self.writing[flight]
         if self._waiters:
             self.landed.notify_all()
 
     def protected(self) -> AbstractContextManager[None]:
         """In this block bytes are written that no key names yet: a commit knows by a flight, which has no key."""
-        flight = Flight(False)
-        return self.in_flight(flight, lambda: [cast(K, flight)])
+        return self.in_flight(Flight(False), lambda: ())
 
     @contextmanager
     def in_flight(self, flight: Flight, choose: Callable[[], Sequence[K]]) -> Iterator[None]:
@@ -282,7 +287,7 @@ class State(Generic[K]):
         """An error comes through: was what had to be done behind the flight done?"""
         if not _is_answer(error):
             self.index.untidy = True
-        if any(other is flight for other in list(self.flights.values())):
+        if flight in self.writing or any(other is flight for other in list(self.flights.values())):
             self.torn = True
 
     def waited(self, key: K, loads: bool) -> bool:
@@ -315,6 +320,7 @@ class State(Generic[K]):
         """In a fork's child: new locks; nobody else loads or writes; what is pending is the parent's to save."""
         self.new_lock()
         self.flights.clear()
+        self.writing.clear()
         self.changes.clear()
         self.storage.after_fork()
         self.index.after_fork()
