@@ -99,7 +99,7 @@ class Committer(Generic[K]):
             self.spiller.save(clean, leaves=True)
         if cache.kept:
             self.spiller.sweep(len(cache.kept))
-            self.spiller.make_room_quietly()
+        self.spiller.make_room_quietly()  # what was written may have turned out to be larger
         return errors
 
     def _unstick(self) -> None:

@@ -408,8 +408,9 @@ class Machine(RuleBasedStateMachine):
         before = dict(self.in_memory())
         self.commits_with(Chest.sync)
         after = self.in_memory()
-        assert after.keys() == before.keys()
-        assert all(after[key] is value for key, value in before.items())
+        if self.chest.available_memory >= 1000:  # else what was written may take more room than there is
+            assert after.keys() == before.keys()
+        assert all(before[key] is value for key, value in after.items())
 
     @rule()
     def closes(self):
