@@ -21,7 +21,7 @@ from chest.engine.state import Flight, State, nothing
 from chest.errors import explain_dump, raised_by_signal, refused
 from chest.log import Key, log
 from chest.memory.cache import UNKNOWN, Saved
-from chest.memory.changes import held_parts, owned, references
+from chest.memory.changes import held_parts, owned, referenced, references
 from chest.memory.sizeof import nbytes
 from chest.serialize.compare import can_change
 from chest.storage.base import Ref, Written
@@ -243,7 +243,7 @@ class Spiller(Generic[K]):
             if counts != flight.counts:
                 flight.given |= {item[0] for item, was, now in zip(items, flight.counts, counts)
                                  if now < was and can_change(item[1])}
-            for item, count in zip(items, counts):
+            for item in items:
                 key = item[0]
                 if key in saved and not (key in flights and flights[key] is flight):
                     del saved[key]  # of a value that is the key's no more
@@ -254,8 +254,9 @@ class Spiller(Generic[K]):
                 if key in saved:
                     lengths = lengths or {one[0][0]: one[1].nbytes for one in written}
                     cache.wrote(key, saved.pop(key), lengths.get(key))
-                    is_alone = count == ALONE + 1 and key not in flight.given  # was so as it was compared, too
-                    if is_alone and key in cache.kept and not held_parts([item[1]])[0]:
+                    # Nobody has it, nor had as it was compared, but `kept`, `left` and its item.
+                    if key in cache.kept and key not in flight.given and not (
+                            referenced([item[1]], 3)[0] or held_parts([item[1]])[0]):
                         cache.let_go(key)
                 if is_free and alone and key in alone:
                     cache.watch.pop(key, None)

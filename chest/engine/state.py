@@ -146,7 +146,8 @@ class State(Generic[K]):
             if mend_lock is not None:
                 mend_lock()
             self.flights.clear()
-            self.writing = {flight: None for flight in list(self.writing) if flight.under_way()}
+            mine = _thread.get_ident()
+            self.writing = {one: None for one in list(self.writing) if one.thread != mine and one.under_way()}
             self.index.rebuild(self.cache.values)
             refs, saved = self.index.refs, self.cache.saved
             for key in [key for key in list(self.cache.values) if refs.get(key) is not None and key not in saved]:
