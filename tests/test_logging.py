@@ -18,7 +18,8 @@ def told(caplog):
 
 
 def test_a_commit_is_a_line_that_names_the_path(told, path):
-    Chest({"x": 1}, path=path).sync()
+    chest = Chest({"x": 1}, path=path)
+    chest.sync()
     assert [text for text in told("DEBUG") if "commit" in text] == [f"committed {path}; keys: 1"]
 
 

@@ -289,7 +289,9 @@ class Index(Generic[K]):
     def forget(self) -> list[Ref]:
         """Forget everything, as nothing of it is on disk any more.  Returns all refs that there were.  O(keys)."""
         known = dict.fromkeys(ref for ref in self._all_refs() if ref is not None)
-        self.rollback()  # whoever is interrupted here reads all the next time
+        self._uncertain = True  # whoever is interrupted here reads all the next time
+        self.pending.clear()  # first, as a key's hash may have changed, or raise
+        self.rollback()
         self.refs.clear()
         self._stale.clear()
         self.keys.close()
