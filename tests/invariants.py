@@ -15,7 +15,7 @@ def check(chest):
         cache, refs = state.cache, state.index.refs
         cache.take_hits()
         values, saved = cache.values, cache.saved
-        assert not state.flights, f"in flight: {state.flights}"
+        assert not state.flights and not state.writing, f"in flight: {state.flights}, {state.writing}"
         assert all(cache.given[key] is values.get(key, ABSENT) for key in cache.given), "another value is given"
         assert cache.sizes.keys() == values.keys(), "values and sizes differ"
         assert cache.usage == sum(cache.sizes.values()), "the sum of the sizes is wrong"

@@ -17,10 +17,14 @@ def told(caplog):
                           if (record.name, record.levelname) == ("chest", level)]
 
 
-def test_a_commit_is_a_line_that_names_the_path(told, path):
+def test_a_commit_is_a_line_that_names_the_path_and_a_leftover_in_its_way_is_a_warning(told, path):
     chest = Chest({"x": 1}, path=path)
+    with open(os.path.join(path, "x"), "w") as file:
+        file.write("somebody's")
     chest.sync()
     assert [text for text in told("DEBUG") if "commit" in text] == [f"committed {path}; keys: 1"]
+    (warning,) = told("WARNING")
+    assert os.path.join(path, "x") in warning
 
 
 def test_a_spill_is_a_line(told, path):
@@ -35,15 +39,6 @@ def test_a_torn_commit_of_a_process_that_died_is_a_line(told, path):
         file.write(b"+chs torn")
     assert dict(Chest(path=path)) == {"x": 1}
     assert any("torn record" in text and path in text for text in told("DEBUG"))
-
-
-def test_a_leftover_in_the_way_is_a_warning_that_names_it(told, path):
-    chest = Chest({"x": 1}, path=path)
-    with open(os.path.join(path, "x"), "w") as file:
-        file.write("somebody's")
-    chest.sync()
-    (warning,) = told("WARNING")
-    assert os.path.join(path, "x") in warning
 
 
 @pytest.mark.parametrize("first", ["", "import logging"])

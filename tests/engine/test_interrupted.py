@@ -295,21 +295,14 @@ def test_ctrl_c_while_others_changes_are_taken_over_loses_none_of_them(tmp_path,
 
 
 def test_a_deletion_that_ctrl_c_found_committed_is_not_committed_again(path, monkeypatch):
-    def replaces_and_is_interrupted(*paths):
-        replace(*paths)
-        raise KeyboardInterrupt
-
-    c = Chest({"x": 1}, path=path)
+    c, replace = Chest({"x": 1}, path=path), system.replace
     c.flush()
     del c["x"]
-    replace = system.replace
-    monkeypatch.setattr(system, "replace", replaces_and_is_interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(system, "replace", lambda *paths: [replace(*paths), signal.raise_signal(signal.SIGINT)])
         c.flush()
-    monkeypatch.undo()
     assert "x" not in c  # this looks at what is committed
     with Chest(path=path) as other:
         other["x"] = 2
     c.flush()
-    assert c["x"] == 2
-    assert dict(Chest(path=path)) == {"x": 2}
+    assert dict(c) == dict(Chest(path=path)) == {"x": 2}
