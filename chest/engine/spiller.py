@@ -265,8 +265,8 @@ class Spiller(Generic[K]):
             gone = cache.evict(saved, 2)  # besides, each is in its item, and in the cache
             if cache.kept:
                 kept = [*islice(cache.kept, 2 * SWEPT)]
-                is_free = ALONE in map(references, map(cache.kept.__getitem__, kept))
-                self._due = 2 * len(items) + 8 if is_free or kept[2 * SWEPT - 1:] else 0
+                is_due = ALONE in map(references, map(cache.kept.__getitem__, kept)) or kept[2 * SWEPT - 1 :]
+                self._due = 2 * len(items) + 8 if is_due else 0
             if orphans:
                 state.storage.remove(orphans)
             state.land(flight)
