@@ -11,7 +11,6 @@ from chest.index import KEYS
 
 @pytest.fixture
 def told(caplog):
-    """The lines of the logger ``chest`` of a level."""
     caplog.set_level(logging.DEBUG, logger="chest")
     return lambda level: [record.getMessage() for record in caplog.records
                           if (record.name, record.levelname) == ("chest", level)]

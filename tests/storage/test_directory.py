@@ -84,7 +84,8 @@ def test_a_key_whose_folder_is_something_else_there_gets_a_name_without_one(tmp_
     done = handle.write([(("a", "b"), [1]), (("a", "b", "c"), [2])], 0)
     theirs, = other.write([(("a", "b"), [3])], 0)
     assert theirs.ref == "_a/b"
-    refs = [one.ref for one in [*done, handle.link(("a", "d"), other, theirs.ref)]]
+    third = handle.link(("a", "d"), other, theirs.ref) if hasattr(os, "link") else handle.write([(("a", "d"), [3])], 0)[0]
+    refs = [one.ref for one in [*done, third]]
     assert values(handle, refs) == [[1], [2], [3]] and "/" not in "".join(refs)
     handle.remove(refs)
     commit(handle, ["_a"])
