@@ -33,7 +33,7 @@ __all__ = ["Flight", "State", "nothing"]
 
 K = TypeVar("K", bound=Hashable)
 
-FOR_PARTS = 1 << 24  # bytes that may be kept, if not more, beside the parts of values that the program has
+BESIDE = 1 << 24  # bytes of values that left memory that may be kept, if not more, beside what the program has of them
 LOOK_AGAIN = 0.5  # seconds until who waits for another thread sees whether that is at it still
 NOBODY: frozenset[Any] = frozenset()
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -108,7 +108,7 @@ class State(Generic[K]):
         self.storage = storage
         self.codec = storage.codec
         self.available = available
-        cache.most_for_parts = max(FOR_PARTS, available / 8)
+        cache.most_beside = max(BESIDE, available / 8)
         self.counts = Counts(cache.access.counted)
         self.flights: dict[K, Flight] = {}
         self.writing: dict[Flight, None] = {}  # all that write, also where the keys are others' by now

@@ -18,6 +18,7 @@ from chest.memory.access import Access
 from chest.memory.changes import CONTAINERS, COUNTED, held_parts, owner, referenced
 from chest.memory.hit_density import HitDensity
 from chest.memory.sizeof import nbytes
+from chest.serialize.arrays import MAPPED_FROM
 from chest.serialize.compare import can_change
 
 __all__ = ["ABSENT", "UNKNOWN", "Cache", "Saved", "budget", "memory_of"]
@@ -81,8 +82,6 @@ def memory_of(value: Any, length: int) -> int:
     return size if length <= 2 * size else length
 
 
-QUICK = 1 << 18  # bytes: smaller arrays are quickly compared with their files
-
 _WITHOUT = frozenset((dict, list, tuple, str, bytes, int, float))  # to which there are no weak references
 
 
@@ -120,7 +119,7 @@ class Cache(Generic[K]):
     ``left`` has values that left memory and that the program still refers to, so that the next read gives the same
     object and a commit looks at it: by a plain reference for as long as the reference counts say that the program has
     it too, and so keeps its memory anyway; but what has weak references (arrays, frames), and is not quickly looked at
-    once more or does not fit into ``most_for_parts`` bytes, by such a one.  In these bytes the chest also keeps the
+    once more or does not fit into ``most_beside`` bytes, by such a one.  In these bytes the chest also keeps the
     rest of values of which the program has only a part.
     """
 
@@ -137,8 +136,8 @@ class Cache(Generic[K]):
         self.stuck: set[K] = set()
         self.left: dict[K, Any] = {}
         self.kept: dict[K, Any] = {}  # those kept by plain references, the ones looked at longest ago first
-        self.most_for_parts = 0.0
-        self._for_parts = 0
+        self.most_beside = 0.0
+        self._beside = 0
         self._besides: dict[K, int] = {}  # bytes of kept values of such types, and of those of which it has only a part
 
     def put(self, key: K, value: Any, size: int, saved: Saved | None) -> None:
@@ -242,12 +241,12 @@ class Cache(Generic[K]):
         if type(value) not in _WITHOUT:
             size = self.sizes[key] if key in self.sizes else nbytes(value)
             # A large copy that did not change would be compared with its file twice, which takes longer than a load.
-            is_slow = (size >= QUICK and type(value).__name__ == "ndarray" and value.base is None
+            is_slow = (size >= MAPPED_FROM and type(value).__name__ == "ndarray" and value.base is None
                        and key in self.saved and self.saved[key] is saved)
-            if (self._for_parts + size <= self.most_for_parts and COUNTED and self.writeback and not is_slow
+            if (self._beside + size <= self.most_beside and COUNTED and self.writeback and not is_slow
                     and can_change(value)):
                 self._besides[key] = size
-                self._for_parts += size
+                self._beside += size
             elif (base := owner(value)) is not None:
                 try:
                     reference = _Reference(base, self._died)
@@ -273,10 +272,10 @@ class Cache(Generic[K]):
         """The program has ``parts`` of ``value``, and may change them: is there room to keep the rest?"""
         if key not in self._besides:
             besides = max(0, nbytes(value) - nbytes(parts))
-            if not self.writeback or self._for_parts + besides > self.most_for_parts:
+            if not self.writeback or self._beside + besides > self.most_beside:
                 return False
             self._besides[key] = besides
-            self._for_parts += besides
+            self._beside += besides
         return True
 
     def _died(self, reference: _Reference) -> None:
@@ -320,7 +319,7 @@ class Cache(Generic[K]):
         self.left.pop(key, None)
         self.kept.pop(key, None)
         if key in self._besides:
-            self._for_parts -= self._besides.pop(key)
+            self._beside -= self._besides.pop(key)
 
     # The whole.
 
@@ -330,7 +329,7 @@ class Cache(Generic[K]):
         for part in (self.values, self.sizes, self.saved, self.watch, self.stuck, self.left, self.kept, self._besides):
             part.clear()
         self.access.clear()
-        self.usage = self._for_parts = 0
+        self.usage = self._beside = 0
         self.policy.clear()
         return kept
 
@@ -348,7 +347,7 @@ class Cache(Generic[K]):
                      and key not in self.values}
         self.kept = {key: value for key, (value, _) in self.left.copy().items() if type(value) is not _Reference}
         self._besides = {key: size for key, size in self._besides.items() if key in self.kept}
-        self._for_parts = sum(self._besides.values())
+        self._beside = sum(self._besides.values())
         self.sizes = {key: nbytes(value) for key, value in self.values.items()}
         self.usage = sum(self.sizes.values())
         self.stuck &= self.values.keys()

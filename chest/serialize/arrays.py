@@ -34,7 +34,7 @@ _PLAIN = (re.escape(_HEAD) + b"((?:\x8a\x08.{8}){1,32})" + re.escape(_DTYPE)
 _LONGEST = 512  # bytes of the opcodes of a plain array
 _STREAM = 4 * 1024 * 1024  # bytes of opcodes from which on they are not held in memory
 
-_MAPPED_FROM = 256 * 1024  # bytes, with mmap_mode='auto': smaller ones are copied and compared in less time
+MAPPED_FROM = 256 * 1024  # bytes, with mmap_mode='auto': smaller ones are copied and compared in less time
 _ALWAYS = 16  # maps that may be had whatever the system allows
 _MOST_MAPS = 16384  # a quarter of what Linux allows a process
 # A map made without this keyword (before Python 3.13) keeps a descriptor of its own open for as long as it lives.
@@ -169,7 +169,7 @@ def loads(
 
 def _map_file(descriptor: int, status: os.stat_result, mode: str) -> Map | None:
     """A map of the whole of an open file, copy-on-write or read-only; `None` where that cannot be or does not pay."""
-    if mode == "auto" and (status.st_size < _MAPPED_FROM or not compare.tells() or not is_local(status.st_dev)):
+    if mode == "auto" and (status.st_size < MAPPED_FROM or not compare.tells() or not is_local(status.st_dev)):
         return None
     if len(_maps) >= _ALWAYS:  # does one more leave descriptors for everything else?
         allowed = -1 if _WITHOUT_DESCRIPTOR or not hasattr(os, "sysconf") else os.sysconf("SC_OPEN_MAX")
