@@ -12,6 +12,7 @@ where it stands: none of its calls has an effect any more, and its lock is relea
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import threading
 
@@ -100,6 +101,8 @@ class World:
         self.fds = {}  # descriptors of ours, and their paths
         self.on_commit = lambda actor: None
         self.keys = os.path.join(root, ".keys")
+        self._numbers = itertools.count(1)
+        self._held = []
 
     def start(self, programs):
         for name, program in programs.items():
@@ -140,6 +143,8 @@ class World:
             actor.kill()
         for actor in self.actors:
             actor.thread.join()
+        while self._held:
+            os.close(self._held.pop())
 
     # The patched calls.
 
@@ -200,6 +205,8 @@ class World:
             self._stop("open", [full])
         fd = real(path, flags, *args, dir_fd=dir_fd, **kwargs)
         self.fds[fd] = full
+        if flags & os.O_CREAT:  # while it is open its inode is no other file's: that would be so in some runs only
+            self._held.append(real(path, os.O_RDONLY, dir_fd=dir_fd))
         return fd
 
     def _write(self, real, fd, data):
@@ -255,6 +262,9 @@ class World:
                                utime=self._writing, ftruncate=self._writing, mkdir=self._making, rmdir=self._writing,
                                link=self._link, close=self._close).items():
             monkeypatch.setattr(os, name, self._patched(getattr(os, name), what))
+        listdir = os.listdir  # in the order of the numbers of packs and journals, which are the same in each run
+        monkeypatch.setattr(os, "listdir", lambda *folder: sorted(listdir(*folder)))
+        monkeypatch.setattr(os, "urandom", lambda size: next(self._numbers).to_bytes(size, "big"))
         monkeypatch.setattr(system, "replace", os.replace)
         monkeypatch.setattr(system, "pread", self._patched(os.pread, self._reading))
         monkeypatch.setattr(fcntl, "flock", self._patched(fcntl.flock, self._flock))
