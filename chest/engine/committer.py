@@ -26,7 +26,7 @@ __all__ = ["Committer", "silent"]
 
 K = TypeVar("K", bound=Hashable)
 
-AT_ONCE = 1 << 20  # bytes of values that share a pack that are written together; in a store, a round trip, 64 times
+AT_ONCE = 1 << 20  # bytes of values that are written together; in a store, a round trip, 64 times
 Progress = Callable[..., Iterable[Any]]
 
 
@@ -90,8 +90,9 @@ class Committer(Generic[K]):
                 unsaved = self._unsaved()
                 clean = list(cache.saved.keys() - set(unsaved)) if empty else []
         errors: Errors = []
-        most = 64 * AT_ONCE if state.storage.remote else AT_ONCE if self.spiller.threshold() else 1  # else each alone
-        for some in batches(progress(unsaved, total=len(unsaved)), most, self._size):
+        most = 64 * AT_ONCE if state.storage.remote else AT_ONCE
+        least = 0 if self.spiller.threshold() else AT_ONCE // 4  # of files a few at a time, so that progress is told of
+        for some in batches(progress(unsaved, total=len(unsaved)), most, lambda key: max(self._size(key), least)):
             errors += self.spiller.save(some, leaves=empty)
         if not (strict and errors):
             errors += self.commit(plain)
