@@ -4,6 +4,7 @@ from __future__ import annotations
 import errno
 import gzip
 import json
+import logging
 import os
 import pickle
 import sys
@@ -219,6 +220,7 @@ def test_where_no_pack_and_no_journal_can_be_made_values_go_to_loose_files(handl
 
 def test_a_descriptor_that_the_program_closed_is_noticed_before_a_byte_is_written(path, tmp_path):
     def child():
+        logging.disable()  # what pytest keeps of it goes to a descriptor that is closed below
         c, reader = Chest({"a": 1, "b": BIG}, path=path, min_file_size=4096), Chest(path=path)
         c.sync()
         expected = dict(reader)
