@@ -2,6 +2,7 @@
 import gc
 import os
 import pathlib
+import signal
 import sys
 import tempfile
 import threading
@@ -15,6 +16,9 @@ from chest import Chest
 if sys.implementation.name != "cpython":  # there, what a finaliser lets go of is garbage of the next collection only
     _collect = gc.collect
     gc.collect = lambda: [_collect() for _ in range(4)]
+
+if sys.platform != "emscripten":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell takes from what it starts in the background
 
 settings.register_profile("default", deadline=None, suppress_health_check=list(HealthCheck))
 settings.register_profile("quick", deadline=None, suppress_health_check=list(HealthCheck), max_examples=20)
