@@ -301,11 +301,15 @@ _registered: dict[type | str, Callable[[Any], Any]] = {
     "numpy.ndarray": _array,
     "polars.dataframe.frame.DataFrame": lambda value: value.estimated_size(),
     "polars.series.series.Series": lambda value: value.estimated_size(),
+    "polars.lazyframe.frame.LazyFrame": lambda value: len(value.__getstate__()),  # it may hold a whole frame
+    "pyarrow.lib.Buffer": lambda value: value.size,
+    "_io.StringIO": lambda value: 4 * len(value.getvalue()),
     **dict.fromkeys(  # in full: a slice keeps all of them alive
         [f"pyarrow.lib.{name}" for name in ("Array", "ChunkedArray", "RecordBatch", "Table")],
         lambda value: value.get_total_buffer_size()),
     **dict.fromkeys(["scipy.spatial._ckdtree.cKDTree", "sklearn.neighbors._ball_tree.BallTree",
-                     "sklearn.neighbors._kd_tree.KDTree", "sklearn.tree._tree.Tree"], _as_pickled),
+                     "sklearn.neighbors._ball_tree.BallTree32", "sklearn.neighbors._kd_tree.KDTree",
+                     "sklearn.neighbors._kd_tree.KDTree32", "sklearn.tree._tree.Tree"], _as_pickled),
 }
 _plan = _plans()
 # What nobody registered of these types.

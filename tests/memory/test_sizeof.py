@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import io
 import itertools
 import mmap
 import random
@@ -468,6 +469,16 @@ def test_tables_of_polars_and_arrow_count_their_buffers() -> None:
     assert nbytes(table["b"]) > MB
     assert nbytes(table["a"].chunk(0)[:1]) >= 80_000
     assert nbytes(table.to_batches()[0]) > MB
+    assert nbytes(pa.py_buffer(bytes(MB))) == MB
+    assert 8 * MB <= nbytes(frame.lazy()) < 16 * MB
+    assert nbytes(pl.LazyFrame({"a": [1]}).map_batches(lambda frame: frame, schema={"a": pl.Int64})) < 10_000
+
+
+def test_text_that_is_written_as_to_a_file_is_counted() -> None:
+    assert nbytes(io.StringIO("a" * MB)) == 4 * MB
+    closed = io.StringIO("a" * MB)
+    closed.close()
+    assert nbytes(closed) >= 0
 
 
 def test_trees_that_are_kept_in_c_are_counted() -> None:
@@ -478,6 +489,11 @@ def test_trees_that_are_kept_in_c_are_counted() -> None:
     nodes = sum(tree.tree_.node_count for tree in forest.estimators_)
     assert 72 * nodes <= nbytes(forest) < 80 * nodes + 50_000
     assert nbytes(neighbors.KDTree(places)) > 5000 * 3 * 8
+    single = pytest.importorskip("numpy").array(places, "f4")
+    for kind in ("_kd_tree", "KDTree32"), ("_ball_tree", "BallTree32"):
+        module = getattr(neighbors, kind[0])
+        if hasattr(module, kind[1]):  # scikit-learn 1.3 has none
+            assert nbytes(getattr(module, kind[1])(single)) > 5000 * 3 * 4
 
 
 def test_lazy_data_of_libraries_count_what_they_hold(tmp_path: Any) -> None:
