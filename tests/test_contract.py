@@ -192,6 +192,22 @@ def test_a_value_over_the_budget_pushes_nothing_else_out():
     assert list(c.inmem) == ["a", "b"]
 
 
+def test_shrink_counts_what_values_grew_by_in_place():
+    c = Chest(available_memory=100_000)
+    for key in "abc":
+        c[key] = []
+        c[key].extend(range(2000))
+    c.shrink()
+    assert c.memory_usage == sum(map(nbytes, c.inmem.values())) <= c.available_memory
+    assert len(c.inmem) == 1
+    c["small"] = 1
+    c["a"] = []
+    c["a"].extend(range(10_000))
+    c.shrink()
+    assert "small" in c.inmem and "a" not in c.inmem, "one over the budget pushes nothing else out"
+    assert c["a"] == list(range(10_000))
+
+
 def test_what_cannot_be_dumped_stays_and_does_not_block_the_others():
     c = Chest(available_memory=500)
     c["f"] = lambda: 1

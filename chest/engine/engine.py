@@ -153,10 +153,19 @@ class Engine(Generic[K]):
             self.delete(key)
 
     def shrink(self) -> None:
-        """Spill until memory is within the budget; this thread is through with the value that it was given last."""
-        with self.state.lock:
-            self.state.cache.take_hits()
-            self.state.cache.access.release()
+        """Spill until memory is within the budget; this thread is through with the value that it was given last.
+
+        Values are sized anew, as nobody told of those that grew in place.
+        """
+        state, cache = self.state, self.state.cache
+        with state.lock:
+            state.mend()
+            cache.take_hits()
+            cache.access.release()
+            with state.section:
+                for key, value in list(cache.values.items()):
+                    cache.grew(key, nbytes(value))
+                state.large.update([key for key, size in cache.sizes.items() if size > state.available])
         self.spiller.make_room()
 
     def name(self, key: K) -> str:

@@ -185,6 +185,13 @@ class Cache(Generic[K]):
             self.sizes[key] = size
             self.policy.saved(key, size)
 
+    def grew(self, key: K, size: int) -> None:
+        """The value of ``key`` takes so many bytes by now, if these are more than were noted."""
+        if key in self.sizes and size > self.sizes[key]:
+            self.usage += size - self.sizes[key]
+            self.sizes[key] = size
+            self.policy.grew(key, size)
+
     def take_hits(self) -> None:
         """Tell the policy of the hits up to now."""
         if self.access.log:

@@ -193,6 +193,11 @@ class HitDensity(Generic[K]):
         if key in self._marks:
             self._marks[key] = size << SIZE | self._marks[key] & (1 << SIZE) - 1 & ~DIRTY
 
+    def grew(self, key: K, size: int) -> None:
+        """The value takes up so many bytes now.  This is no use."""
+        if key in self._marks:
+            self._marks[key] = size << SIZE | self._marks[key] & (1 << SIZE) - 1
+
     def leave(self, key: K) -> None:
         """The value left memory, or cannot leave.  Its history is remembered; unknown keys are passed over."""
         if key in self._marks:
