@@ -153,6 +153,7 @@ class Index(Generic[K]):
         whole, found = self.keys.read()
         refs, pending, names = self.refs, self.pending, self.names
         committed: Refs = found if isinstance(found, dict) else {}
+        gone: list[K] = []
         if whole:
             own = set(self.own()) if uncertain else ()  # these may be committed, and superseded since
             found = [(key, committed.get(key)) for key, ref in {**refs, **pending}.items()
@@ -178,13 +179,16 @@ class Index(Generic[K]):
                     del self.fresh[before]  # its name may be another file's by now
             else:
                 before, pending[key] = pending[key], ref
-                if ref is None and key not in refs:  # its deletion was committed: by others, or by us and cut off then
-                    del pending[key]
+                if ref is None and key not in refs:
+                    gone.append(key)
             if before != ref:
                 names.noted.discard(before)
             if type(ref) is str:
                 names.noted.add(ref)
                 self.fresh.pop(ref, None)
+        for key in gone:  # its deletion was committed, by others, or by us and cut off then; unless others set it since
+            if pending.get(key, "") is None:
+                del pending[key]
         if whole:
             named = set(committed.values()) if self.fresh else ()
             self.fresh = {ref: version for ref, version in self.fresh.items() if ref not in named}

@@ -121,6 +121,20 @@ def test_a_commit_that_was_done_and_interrupted_does_not_come_again_once_others_
     assert dict(a) == dict(Chest(path=path)) == {"x": ["c's"], "z": ["a's"]}
 
 
+@pytest.mark.parametrize("save", [Chest.sync, Chest.flush])
+def test_a_deletion_deletes_what_a_third_handle_set_behind_the_same_deletion_by_another(path, save):
+    one, two, three = Chest({"x": 1, "y": 1}, path=path), Chest(path=path), Chest(path=path)
+    one.sync()
+    assert len(two) == len(three) == 2
+    del one["x"], two["x"]
+    two.sync()
+    three["x"] = 3
+    save(three)
+    one.sync()
+
+    assert dict(one) == dict(two) == dict(three) == {"y": 1}
+
+
 @pytest.mark.parametrize("theirs", [("a", "b"), ("a", "b", "c", "d")], ids=["file", "folder"])
 def test_what_stands_where_a_file_was_may_be_a_folder_by_now_or_the_other_way_round(path, theirs):
     a = Chest({("a", "b", "c"): [1], "x": 1}, path=path, dump=pickle.dump, load=pickle.load)
