@@ -18,7 +18,7 @@ from operator import itemgetter
 from typing import Any, Generic, Optional, TypeVar
 
 from chest.engine.state import Flight, State, nothing
-from chest.errors import explain_dump, raised_by_signal, refused
+from chest.errors import explain_dump, explain_os, raised_by_signal, refused
 from chest.log import Key, log
 from chest.memory.cache import UNKNOWN, Saved
 from chest.memory.changes import held_parts, owned, referenced, references
@@ -313,8 +313,12 @@ class Spiller(Generic[K]):
             return bool(saved is not None and saved[0] is not None and self.state.codec.unchanged(value, saved[0])) or (
                 ref is not None and self.state.storage.same(ref, value))
         except Exception as error:
-            if refused(error) or isinstance(error, MemoryError) or raised_by_signal(error):
+            if isinstance(error, MemoryError) or raised_by_signal(error):
                 raise
+            if isinstance(error, OSError) and refused(error):  # of what is open already the system names no file
+                storage = self.state.storage
+                path = storage.path if ref is None else storage.file(ref)
+                raise explain_os(error, "compare a value with its bytes", path, "; it stays in memory") from error
             return False  # it can no longer be dumped: the write says why
 
     def _is_replaced(self, key: K, value: Any) -> bool:

@@ -8,6 +8,7 @@ import os
 import pathlib
 import pickle
 import shutil
+import stat
 
 import pytest
 from filesystems import mounts
@@ -201,6 +202,27 @@ def test_a_file_under_the_name_of_another_key_is_damage_and_its_own_key_reads_it
         with pytest.raises(DamagedError, match="value of 1: .*another key"):
             use()
     assert c["1"] == ["text"]
+
+
+@pytest.mark.parametrize("method", ["sync", "flush", "close"])
+def test_what_the_system_refuses_where_a_value_is_compared_names_the_file_and_loses_no_change(path, method, monkeypatch):
+    c = Chest({"x": list(range(100_000))}, path=path)
+    c.flush()
+    c["x"].append("changed")
+
+    def refusing(fd):  # it is given no path, and so names none
+        status = fstat(fd)
+        if stat.S_ISREG(status.st_mode):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return status
+
+    fstat = os.fstat
+    with monkeypatch.context() as patch, pytest.raises(OSError) as caught:
+        patch.setattr(os, "fstat", refusing)
+        getattr(c, method)()
+    assert caught.value.errno == errno.ESTALE and c.key_to_filename("x") in str(caught.value)
+    c.close()
+    assert seen(path)["x"][-1] == "changed"
 
 
 def test_a_file_that_is_gone_is_a_key_error_that_names_it(saved):
