@@ -220,7 +220,7 @@ class _BarePickler(pickle.Pickler):
 
     def reducer_override(self, value: Any) -> Any:
         """Called for each object that is no plain one."""
-        if not type(value).__module__.startswith("pandas."):
+        if type(value).__module__.partition(".")[0] != "pandas":  # alone for what is public in pandas 3
             return NotImplemented
         reduced = value.__reduce_ex__(5)
         return reduced if isinstance(reduced, str) else (*reduced[:2], *map(_without_cache, reduced[2:3]), *reduced[3:])

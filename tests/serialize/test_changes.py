@@ -282,6 +282,22 @@ def test_a_frame_that_was_only_used_is_the_same_and_a_changed_one_is_not(file):
         assert saved.unchanged(loaded, stamp)
 
 
+def test_a_frame_of_arrows_columns_that_was_only_used_is_the_same_and_a_changed_one_is_not(file):
+    pd = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    rows = 10_000
+    frame = pd.DataFrame({"a": np.arange(rows) * 0.5, "g": np.arange(rows) % 7, "s": ["x", "yy"] * (rows // 2)})
+    saved = file(frame.convert_dtypes(dtype_backend="pyarrow"), "c")
+    for use in lambda f: f.groupby("g")["a"].mean(), lambda f: f["a"].value_counts(), lambda f: f["s"].unique(), repr:
+        loaded, stamp = saved.load()
+        use(loaded)  # the types of its columns cache something
+        assert saved.unchanged(loaded, stamp)
+    for change in lambda f: f.loc.__setitem__((5, "a"), -1.0), lambda f: f.attrs.update(x=1):
+        loaded, stamp = saved.load()
+        change(loaded)
+        assert not saved.unchanged(loaded, stamp)
+
+
 # --- what can never be changed ----------------------------------------------------------------------------------------
 
 
