@@ -37,7 +37,8 @@ _WRITEV = hasattr(os, "writev")
 _PIECES = 1024  # that one writev takes
 _AT_ONCE = 1 << 30  # bytes that one write takes: Windows takes less than 2 GB
 UTIME_BY_DESCRIPTOR = os.utime in os.supports_fd
-_UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY}
+# What a sync says that the file system does not know; of a folder some say that it is one, or not open to be written.
+_UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.EBADF, errno.EISDIR}
 
 
 if sys.platform == "win32":

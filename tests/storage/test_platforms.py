@@ -38,13 +38,14 @@ def test_without_locks_values_are_written_and_nobody_is_taken_for_dead(tmp_path,
 
 
 @pytest.mark.skipif(not hasattr(os, "sync"), reason="the system has no sync")
-def test_where_a_folder_cannot_be_synced_everything_is(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EISDIR])
+def test_where_a_folder_cannot_be_synced_everything_is(number, tmp_path, monkeypatch):
     """A name of a new file is on the disk when a durable write returns, also where the folder's own sync is refused."""
     calls, real = [], os.fsync
 
     def refused(fd):
         if stat.S_ISDIR(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "Invalid argument")
+            raise OSError(number, os.strerror(number))
         real(fd)
 
     handle = directory(tmp_path / "c", durable=True)
