@@ -24,6 +24,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from chest.storage import locks
@@ -47,7 +48,7 @@ _package = __name__.partition(".")[0] + "."
 def begin(handle: Handle) -> None:
     """See to it that ``handle`` is ended with this process, and begins anew in a fork's child."""
     mark = id(handle)
-    _open[mark] = weakref.ref(handle, lambda _: _open.pop(mark, None))
+    _open[mark] = weakref.ref(handle, partial(_open.pop, mark))  # in C: what a signal's handler raised would be lost
     _watch()
 
 

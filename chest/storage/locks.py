@@ -153,7 +153,10 @@ def check(directory: str, writes: bool) -> None:
                               directory) from error
 
 
-_locks: weakref.WeakValueDictionary[str, DirectoryLock] = weakref.WeakValueDictionary()
+# Not a `WeakValueDictionary`, whose callbacks are Python: what a signal's handler raises in one is lost, and a signal
+# that comes while a chest is freed would be handled there.
+_locks: dict[str, weakref.KeyedRef[str, DirectoryLock]] = {}
+_gone: list[weakref.KeyedRef[str, DirectoryLock]] = []  # those of locks that are no more
 _mutex = threading.Lock()
 
 
@@ -161,7 +164,16 @@ def directory_lock(directory: str) -> DirectoryLock:
     """The one lock of ``directory`` in this process, however the path is spelled."""
     real = os.path.realpath(directory)
     with _mutex:
-        return _locks.setdefault(real, DirectoryLock(real))
+        while _gone:
+            gone = _gone.pop()
+            if _locks.get(gone.key) is gone:
+                del _locks[gone.key]
+        found = _locks.get(real)
+        lock = None if found is None else found()
+        if lock is None:
+            lock = DirectoryLock(real)
+            _locks[real] = weakref.KeyedRef(lock, _gone.append, real)
+        return lock
 
 
 def after_fork() -> None:
@@ -169,5 +181,7 @@ def after_fork() -> None:
     global _mutex
     _mutex = threading.Lock()
     descriptors.after_fork()
-    for lock in list(_locks.values()):
-        lock.abandon()
+    for found in list(_locks.values()):
+        lock = found()
+        if lock is not None:
+            lock.abandon()

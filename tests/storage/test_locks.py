@@ -1,8 +1,10 @@
 """The lock of a directory: between processes, between threads, and what becomes of it when somebody dies or forks."""
 from __future__ import annotations
 
+import _thread
 import errno
 import logging
+import operator
 import os
 import signal
 import threading
@@ -128,6 +130,17 @@ def test_ctrl_c_at_any_line_leaves_the_lock_free_or_to_be_mended(tmp_path, leaks
         assert is_free(tmp_path)
         count, lock = count + 1, DirectoryLock(str(tmp_path))
     assert count > 15
+
+
+def test_ctrl_c_while_a_lock_is_let_go_of_is_not_lost(tmp_path):
+    held = [directory_lock(str(tmp_path))]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):  # the signal comes, and the lock goes, within one call of C
+            any(map(operator.methodcaller("__call__"), [_thread.interrupt_main, held.clear]))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not held and directory_lock(str(tmp_path)) is directory_lock(str(tmp_path / "."))
 
 
 def test_a_directory_that_is_gone_is_an_error_and_one_that_was_made_anew_meanwhile_is_locked_anew(tmp_path, looks):
