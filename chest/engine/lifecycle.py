@@ -27,6 +27,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from chest.errors import raised_by_signal
 from chest.storage import locks
 
 if TYPE_CHECKING:
@@ -107,6 +108,9 @@ def _end(handle: Handle) -> None:
         handle.end()
     except Exception as error:
         if not sys.is_finalizing():
+            if raised_by_signal(error):  # it is the program's; what is not saved yet waits for the next time
+                waiting.append(handle)
+                raise
             text = f"<chest at {handle.path}> could not be saved as it ended: {error}"
             warnings.warn(text, RuntimeWarning, stacklevel=3)
 

@@ -2,13 +2,16 @@
 from __future__ import annotations
 
 import gc
+import pickle
 import random
+import signal
 import sys
 
 import pytest
 from invariants import check
 
 from chest import Chest
+from chest.engine import lifecycle
 
 N = 500
 
@@ -118,3 +121,27 @@ def test_the_finaliser_of_a_value_that_goes_may_use_the_chest(path, how, commits
     with Chest(path=path) as again:
         assert ("gone", "x") in again
         assert ("x" in again) is (how not in ("del", "pop", "clear"))
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="the system has no such signals")
+def test_what_a_signals_handler_raises_while_a_handle_ends_comes_out_and_it_is_saved_the_next_time(path, tmp_path):
+    def handler(*_):
+        raise TimeoutError("a limit of time")
+
+    def dump(value, file):
+        if limits:
+            signal.raise_signal(limits.pop())
+        pickle.dump(value, file)
+
+    limits = [signal.SIGUSR1]
+    c, other = Chest(path=path, dump=dump, load=pickle.load), Chest({"y": 2}, path=str(tmp_path / "other"))
+    c["x"] = [1]
+    lifecycle.waiting.append(c._engine)
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with pytest.raises(TimeoutError):
+            "z" in other  # noqa: B015 - it is asked for what ends meanwhile
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert other["y"] == 2 and "z" not in other
+    assert dict(Chest(path=path, load=pickle.load)) == {"x": [1]}
