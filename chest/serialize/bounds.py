@@ -16,11 +16,13 @@ import re
 import sys
 from contextlib import suppress
 from functools import cache
+from math import log1p
 from typing import Any
 
 from chest.errors import LoadError
 
 _DEEPEST = 200  # tuples in tuples, where they are counted one by one
+_MOST_PARTS = 100_000  # of a tuple, with those of the tuples in it as often as they are there: a hash looks at each
 # Tuples in tuples that may be hashed: 64 bytes of the C stack each, several times as many without optimisation.
 _MOST_TUPLES = 80_000 if sys.platform == "linux" and not hasattr(sys, "gettotalrefcount") else 10_000
 _MOST_NUMBERS = 10_000  # large integers that may have the same hash, about: 1 s
@@ -29,6 +31,7 @@ _EACH = 1024 if _MOST_TUPLES > 10_000 else 128
 _STRIDE = 8192  # about so far apart are the bytes of one of several samples
 _MEMO = 1 << 22  # an index into the memo that is always allowed: 64 MB
 _SEARCHED = 16_384  # bytes up to which a search takes less time than to look at the first opcodes
+_MOST_TIMES = 6.0  # logarithm of how many times a tuple may be in another where they are not counted
 _STEPS = 5  # runs of opcodes that are looked at for such an index
 
 _PUT = re.compile(rb"r(?=..(?:[\x40-\xff].|.[\x01-\xff]))", re.DOTALL)  # an index of 2 ** 22 or more
@@ -77,11 +80,25 @@ def check(data: bytes) -> bool:
 
     Cost: 0.01 ns a byte, and up to 20 µs for the first opcodes; 50 ns an opcode where there may be too many tuples.
     """
+    if len(data) <= _SEARCHED and _multiplies(data):
+        return False
     if len(data) > _SEARCHED or (_fills_memo() and (_PUT.search(data) or _PUT_TEXT.search(data))):
         at, _ = walk(data, _STEPS)
         if len(data) - at > _MOST_TUPLES and _suspicious(data, at):
             return walk(data, len(data), _with_flat_tuples())[1] <= _MOST_TUPLES
     return True
+
+
+def _multiplies(data: bytes) -> bool:
+    """May a tuple of tuples that hold others again and again have very many parts, as 40 that double have 2 ** 40?
+
+    Each of them adds what it repeats, by DUP or from the memo, so that they have most if all repeat equally often.
+    """
+    again = sum(map(data.count, (b"2", b"g", b"h", b"j")))
+    tuples = sum(map(data.count, (b"\x85", b"\x86", b"\x87"))) + min(data.count(b"("), data.count(b"t"))
+    if tuples * log1p(again / max(tuples, 1)) > _MOST_TIMES:
+        tuples = walk(data, len(data), _with_flat_tuples())[1]
+    return tuples * log1p(again / max(tuples, 1)) > _MOST_TIMES
 
 
 def _suspicious(data: bytes, begin: int) -> bool:
@@ -169,23 +186,26 @@ _InPython: Any = pickle._Unpickler  # type: ignore[attr-defined,unused-ignore]
 
 
 class Careful(_InPython):  # type: ignore[misc]
-    """The unpickler in Python, 10 times as slow: refuses tuples that are nested too deep, and attributes of what is not
-    chest's own, where `finish` would not look for what is not allowed.
+    """The unpickler in Python, 10 times as slow: refuses tuples that are nested too deep or have too many parts, and
+    attributes of what is not chest's own, where `finish` would not look for what is not allowed.
     """
 
     dispatch = dict(_InPython.dispatch)
 
     def __init__(self, file: Any, **settings: Any) -> None:
         super().__init__(file, **settings)
-        self._depths: dict[int, tuple[object, int]] = {}  # tuples are kept, so that an id is no other's
+        # Depth and parts of each tuple, which is kept, so that an id is no other's.
+        self._tuples: dict[int, tuple[object, int, int]] = {}
 
     def _load_tuple(self, usual: Any) -> None:
         usual(self)
         made = self.stack[-1]
-        depth = max([self._depths[id(part)][1] for part in made if id(part) in self._depths], default=0) + 1
-        if depth > _DEEPEST:
-            raise Refused(f"it has tuples that are nested more than {_DEEPEST} deep")
-        self._depths[id(made)] = made, depth
+        inner = [self._tuples[id(part)] for part in made if id(part) in self._tuples]
+        depth = 1 + max([deep for _, deep, _ in inner], default=0)
+        parts = len(made) + sum([many for *_, many in inner])
+        if depth > _DEEPEST or parts > _MOST_PARTS:
+            raise Refused(f"it has tuples that are nested more than {_DEEPEST} deep, or hold others again and again")
+        self._tuples[id(made)] = made, depth, parts
 
     for _code in b"t\x85\x86\x87":
         dispatch[_code] = lambda self, usual=dispatch[_code]: self._load_tuple(usual)

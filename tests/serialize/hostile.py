@@ -231,6 +231,11 @@ def attacks():
     for front in {"nothing": b"", "a row": b"](" + (b"G" + bytes(8)) * 5_000 + b"e0", "pairs": b"](" + b"K\1K\2\x86" * 90_000 + b"e0", "texts": b"](" + b"\x8c\5abcde" * 20_000 + b"e0", "an array": b"\x96" + struct.pack("<Q", 1 << 20) + bytes(1 << 20) + b"0"}.items():
         for way, tuples in deep.items():
             yield f"deep tuples {way} behind {front[0]}", whole(front[1], b"}", tuples, b"Ns"), True
+    doubled = {"by DUP": b")" + b"2\x86" * 40, "many times": b"(N" + b"t\x94" + b"".join([b"0(" + bytes((104, i)) * 400 + b"t\x94" for i in range(8)]),
+               "through the memo": b")\x94" + b"".join([b"0" + bytes((104, i)) * 2 + b"\x86\x94" for i in range(40)])}
+    for way, tuples in doubled.items():
+        for where, end in {"as a key": (b"}", b"Ns"), "in a set": (b"\x8f(", b"\x90"), "as the keys of two": (b"}(", b"N" + tuples + b"Nu")}.items():
+            yield f"tuples repeated {way} {where}", whole(end[0], tuples, end[1]), True if where != "as the keys of two" else None
     yield "deep tuples between long texts", whole(b"})", (b"\x85" * 60 + b"X" + struct.pack("<I", 8192) + bytes(8192) + b"0") * 3400, b"Ns"), True
     yield "deep values made here", whole(b"]" * 5000, call(name("builtins", "slice"), b"K\1"), b"a" * 5000), True
     yield "a function in an attribute", whole(objects["a fraction"], b"N}" + text("_numerator") + name("builtins", "set") + b"s\x86b"), True
@@ -377,7 +382,7 @@ def attempt(data, used=True):
 
 def main(arguments):
     """See above."""
-    for one in "datetime decimal fractions uuid pathlib zoneinfo".split():
+    for one in "datetime decimal fractions uuid pathlib zoneinfo encodings.raw_unicode_escape".split():
         __import__(one)
     if numpy is not None:
         __import__("chest.serialize.restricted_arrays")
