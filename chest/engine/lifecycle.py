@@ -23,7 +23,7 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -134,9 +134,12 @@ _locked: dict[int, list[Any]] = {}  # by thread, as several may fork at once
 def _before_fork() -> None:
     """The wait is bounded: a program may hold one chest's lock in a thread that waits for another's."""
     locked = _locked[threading.get_ident()] = []  # first: Ctrl-C, which forks all the same, may end a wait
-    for lock in [handle.lock for handle in _handles()]:
+    for handle in _handles():
+        lock = handle.lock
         if lock.acquire(timeout=AT_FORK):
             locked.append(lock)
+            with suppress(OSError):  # it is as if the change came behind the fork
+                handle.spiller.notice()
 
 
 def _after_fork_in_parent() -> None:

@@ -86,6 +86,24 @@ class Spiller(Generic[K]):
                     del cache.given[key]
         del found
 
+    def notice(self) -> None:
+        """What was changed in place counts as set from now on.  Called with the lock, before a fork.
+
+        Else the child would save it: 1. x is changed; 2. a fork; 3. x is changed again; 4. the child commits its x;
+        5. the parent takes that over.
+        """
+        state, cache, refs = self.state, self.state.cache, self.state.index.refs
+        if state.torn:
+            return
+        cache.take_hits()
+        watched = [(key, cache.values[key], cache.saved[key]) for key in cache.watch if key in cache.saved]
+        for key, value, saved in watched + cache.departed(list(cache.left)):
+            if key not in state.flights and key in refs and not self._is_same(value, saved, refs[key]):
+                with state.section:
+                    orphan = state.index.set(key)
+                    cache.put(key, value, nbytes(value), None)
+                    state.storage.remove([] if orphan is None else [orphan])
+
     def make_room_quietly(self) -> None:
         """As `make_room` for a value that was loaded: it is the user's, also when no room can be made for it."""
         try:

@@ -132,6 +132,28 @@ def test_what_the_child_does_saves_and_removes_nothing_of_its_parents(path, chil
         assert dict(Chest(path=path)) == {"x": [2], "new": [2]}
 
 
+@pytest.mark.parametrize("memory", [0, 1e9], ids=["spilled", "in memory"])
+@pytest.mark.parametrize("reads", [False, True])
+def test_what_the_parent_changed_in_place_before_a_fork_is_not_the_childs_to_save(path, child, memory, reads):
+    c = Chest({"x": [1], "y": [1], "same": [1]}, path=path, available_memory=memory)
+    c.sync()
+    x, y = c["x"], c["y"]
+    c["same"], x.append(2), y.append(2)
+
+    def save():
+        assert not reads or (c["x"], c["y"]) == ([1, 2], [1, 2])
+        c["own"] = 3
+        c["same"].append(3)
+        c.sync()
+
+    child(save)
+    x.append(3)
+    assert dict(Chest(path=path)) == {"x": [1], "y": [1], "same": [1, 3], "own": 3}
+    assert dict(c) == {"x": [1, 2, 3], "y": [1, 2], "same": [1, 3], "own": 3}
+    c.close()
+    assert dict(Chest(path=path)) == {"x": [1, 2, 3], "y": [1, 2], "same": [1, 3], "own": 3}
+
+
 @pytest.mark.parametrize("min_file_size", [0, 4096])
 def test_the_child_saves_its_own_keys_when_told_to(path, child, min_file_size):
     c = Chest({"x": 1, "y": 1, "z": 1, "list": [1]}, path=path, min_file_size=min_file_size)
