@@ -320,6 +320,10 @@ class State(Generic[K]):
     def after_fork(self) -> None:
         """In a fork's child: new locks; nobody else loads or writes; what is pending is the parent's to save."""
         self.new_lock()
+        for key, flight in self.flights.items():
+            if not flight.loads and key in self.cache.values and self.index.refs.get(key) is not None:
+                self.index.set(key)  # it may have been changed in place, and its parent writes it
+                self.cache.put(key, self.cache.values[key], self.cache.sizes[key], None)
         self.flights.clear()
         self.writing.clear()
         self.changes.clear()

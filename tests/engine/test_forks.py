@@ -154,6 +154,34 @@ def test_what_the_parent_changed_in_place_before_a_fork_is_not_the_childs_to_sav
     assert dict(Chest(path=path)) == {"x": [1, 2, 3], "y": [1, 2], "same": [1, 3], "own": 3}
 
 
+def test_what_another_thread_writes_during_a_fork_is_not_the_childs_to_save(path):
+    within, go_on = threading.Event(), threading.Event()
+
+    def dump(value, file):
+        if value == [1, 2] and not within.is_set():
+            within.set()
+            assert go_on.wait(60)
+        pickle.dump(value, file)
+
+    def save():
+        c["own"] = 3
+        c.sync()
+
+    c = Chest({"x": [1]}, path=path, dump=dump)
+    c.sync()
+    x = c["x"]
+    x.append(2)
+    thread = threading.Thread(target=c.sync)
+    thread.start()
+    assert within.wait(60)
+    in_child(save)
+    assert dict(Chest(path=path)) == {"x": [1], "own": 3}
+    x.append(3)
+    go_on.set()
+    thread.join()
+    assert dict(c) == {"x": [1, 2, 3], "own": 3}
+
+
 @pytest.mark.parametrize("min_file_size", [0, 4096])
 def test_the_child_saves_its_own_keys_when_told_to(path, child, min_file_size):
     c = Chest({"x": 1, "y": 1, "z": 1, "list": [1]}, path=path, min_file_size=min_file_size)
