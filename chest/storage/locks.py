@@ -155,24 +155,20 @@ def check(directory: str, writes: bool) -> None:
 
 # Not a `WeakValueDictionary`, whose callbacks are Python: what a signal's handler raises in one is lost, and a signal
 # that comes while a chest is freed would be handled there.
-_locks: dict[str, weakref.KeyedRef[str, DirectoryLock]] = {}
-_gone: list[weakref.KeyedRef[str, DirectoryLock]] = []  # those of locks that are no more
+_locks: dict[str, weakref.ref[DirectoryLock]] = {}
 _mutex = threading.Lock()
 
 
 def directory_lock(directory: str) -> DirectoryLock:
-    """The one lock of ``directory`` in this process, however the path is spelled."""
+    """The one lock of ``directory`` in this process, however the path is spelled.  Cost: O(open directories) if new."""
     real = os.path.realpath(directory)
     with _mutex:
-        while _gone:
-            gone = _gone.pop()
-            if _locks.get(gone.key) is gone:
-                del _locks[gone.key]
-        found = _locks.get(real)
-        lock = None if found is None else found()
+        lock = _locks[real]() if real in _locks else None
         if lock is None:
+            for gone in [path for path, found in _locks.items() if found() is None]:
+                del _locks[gone]
             lock = DirectoryLock(real)
-            _locks[real] = weakref.KeyedRef(lock, _gone.append, real)
+            _locks[real] = weakref.ref(lock)
         return lock
 
 
@@ -181,7 +177,6 @@ def after_fork() -> None:
     global _mutex
     _mutex = threading.Lock()
     descriptors.after_fork()
-    for found in list(_locks.values()):
-        lock = found()
+    for lock in [found() for found in _locks.values()]:
         if lock is not None:
             lock.abandon()
