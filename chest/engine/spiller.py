@@ -93,8 +93,8 @@ class Spiller(Generic[K]):
         5. the parent takes that over.
         """
         state, cache, refs = self.state, self.state.cache, self.state.index.refs
-        if state.torn:
-            return
+        if state.torn or not (cache.watch or cache.left) or not state.storage.exists():
+            return  # where the directory is gone, nothing is as its bytes are
         cache.take_hits()
         watched = [(key, cache.values[key], cache.saved[key]) for key in cache.watch if key in cache.saved]
         for key, value, saved in watched + cache.departed(list(cache.left)):
