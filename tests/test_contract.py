@@ -193,7 +193,7 @@ def test_a_value_over_the_budget_pushes_nothing_else_out():
 
 
 def test_shrink_counts_what_values_grew_by_in_place():
-    c = Chest(available_memory=100_000)
+    c = Chest(available_memory=1.5 * nbytes(list(range(2000))))
     for key in "abc":
         c[key] = []
         c[key].extend(range(2000))
