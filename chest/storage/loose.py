@@ -81,7 +81,8 @@ class Loose(Generic[K]):
         def usable(name: str) -> bool:
             try:
                 make(name)
-            except FileExistsError:
+            except FileExistsError as error:
+                system.raise_of_a_signal(error)
                 log("warning", "%s is there already, and no index names it: it is left alone", self.tree.path(name))
                 return False
             return True

@@ -91,8 +91,8 @@ class Tree:
                     return system.open_regular(self.prefix + name, flags, opened)
                 with self.entry(name, make) as (path, folder):
                     return system.open_regular(path, flags, opened, folder)
-            except FileNotFoundError:  # perhaps another process removed the folder, empty just then
-                if not (make and "/" in name and os.path.isdir(self.root)):
+            except FileNotFoundError:  # another process removed the folder, empty just then, or a handler raised it
+                if opened or not (make and "/" in name and os.path.isdir(self.root)):
                     raise
         raise FileNotFoundError(errno.ENOENT, "its folder is removed as often as it is made", self.path(name))
 

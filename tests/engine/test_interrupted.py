@@ -5,6 +5,7 @@ Each 29th line is tried; with ``CHEST_STRESS=1`` all are.
 """
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import itertools
@@ -262,6 +263,42 @@ def test_a_limit_of_time_that_comes_in_a_call_of_the_system_comes_out_as_itself_
     c.flush()
     with Chest(path=c.path) as again:
         assert dict(again) == dict(c)
+
+
+@pytest.mark.parametrize("error", [FileExistsError, FileNotFoundError])
+def test_what_a_handler_raises_is_not_taken_for_what_the_system_says_of_a_file_that_is_made(path, monkeypatch, error):
+    def limit(number, frame):
+        raise error("time is up")
+
+    def slow(fd):
+        nonlocal left
+        status, left = real(fd), left - 1
+        if not left:
+            signal.raise_signal(signal.SIGINT)
+        return status
+
+    real, handler = os.fstat, signal.signal(signal.SIGINT, limit)
+    monkeypatch.setattr(os, "fstat", slow)
+    try:
+        for n in itertools.count(1):
+            c = Chest(path=path)
+            c[0], c["a", "b"], c["c"] = model = [n], [n + 1], [n + 2]
+            left = n
+            with contextlib.suppress(error):
+                c.sync()
+            if left > 0:  # it took fewer calls
+                break
+            assert (c[0], c["a", "b"], c["c"]) == model
+            c.flush()
+            with Chest(path=path) as again:
+                assert (again[0], again["a", "b"], again["c"]) == model
+                names = {again.key_to_filename(key) for key in again} | {os.path.join(path, ".keys")}
+            assert names == {os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names}
+            c.drop()
+    finally:
+        left = 0
+        signal.signal(signal.SIGINT, handler)
+    assert n > 5
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Ctrl-C may come in a finaliser
