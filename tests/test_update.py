@@ -34,7 +34,8 @@ def test_with_overwrite_false_keys_that_are_here_stay():
     a, b = Chest({"x": 1}), Chest({"x": 2, "y": 3})
     a.update(b, overwrite=False)
     a.update({"x": 4, "z": 5}, overwrite=False)
-    assert dict(a) == {"x": 1, "y": 3, "z": 5}
+    a.update([("w", 6), ("w", 7)], overwrite=False)
+    assert dict(a) == {"x": 1, "y": 3, "z": 5, "w": 6}
 
 
 def test_a_chest_may_be_updated_with_another_handle_of_itself(path):

@@ -28,7 +28,8 @@ def receive(engine: Engine[Any], other: Any, overwrite: bool, progress: Progress
     elif isinstance(other, Mapping) or hasattr(other, "keys"):
         keys = list(other.keys())
         pairs, total = ((key, other[key]) for key in keys), len(keys)
-    for some in batches(progress(pairs, total=total), TOGETHER if hasattr(pairs, "__len__") else 1):
+    together = hasattr(pairs, "__len__") and (overwrite or pairs is not other)  # a list may name a key twice
+    for some in batches(progress(pairs, total=total), TOGETHER if together else 1):
         engine.set_many({key: value for key, value in some if overwrite or not engine.state.known(key)})
 
 
