@@ -222,20 +222,24 @@ def _choose(kind: type) -> _Plan:
 
     def plan(value: Any) -> tuple[int, list[_Parts]]:
         told = _asked(attrgetter("nbytes"), value) if is_believed else -1
-        state = [dicts[0].__get__(value, kind)] if dicts else []
-        if told < 0 and state and type(inner := dict.get(state[0], "nbytes")) is int:
+        state: dict[str, Any] = dicts[0].__get__(value, kind) if dicts else {}
+        if told < 0 and type(inner := dict.get(state, "nbytes")) is int:
             told = min(inner, sys.maxsize)
         if told >= 0:
             return told, []
         size, held = _array(value) if measure is _array else (own(value), [])
+        attributes = list(dict.values(state))  # whose names are the class's too
+        size += _sizeof(state) if dicts else 0
+        # By the methods of the builtin type that it descends from.
+        if container is dict:  # the collector does not tell of keys that are text
+            pairs, scale = _sample(dict.items(value), dict.__len__(value))
+            return size, [([*chain(*pairs)], scale), _sample(attributes, len(attributes))]
         if container is not None and ((count := container.__len__(value)) > _SAMPLES or not _CPYTHON):
-            # By the methods of the builtin type that it descends from.
-            if container is dict:
-                pairs, scale = _sample(dict.items(value), count)
-                return size, [([*chain(*pairs)], scale), (state, 1)]
             by_place = partial(container.__getitem__, value) if container in (list, tuple) else None
-            return size, [_sample(container.__iter__(value), count, by_place), (state, 1)]
-        parts = {id(part): part for part in [*state, *gc.get_referents(value)] if part is not kind}
+            return size, [_sample(container.__iter__(value), count, by_place), _sample(attributes, len(attributes))]
+        parts = {id(part): part for part in [*attributes, *gc.get_referents(value)]}
+        for known in kind, state:
+            parts.pop(id(known), None)
         return size, [*held, _sample(parts.values(), len(parts))]
 
     return plan
