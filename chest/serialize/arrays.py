@@ -95,7 +95,7 @@ def load(descriptor: int, status: os.stat_result, mode: str | None, trusted: boo
             layout.verify(descriptor)
         with open(descriptor, "rb", closefd=False) as file:
             file.seek(0)
-            return (pickle.load(file) if trusted else loads(file.read(), trusted)), None
+            return (_Renaming(file).load() if trusted else loads(file.read(), trusted)), None
     arrays = layout.arrays
     under = _map_file(descriptor, status, mode) if mode is not None and arrays else None
     opcodes = layout.without_arrays(descriptor if under is None else under)
@@ -145,10 +145,11 @@ class _Renaming(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Called for each name in a pickle."""
-        import numpy
+        if re.match(r"numpy\._?core\b", module):
+            import numpy
 
-        there = "numpy.core" if numpy.__version__.startswith("1.") else "numpy._core"
-        return super().find_class(re.sub(r"^numpy\._?core(?=\.|$)", there, module), name)
+            module = re.sub("_?core", "core" if numpy.__version__.startswith("1.") else "_core", module, count=1)
+        return super().find_class(module, name)
 
 
 def loads(
