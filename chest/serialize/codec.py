@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, Callable, cast
 from zlib import crc32
 
 from . import aligned, arrays, compare
-from .aligned import LEAST, Encoded, Overflow, stamp_of, without_mark
+from .aligned import LEAST, Encoded, Map, Overflow, stamp_of, without_mark
 from .compare import Stamp
 
 if TYPE_CHECKING:
@@ -198,13 +198,11 @@ class Codec:
 
         False for a value that serialises to other bytes: `same` may find that these mean the same.
         """
-        if stamp is None:
-            return None
         if type(stamp) is int and self._own_dump:
             return hash(pickle.dumps(value, 5)) == stamp
-        if type(stamp) is int or type(stamp) is bytes:
-            return self.encode(value).whole_stamp() == stamp
-        return compare.map_unchanged(value, stamp)  # type: ignore[arg-type]  # not narrowed by `type() is`
+        if type(stamp) is Map:
+            return compare.map_unchanged(value, stamp)
+        return None if stamp is None else self.encode(value).whole_stamp() == stamp
 
     def unchanged_many(self, values: Sequence[object], stamps: Sequence[Stamp]) -> list[bool]:
         """For each of ``values``: is it surely as it was when it was given its stamp?  `unchanged` tells of the others.
@@ -221,9 +219,8 @@ class Codec:
         False also if nobody can tell, as for a value whose pickle is another each time.
         """
         encoded = self.encode(value)
-        content = b"".join(encoded.pieces)
-        return data in (without_mark((content,)), content, content + encoded.note()) or compare.same_as_loaded(
-            value, lambda: self.decode(data), self.encode)
+        return (data in (without_mark(encoded.pieces), b"".join((*encoded.pieces, encoded.note())))
+                or compare.same_as_loaded(value, lambda: self.decode(data), self.encode))
 
     def same_file(self, value: object, descriptor: int, status: os.stat_result) -> bool:
         """The same for an open loose file of a ``native`` codec.  False for what differs and is large.
