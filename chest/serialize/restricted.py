@@ -88,7 +88,6 @@ class Named(Own):
         self.name = name
 
     def finish(self, done: dict[int, tuple[Any, Any]]) -> Any:
-        """Never."""
         raise Refused(f"it has {'.'.join(self.name)} itself as a value; {HOW}")
 
 
@@ -102,7 +101,6 @@ class _Rules:
     made: Load
 
     def find_class(self, module: str, name: str) -> Any:
-        """Called for each name."""
         asked = _PYTHON_2.get(module, module), name
         if asked not in NAMES and module.startswith("numpy"):
             import_module("chest.serialize.restricted_arrays")
@@ -111,7 +109,6 @@ class _Rules:
         raise Refused(f"it names {ascii(module[:100])[1:-1]}.{ascii(name[:100])[1:-1]}; {HOW}")
 
     def persistent_load(self, pid: Any) -> Any:
-        """Called for each persistent id."""
         raise Refused("it has a persistent id")
 
 

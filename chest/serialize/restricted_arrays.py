@@ -79,7 +79,6 @@ class Dtype(Own):
             raise Refused("it has a dtype with objects in its fields")
 
     def finish(self, done: dict[int, tuple[Any, Any]]) -> Any:
-        """See `Own`."""
         return self.real
 
 
@@ -174,9 +173,7 @@ def _scalar(self: Named, dtype: Any, data: Any = b"") -> Any:
 class Array(Own):
     """An array that is made empty, and then given its state."""
 
-    def __init__(self, load: Load) -> None:
-        super().__init__(load)
-        self.state: Any = None
+    state: Any = None
 
     def __setstate__(self, state: Any) -> None:
         if self.state is not None:
@@ -184,7 +181,6 @@ class Array(Own):
         self.state = state
 
     def finish(self, done: dict[int, tuple[Any, Any]]) -> Any:
-        """See `Own`."""
         _, shape, dtype, fortran, content, *masked = self.state
         values = self._make(shape, dtype, fortran, content, done)
         if not masked:
