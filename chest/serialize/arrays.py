@@ -83,12 +83,10 @@ def _describe(opcodes: bytes, size: int) -> tuple[Any, tuple[int, ...], str] | N
     return (dtype, shape, order.decode()) if math.prod(shape) * dtype.itemsize == size else None
 
 
-def load(descriptor: int, status: os.stat_result, mode: str | None, trusted: bool, owner: int,
-         ) -> tuple[object, Map | None]:
-    """The value in an open file of 64 KiB or more, and the map that its arrays are parts of, if they are.
-
-    `DamagedError` for bytes that are proven not to be what was written; what else loading raises comes out.
-    """
+def load(
+    descriptor: int, status: os.stat_result, mode: str | None, trusted: bool, owner: int
+) -> tuple[object, Map | None]:
+    """The value in an open file of 64 KiB or more, and the map that its arrays are parts of, if they are."""
     layout = aligned.read_layout(descriptor, status.st_size, owner)
     if layout is None or (trusted and not layout.arrays and layout.stop > _STREAM):
         if layout is not None:  # else it is a pickle of another program, or of chest 0.2.3
@@ -144,7 +142,6 @@ class _Renaming(pickle.Unpickler):
     """Finds what numpy 1 calls `numpy.core` and numpy 2 `numpy._core` under the name that there is."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Called for each name in a pickle."""
         if re.match(r"numpy\._?core\b", module):
             import numpy
 

@@ -3,9 +3,8 @@
 Even where no name is allowed, a few bytes can make the C unpickler fill gigabytes (a huge index into its memo), end the
 interpreter (the hash of tuples nested 200,000 deep overflows the C stack), or compare for hours (integers with the same
 hash as keys).  To look at each opcode first takes longer than to load.  But what does such harm is many, so it shows in
-one byte of a thousand, chosen at random, and only what is then suspicious is gone through.  One thing is not bounded
-everywhere: where the unpickler lacks the fix of gh-115952 a huge index behind the first 320 opcodes fills as much
-memory as the system grants, 64 GB at most.
+one byte of a thousand, chosen at random, and only what is then suspicious is gone through.  docs/security.rst says what
+is not bounded.
 """
 from __future__ import annotations
 

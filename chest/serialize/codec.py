@@ -262,8 +262,7 @@ def _open_regular(path: str, flags: int) -> int:
 class _Kept(io.BytesIO):
     """A file in memory whose ``content`` is there when it is closed, as the user's dump may do."""
 
-    def close(self) -> None:
-        """May be called again."""
+    def close(self) -> None:  # may be called again
         if not self.closed:
             self.content = self.getvalue()
         super().close()
@@ -279,7 +278,6 @@ class _EncodingFile(io.BufferedWriter):
         return super().fileno()
 
     def write(self, data: Any) -> int:
-        """Text is written as UTF-8."""
         return super().write(data.encode("utf-8") if isinstance(data, str) else data)
 
 
