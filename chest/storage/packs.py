@@ -10,6 +10,7 @@ The handle holds a lock on both while it needs them: who gets the lock knows tha
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
@@ -20,13 +21,14 @@ from chest.errors import DamagedError
 from chest.index.filenames import inside
 from chest.log import log
 from chest.storage import system
-from chest.storage.base import CRC, LENGTH, OFFSET, PACK, PACKS, offset_of, pack_of, record_size
+from chest.storage.base import CRC, LENGTH, OFFSET, PACK, PACKS, batches, offset_of, pack_of, record_size
 from chest.storage.descriptors import Descriptor
 from chest.storage.tree import Tree
 
-__all__ = ["NoPack", "Packs", "idle", "taken"]
+__all__ = ["NoPack", "Packs", "idle"]
 
 JOURNAL = ".new"  # the ending of a journal's name
+_OURS = re.compile(r"[0-9a-f]{10}(\.new)?")  # the name of a pack, or of a journal
 ROTATE = 1 << 20  # bytes: a pack of this size is given up for a new one at a plain commit, so that it can be compacted
 _BLOCK = 4096  # bytes that the smallest pack takes on a disk
 _SLACK = 1 << 16  # bytes of garbage that are not worth a compaction
@@ -141,8 +143,7 @@ class Packs:
                 if not ending:
                     self._own = self._open[number] = file
                 else:
-                    if self._journal is not None:
-                        self._journal.close()
+                    self._close_journal()
                     self._journal = file
                 opened.clear()
                 return file, 0
@@ -239,13 +240,11 @@ class Packs:
                 waste += held - lives
                 moving += records
         moved: dict[int, int] = {}
+        if waste < _SLACK:
+            return moved
         # A full disk: what was copied is right, and the rest stays where it is.
         with system.tolerated("warning", "cannot compact the packs of %s: %s", self._tree.root):
-            while moving and waste >= _SLACK:
-                some, size = [], 0
-                while moving and size < _AT_ONCE:
-                    some.append(moving.pop())
-                    size += record_size(some[-1])
+            for some in batches(moving, _AT_ONCE, record_size):
                 good = self.read_many(some)
                 if good:
                     moved.update(zip(good, self.append(list(good.values()))))
@@ -288,10 +287,7 @@ class Packs:
 
     def _files(self) -> list[str]:
         """The packs and journals that there are."""
-        found = self._tree.listed(PACKS)
-        numbers = [name[: -len(JOURNAL)] if name.endswith(JOURNAL) else name for name in found]
-        return [f"{PACKS}/{name}" for name, number in zip(found, numbers)
-                if len(number) == 10 and set(number) <= set("0123456789abcdef")]
+        return [f"{PACKS}/{name}" for name in self._tree.listed(PACKS) if _OURS.fullmatch(name)]
 
     def _entries(self, journal: str) -> set[bytes]:
         """An inode and a name each.  What a full disk tore is none."""
@@ -330,8 +326,8 @@ class Packs:
         """
         with self._mutex:
             own, self._own = self._own, None
-            while self._open:
-                self._forget(next(iter(self._open)))
+            for number in list(self._open):
+                self._forget(number)
             self._close_journal()
         return [own.name] if own is not None else []
 
