@@ -141,11 +141,12 @@ class Names(Generic[K]):
             name = f"{plain}~{n}"
         return name
 
-    def reserve(self, key: K, name: str) -> None:
-        """Keep ``name`` for ``key`` until the key's value is written or the key is deleted."""
-        self.release(key)
-        self.reserved[key] = name
-        self.noted.add(name)
+    def reserve(self, key: K, choose: Callable[[], str]) -> str:
+        """The name that is kept for ``key`` until its value is written or it is deleted: chosen now if none is yet."""
+        if key not in self.reserved:
+            name = self.reserved[key] = choose()
+            self.noted.add(name)
+        return self.reserved[key]
 
     def release(self, key: K) -> None:
         """Give up what was reserved for ``key``, if anything was."""

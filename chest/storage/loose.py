@@ -96,10 +96,7 @@ class Loose(Generic[K]):
             return self.names.next_free(key, usable, digest(key))
 
     def reserve(self, key: K) -> str:
-        """The name that the next file of ``key`` will have, as far as anyone can tell now; kept for the key."""
-        if key not in self.names.reserved:
-            self.names.reserve(key, self.names.next_free(key, self.is_free))
-        return self.names.reserved[key]
+        return self.names.reserve(key, lambda: self.names.next_free(key, self.is_free))
 
     def is_free(self, name: str) -> bool:
         """Does nothing stand there?"""

@@ -137,9 +137,7 @@ class Remote(Generic[K]):
 
     def reserve(self, key: K) -> str:
         """The name that the next object of ``key`` will have, which then lies in no pack."""
-        if key not in self._names.reserved:
-            self._names.reserve(key, _new_name(self._names, key))
-        return self._names.reserved[key]
+        return self._names.reserve(key, lambda: _new_name(self._names, key))
 
     def link(self, key: K, other: Storage[K], ref: Ref) -> Written:
         """No store has hard links: `OSError`, and the caller copies."""

@@ -120,9 +120,10 @@ def test_a_name_that_is_taken_is_not_given_though_no_file_has_it():
     names = Names(lambda key: "same")
     names.source = lambda: ["same", None, 5 << 104, "other"]
     assert names.next_free("a", free()) == "same~1"
-    names.reserve("a", "same~1")
+    assert names.reserve("a", lambda: "same~1") == names.reserve("a", lambda: "other name") == "same~1"
     assert names.next_free("b", free()) == "same~2"
-    names.reserve("a", "same~2")
+    names.release("a")
+    names.reserve("a", lambda: "same~2")
     assert names.next_free("b", free()) == "same~1"
     names.renew()
     assert not any(names.is_free("b", name) for name in ("same", "other", "same~2"))
