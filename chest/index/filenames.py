@@ -11,7 +11,8 @@ from zlib import crc32
 
 from chest.errors import raised_by_signal
 
-__all__ = ["Names", "Ref", "digest", "inside", "key_checksum", "key_to_filename", "usable_part"]
+__all__ = ["Names", "Ref", "digest", "inside", "key_checksum", "key_to_filename", "names_of",
+           "usable_part"]
 
 K = TypeVar("K", bound=Hashable)
 
@@ -93,6 +94,11 @@ def inside(name: object) -> bool:
     if not isinstance(name, str) or "\0" in name or (os.name == "nt" and ("\\" in name or ":" in name)):
         return False
     return all(part and not part.startswith(".") for part in name.split("/"))
+
+
+def names_of(refs: Iterable[Ref | None]) -> list[str]:
+    """The names of loose files among ``refs``, but for those that lead out of the directory."""
+    return [ref for ref in refs if isinstance(ref, str) and inside(ref)]
 
 
 class Names(Generic[K]):

@@ -10,7 +10,7 @@ from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, Callable, Generic, TypeVar
 
 from chest.errors import ChestError, DamagedError
-from chest.index.filenames import Names, inside, key_checksum
+from chest.index.filenames import Names, key_checksum, names_of
 from chest.log import log
 from chest.serialize.aligned import LEAST, Encoded, stamp_of, without_mark
 from chest.storage import system
@@ -153,7 +153,9 @@ class Directory(Generic[K]):
     def load(self, ref: Ref, owner: int = 0) -> Loaded:
         """`ChestError` for a ref that is none, or leads out of the directory."""
         if type(ref) is int:
-            return self._decoded(self._packs.read(ref))
+            data = self._packs.read(ref)
+            size = len(data)
+            return _new(Loaded, (self.codec.decode(data), size, 0, hash(data) if size < LEAST else None))
         if type(ref) is not str:
             raise ChestError(f"the index of {self.path} says that a value lies at {ref!r}: do not trust this chest")
         with system.Opened() as opened:
@@ -166,11 +168,6 @@ class Directory(Generic[K]):
             status = self._loose.look(ref)
             if version_of(before) == version_of(status):
                 return Loaded(value, status.st_size, version_of(status), None)
-
-    def _decoded(self, data: bytes) -> Loaded:
-        """A record."""
-        size = len(data)
-        return _new(Loaded, (self.codec.decode(data), size, 0, hash(data) if size < LEAST else None))
 
     def load_many(self, refs: Sequence[Ref], keys: Sequence[K] = ()) -> Iterator[Loaded | Exception]:
         """Small records are all read at once, in the order of their places."""
@@ -234,12 +231,12 @@ class Directory(Generic[K]):
     def remove(self, refs: Iterable[Ref]) -> None:
         """A file that the system does not let go, as Windows one that is open or mapped, stays, and nothing names it.
         The journal lists it, for the next plain commit."""
-        for name in _names(refs):
+        for name in names_of(refs):
             with system.tolerated("warning", "%s, which no index names, stays: %s", self.file(name)):
                 self._tree.unlink(name)
 
     def committing(self, superseded: Iterable[Ref]) -> None:
-        for name in _names(superseded):
+        for name in names_of(superseded):
             with system.tolerated():
                 self._packs.note(self._tree.status(name).st_ino, name)
 
@@ -263,7 +260,7 @@ class Directory(Generic[K]):
         if self._durable:
             with suppress(FileNotFoundError):
                 system.sync_directory(self.path)
-        names = _names(refs)
+        names = names_of(refs)
         errors = []
         for name in [*names, *self._packs.close(), ".keys~"]:  # what no commit names is nobody's now
             try:
@@ -295,11 +292,6 @@ class Directory(Generic[K]):
 
         self._packs.close()
         shutil.rmtree(self.path, ignore_errors=True)
-
-
-def _names(refs: Iterable[Ref]) -> list[str]:
-    """The names of loose files among refs, but for those that lead out of the directory."""
-    return [ref for ref in refs if isinstance(ref, str) and inside(ref)]
 
 
 def _attempt(load: Callable[..., Loaded], *what: Any) -> Loaded | Exception:

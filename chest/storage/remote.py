@@ -17,7 +17,7 @@ from zlib import crc32
 
 from chest.errors import ChestError, DamagedError, raised_by_signal
 from chest.index import KEYS
-from chest.index.filenames import Names, digest, inside
+from chest.index.filenames import Names, digest, inside, names_of
 from chest.serialize.aligned import Encoded, without_mark
 from chest.serialize.compare import can_change
 from chest.storage.base import CRC, LENGTH, OFFSET, PACK, PACKS, Loaded, Ref, Written, batches, offset_of, pack_of
@@ -217,11 +217,10 @@ class Remote(Generic[K]):
 
     def remove(self, refs: Iterable[Ref]) -> None:
         """Remove objects, and packs that no commit named and that hold nothing any more; what cannot go stays."""
-        names = []
+        refs = list(refs)
+        names = names_of(refs)
         for ref in refs:
-            if isinstance(ref, str):
-                names += [ref] if inside(ref) else []
-            elif (left := self._new.get(ref >> PACK)) is not None:
+            if isinstance(ref, int) and (left := self._new.get(ref >> PACK)) is not None:
                 left.discard(ref)
                 if not left and self._new.pop(ref >> PACK, None) is not None:
                     names.append(pack_of(ref))
@@ -276,7 +275,7 @@ class Remote(Generic[K]):
         """Remove these values, all packs and what is left of indexes, and the folder if that leaves it empty."""
         names = [KEYS, *(name for name in self._store.listed("") if name.startswith(KEYS + "~"))]
         names += [f"{PACKS}/{name}" for name in self._store.listed(PACKS)]
-        self._store.remove(names + [ref for ref in refs if isinstance(ref, str) and inside(ref)])
+        self._store.remove(names + names_of(refs))
         self._store.prune()
 
     def close(self) -> None:
