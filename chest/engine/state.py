@@ -190,10 +190,7 @@ class State(Generic[K]):
             if self.index.is_current():
                 return False
             with self.section:
-                changes = self.index.refresh()
-                if changes is None:
-                    return False
-                stale, replaced = changes
+                stale, replaced = self.index.refresh()
                 if replaced:  # a name may have been free, and taken again, in between
                     stale += self._of_other_files()
                 dropped = [self.drop(key) for key in stale]

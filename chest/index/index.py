@@ -131,18 +131,16 @@ class Index(Generic[K]):
         return lambda: not changed() and self._reads == reads  # in this order: who reads counts before
 
     def is_current(self) -> bool:
-        """Does the next `refresh` take over nothing?  One ``stat``."""
+        """Is there nothing to `refresh`?  One ``stat``."""
         return not (self._uncertain or self.keys.changed())
 
-    def refresh(self) -> tuple[list[K], bool] | None:
-        """Take over what others committed; `None` if that is nothing.
+    def refresh(self) -> tuple[list[K], bool]:
+        """Take over what others committed.
 
         Returns the keys that have another value now, or none; and whether the whole list was read, so that a name may
-        have been free in between and come again.  What an interrupted call found is told again.  Cost: one ``stat``,
-        then O(what changed), or O(keys) where the list was replaced.
+        have been free in between and come again.  What an interrupted call found is told again.  Cost: O(what changed),
+        or O(keys) where the list was replaced.
         """
-        if self.is_current():
-            return None
         uncertain = self._uncertain
         if uncertain:
             self.keys.close()  # so that all is read
