@@ -189,7 +189,10 @@ class Index(Generic[K]):
                 del pending[key]
         if whole:
             named = set(committed.values()) if self.fresh else ()
-            self.fresh = {ref: version for ref, version in self.fresh.items() if ref not in named}
+            # Nor what a commit that failed was to supersede: others may have removed that since, and made a new file of
+            # its name.  The journal lists it, too; and in a store no name comes again.
+            self.fresh = {ref: version for ref, version in self.fresh.items()
+                          if ref not in named and (version or self.removes_records)}
             for key in pending:
                 if key not in refs or key in self._again:
                     committed.pop(key, None)

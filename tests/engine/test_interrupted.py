@@ -343,3 +343,24 @@ def test_a_deletion_that_ctrl_c_found_committed_is_not_committed_again(path, mon
         other["x"] = 2
     c.flush()
     assert dict(c) == dict(Chest(path=path)) == {"x": 2}
+
+
+@pytest.mark.parametrize("method", ["sync", "flush"])
+def test_what_an_interrupted_commit_was_to_supersede_is_not_removed_when_its_name_has_come_again(path, monkeypatch, method):
+    c, other = Chest({"x": 1}, path=path), Chest(path=path)
+    c.flush()
+    c["x"] = 2
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(system, "replace", lambda *paths: signal.raise_signal(signal.SIGINT))
+        c.flush()
+    other["x"] = 3
+    other.flush()  # which removes the file that c's commit was to remove
+    other["x"] = 4
+    other.move_to_disk("x")
+    assert os.path.basename(other.key_to_filename("x")) == "x"
+    c["y"] = 5
+    getattr(c, method)()
+    assert other["x"] == 4
+    other.flush()
+    c.flush()
+    assert dict(c) == dict(Chest(path=path)) == {"x": 4, "y": 5}

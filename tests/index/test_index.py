@@ -108,7 +108,7 @@ def test_different_keys_never_conflict_and_for_one_key_the_last_commit_wins(oper
                         assert not refused
                         assert doubtful or not removed & set(orphans), "removed twice"
                         removed.update(orphans)
-            doubtful |= "behind" in reached  # what it wrote, others may have superseded and removed meanwhile
+            doubtful |= bool(reached)  # what it wrote, or superseded, others may have superseded and removed meanwhile
             if what != "refresh" and reached != ["before"]:
                 for k, ref in model.own.items():
                     if ref is None:
