@@ -107,14 +107,6 @@ class Store:
 
     # The connection.
 
-    def _connected(self, cached: bool) -> Any:
-        with self._own:
-            if self._fs is None:
-                self._connect()
-            if self._shared and thread._shutdown:
-                self._below.loop.set_default_executor(_Inline(1))
-            return self._fs if cached else self._below
-
     def _connect(self) -> None:
         try:
             fsspec = importlib.import_module("fsspec")
@@ -148,7 +140,13 @@ class Store:
         with nullcontext() if self._shared else self._own:
             for last in (self._shared, True):
                 try:
-                    return work(self._connected(cached))
+                    with self._own:
+                        if self._fs is None:
+                            self._connect()
+                        if self._shared and thread._shutdown:
+                            self._below.loop.set_default_executor(_Inline(1))
+                        fs = self._fs if cached else self._below
+                    return work(fs)
                 except BaseException as error:
                     failed = self._explained(error)
                 broken = isinstance(failed, ConnectionError)
