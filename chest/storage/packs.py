@@ -118,10 +118,7 @@ class Packs:
 
     def _writable(self, ending: str = "") -> tuple[_File, int]:
         """The pack, or the journal, which stays open and locked from now on, and where it ends; a new one where that is
-        closed, removed, or too long.
-
-        Where the file system has no locks it is made all the same; nobody will take its writer for dead then.
-        """
+        closed, removed, or too long."""
         file = self._journal if ending else self._own
         if file is not None:
             if not file.unnamed:
@@ -135,9 +132,9 @@ class Packs:
             name = pack_of(number << PACK) + ending
             with system.Opened() as opened:
                 self._tree.open(name, system.APPEND, opened, make=True)
-                locked = system.lock_file(opened[0])
+                locked = system.try_lock(opened[0])
                 status = os.fstat(opened[0])
-                if locked is not None and not (locked and (status.st_nlink or not system.HOLDS_OPEN)):
+                if not locked or (system.HOLDS_OPEN and not status.st_nlink):
                     continue  # 1. we made the file; 2. a reclaimer found it without a lock: it locked or removed it
                 file = _File(opened[0], status, name, number, True)
                 if not ending:
@@ -176,7 +173,7 @@ class Packs:
             with self._mutex:
                 old = self._open.get(number)
                 if old is None or old.end() < 0:  # else its lock would go with its descriptor
-                    locked = old is not None and old.unnamed and bool(system.lock_file(opened[0]))
+                    locked = old is not None and old.unnamed and system.try_lock(opened[0])
                     self._forget(number)
                     file = self._open[number] = _File(opened[0], status, name, number, locked)
                     opened.clear()
@@ -348,7 +345,7 @@ def taken(tree: Tree, name: str, opened: list[int]) -> bool:
     before = len(opened)
     with system.tolerated("debug", "%s cannot be looked at: %s", tree.path(name)):
         tree.open(name, system.READ, opened)
-        if system.lock_file(opened[-1]):
+        if system.try_lock(opened[-1]):
             return True
     while len(opened) > before:
         os.close(opened.pop())

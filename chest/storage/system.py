@@ -19,7 +19,7 @@ from chest.serialize.aligned import pread
 from chest.storage.descriptors import make_room
 
 __all__ = ["APPEND", "CREATE", "FOLDER", "HOLDS_OPEN", "READ", "ROOT", "UTIME_BY_DESCRIPTOR", "WALKS", "Buffer",
-           "Opened", "lock_file", "open_into", "open_lock", "open_regular", "pread", "raise_of_a_signal", "replace",
+           "Opened", "open_into", "open_lock", "open_regular", "pread", "raise_of_a_signal", "replace",
            "sync_directory", "sync_file", "tolerated", "try_lock", "unlock", "write_all"]
 
 Buffer = Union[bytes, memoryview]
@@ -176,13 +176,6 @@ class tolerated:
             level, message, path = self._told
             log(level, message, path, error)
         return True
-
-
-def lock_file(fd: int) -> bool | None:
-    """As `try_lock`, but `None` where the file system has no locks, so that nobody can tell."""
-    with tolerated():
-        return try_lock(fd)
-    return None
 
 
 class _Closed(list[int]):
