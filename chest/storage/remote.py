@@ -68,7 +68,6 @@ class Remote(Generic[K]):
         self._store, self._names, self._keys = store, names, keys
         self._sizes: dict[int, int] = {}  # bytes of the packs that this handle made, or has seen in a listing
         self._new: dict[int, set[Ref]] = {}  # packs of this handle's that no commit named whole, and what is left there
-        self._known: set[int] = set()  # packs that a commit named, as far as they were not removed since
 
     def file(self, ref: Ref) -> str:
         """The URL of the object that holds the value."""
@@ -227,23 +226,20 @@ class Remote(Generic[K]):
         if names:
             self._store.remove(names)
 
-    def committing(self, superseded: Iterable[Ref]) -> None:
-        self._known |= self._keys.named
-
     def committed(self, plain: bool = False, pending: bool = False) -> None:
         """Remove the packs that a commit named once, and the newest does not."""
-        named = self._keys.named
+        named, known = self._keys.named, self._keys.known
         if not pending:  # nothing that is left in a pack waits for another commit
             for pack in named & self._new.keys():
                 self._new.pop(pack, None)
-        dead = self._known - named - self._new.keys()
+        dead = known - named - self._new.keys()
         if dead and self._store.remove([pack_of(pack << PACK) for pack in dead]):
-            self._known -= dead
+            known.difference_update(dead)
 
     def _nothing(self, *what: object, **more: object) -> None:
         """There is nothing to make, `committed` reclaims, and no chest in a store is a temporary one."""
 
-    make = reclaim = clear_away = _nothing
+    make = committing = reclaim = clear_away = _nothing
 
     def compact(self, refs: Mapping[K, Ref | None]) -> dict[int, int]:
         """Copy the records of committed packs that hold more than twice what lives in them to a new pack.

@@ -329,7 +329,8 @@ class RemoteKeys:
     def __init__(self, store: Store, codec: Codec):
         self.path = store.shown(KEYS)
         self._store, self._codec, self._parser = store, codec, Parser(store.shown(KEYS), codec)
-        self.named: set[int] = set()  # the packs that this version names
+        self.named: set[int] = set()  # the packs that this version names,
+        self.known: set[int] = set()  # and that ones before a commit of ours did, as far as they were not removed since
         self._head: bytes | None = None  # of the version that was read, or written; None: there is none
         self._tag: str | None = None  # of the same
 
@@ -372,6 +373,7 @@ class RemoteKeys:
         one committed.  Where the store has no conditional puts nobody can tell.
         """
         data = whole_list(pairs, os.urandom(16))
+        self.known |= self.named
         try:
             self._tag = self._store.swap(KEYS, data, self._tag)
         except OSError as error:
