@@ -40,8 +40,7 @@ class Descriptor:
         return status if (status.st_dev, status.st_ino) == (self.device, self.inode) else None
 
     def idle(self) -> None:
-        """From now on anybody may close the file.  Others are closed for it: a quarter of what the system allows stay.
-        """
+        """From now on anybody may close the file, as happens to all such where there are many."""
         with _mutex:
             if len(_idle) >= _most():
                 close_idle()

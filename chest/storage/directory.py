@@ -38,11 +38,7 @@ _WAITS = Written(None, 0, 0, None, None)  # stands for a value that is not writt
 
 
 class Directory(Generic[K]):
-    """The values of one directory, as one handle writes and reads them.  `Storage` says what each method does.
-
-    ``names`` says which names are taken.  File systems that refuse to sync a directory, to set a file's time, or to
-    lock, get what they can.
-    """
+    """The values of one directory, as one handle writes and reads them.  `Storage` says what each method does."""
 
     remote = False
 
@@ -61,11 +57,10 @@ class Directory(Generic[K]):
     # Out.
 
     def write(self, items: Sequence[tuple[K, object]], small: int) -> list[Written]:
-        """Write each value to new bytes: those that serialise to fewer than ``small`` as records of this handle's pack,
-        one append for all (or for 4 MB of them), others as loose files.
+        """Small values become records of this handle's pack, one append for 4 MB of them; others loose files.
 
         An `Exception` of one item is its ``Written.error``; others go on.  Anything else comes out, and no file of this
-        call is left.  Cost beside the codec's: a record 5 calls of C; a loose file 7 system calls.
+        call is left.  Cost beside the codec's: 5 calls of C a record; for a loose file see `NewFile`.
         """
         codec, native = self.codec, self.codec.native
         small = LONGEST if small > LONGEST else small
@@ -223,7 +218,6 @@ class Directory(Generic[K]):
         return None
 
     def file(self, ref: Ref) -> str:
-        """The full path of a loose file, or of the pack of a record."""
         return self._tree.path(pack_of(ref) if isinstance(ref, int) else ref)
 
     # Away.

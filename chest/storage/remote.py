@@ -70,16 +70,12 @@ class Remote(Generic[K]):
         self._new: dict[int, set[Ref]] = {}  # packs of this handle's that no commit named whole, and what is left there
 
     def file(self, ref: Ref) -> str:
-        """The URL of the object that holds the value."""
         return self._store.shown(ref if isinstance(ref, str) else pack_of(ref))
 
     # Out.
 
     def write(self, items: Sequence[tuple[K, object]], small: int) -> list[Written]:
-        """Write each value to a new object, the small ones of up to 32 MB to one object together.
-
-        Not so a value whose name was reserved.
-        """
+        """Small values, but for those whose names were reserved, share objects of up to 32 MB."""
         done: list[Written] = []
         try:
             encoded = ((key, self._encoded(value)) for key, value in items)
@@ -148,7 +144,7 @@ class Remote(Generic[K]):
         return self._loaded(ref, self._get([ref])[ref])
 
     def load_many(self, refs: Sequence[Ref], keys: Sequence[K] = ()) -> Iterator[Loaded | Exception]:
-        """The values in order, or what went wrong with each.  Up to 32 MB and one value are got at once."""
+        """Up to 32 MB and one value are got at once."""
         for batch in batches(refs, _AT_ONCE, _weight):
             found = self._get(batch)
             for ref in batch:
@@ -205,7 +201,7 @@ class Remote(Generic[K]):
         return False  # stamps tell all that can be told without a round trip
 
     def size(self, ref: Ref) -> int:
-        """Bytes that the value takes, 0 if it is gone; a round trip for a name that was given away beforehand."""
+        """A round trip for a name that was reserved, which does not tell."""
         size = _told(ref)
         return int(self._store.info(str(ref)).get("size") or 0) if size is None else size
 
