@@ -181,13 +181,13 @@ class Packs:
                         file.idle()
             return data
 
-    def read_many(self, refs: Iterable[int]) -> dict[int, bytes]:
-        """The bytes of those records that are there, right, and not long.  Neighbours are read together."""
+    def read_many(self, refs: Iterable[int], most: int = AHEAD) -> dict[int, bytes]:
+        """The bytes of those records that are there, right, and of up to ``most``.  Neighbours are read together."""
         found: dict[int, bytes] = {}
         data, start = b"", 0  # what follows a record, and where, with the number of the pack in front
         for ref in sorted(refs):
             at, length = ref >> OFFSET, ref >> LENGTH & CRC
-            if length > AHEAD:
+            if length > most:
                 continue
             part = data[at - start : at - start + length]
             if crc32(part) == ref & CRC and len(part) == length:
@@ -242,7 +242,7 @@ class Packs:
         # A full disk: what was copied is right, and the rest stays where it is.
         with system.tolerated("warning", "cannot compact the packs of %s: %s", self._tree.root):
             for some in batches(moving, _AT_ONCE, record_size):
-                good = self.read_many(some)
+                good = self.read_many(some, _LONGEST)
                 if good:
                     moved.update(zip(good, self.append(list(good.values()))))
         return moved

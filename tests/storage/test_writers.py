@@ -186,6 +186,16 @@ def test_packs_of_living_writers_or_full_of_life_are_not_compacted(path):
     assert len(other.compact({0: refs[0]})) == 1
 
 
+def test_long_records_are_copied_as_short_ones_are(path):
+    handle = directory(path)
+    refs = saved(handle, 1 << 30, **{f"k{n}": bytes([n]) * 20_000 for n in range(10)})
+    handle.close()
+    moved = [*handle.compact({3: refs[3], 4: refs[4]}).values()]
+    commit(handle, moved)
+    assert len(os.listdir(path / ".packs")) == 1
+    assert values(handle, moved) == [bytes([3]) * 20_000, bytes([4]) * 20_000]
+
+
 def test_many_tiny_packs_become_one(path):
     refs = {}
     for n in range(40):
