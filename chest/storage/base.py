@@ -9,8 +9,8 @@ from chest.index.filenames import Ref
 if TYPE_CHECKING:
     from chest.serialize.codec import Codec, Stamp
 
-__all__ = ["CRC", "LENGTH", "OFFSET", "PACK", "PACKS", "Loaded", "Ref", "Storage", "Written", "batches", "offset_of",
-           "pack_of", "record_size"]
+__all__ = ["CRC", "LENGTH", "OFFSET", "PACK", "PACKS", "Loaded", "Ref", "Storage", "Written", "attempt", "batches",
+           "offset_of", "pack_of", "record_size"]
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
@@ -49,6 +49,14 @@ def batches(items: Iterable[T], most: int, size: Callable[[T], int] = lambda ite
             some, total = [], 0
     if some:
         yield some
+
+
+def attempt(work: Callable[..., T], *what: object) -> T | Exception:
+    """What ``work`` makes of a value; or its error, such as one of the user's dump or load."""
+    try:
+        return work(*what)
+    except Exception as error:
+        return error
 
 
 class Written(NamedTuple):

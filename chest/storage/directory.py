@@ -14,7 +14,7 @@ from chest.index.filenames import Names, key_checksum, names_of
 from chest.log import log
 from chest.serialize.aligned import LEAST, Encoded, stamp_of, without_mark
 from chest.storage import system
-from chest.storage.base import PACKS, Loaded, Ref, Storage, Written, pack_of, record_size
+from chest.storage.base import PACKS, Loaded, Ref, Storage, Written, attempt, pack_of, record_size
 from chest.storage.loose import Loose, NewFile, version_of
 from chest.storage.packs import NoPack, Packs
 from chest.storage.tree import Tree
@@ -179,7 +179,7 @@ class Directory(Generic[K]):
                 elif opens and type(ref) is str:
                     one = next(files)
                 else:
-                    one = _attempt(self.load, ref, key_checksum(keys[place]) if keys else 0)
+                    one = attempt(self.load, ref, key_checksum(keys[place]) if keys else 0)
                 yield one
 
     def _load_opened(self, names: Sequence[str]) -> Generator[Loaded | Exception, None, None]:
@@ -191,7 +191,7 @@ class Directory(Generic[K]):
         assert self._open_many is not None
         with self._open_many(list(map(self.file, names)), mode="r" + self.codec.mode) as files:
             for file, status in zip(files, looks):
-                yield _attempt(loaded, file, status)
+                yield attempt(loaded, file, status)
 
     def same(self, ref: Ref, value: object) -> bool:
         try:
@@ -286,10 +286,3 @@ class Directory(Generic[K]):
 
         self._packs.close()
         shutil.rmtree(self.path, ignore_errors=True)
-
-
-def _attempt(load: Callable[..., Loaded], *what: Any) -> Loaded | Exception:
-    try:
-        return load(*what)
-    except Exception as error:  # of the user's load, or of a class that is not there
-        return error

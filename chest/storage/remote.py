@@ -17,10 +17,10 @@ from zlib import crc32
 
 from chest.errors import ChestError, DamagedError, raised_by_signal
 from chest.index import KEYS
-from chest.index.filenames import Names, digest, inside, names_of
+from chest.index.filenames import Names, Ref, digest, inside, names_of
 from chest.serialize.aligned import Encoded, without_mark
 from chest.serialize.compare import can_change
-from chest.storage.base import CRC, LENGTH, OFFSET, PACK, PACKS, Loaded, Ref, Written, batches, offset_of, pack_of
+from chest.storage.base import CRC, LENGTH, OFFSET, PACK, PACKS, Loaded, Written, attempt, batches, offset_of, pack_of
 from chest.storage.store import Range, RemoteKeys, Store
 
 if TYPE_CHECKING:
@@ -78,19 +78,13 @@ class Remote(Generic[K]):
         """Small values, but for those whose names were reserved, share objects of up to 32 MB."""
         done: list[Written] = []
         try:
-            encoded = ((key, self._encoded(value)) for key, value in items)
+            encoded = ((key, attempt(self.codec.encode, value)) for key, value in items)
             for batch in batches(encoded, _AT_ONCE, lambda one: getattr(one[1], "nbytes", 0)):
                 done += self._put(batch, small)
         except BaseException:  # nobody was told of these
             self.remove([one.ref for one in done if one.ref is not None])
             raise
         return done
-
-    def _encoded(self, value: object) -> Encoded | Exception:
-        try:
-            return self.codec.encode(value)
-        except Exception as error:
-            return error
 
     def _put(self, batch: Sequence[Outgoing], small: int) -> list[Written]:
         """Put the objects of a batch, and its small values as a pack; if that fails none of them counts, nor stays."""
@@ -148,11 +142,7 @@ class Remote(Generic[K]):
         for batch in batches(refs, _AT_ONCE, _weight):
             found = self._get(batch)
             for ref in batch:
-                try:
-                    result: Loaded | Exception = self._loaded(ref, found.pop(ref))  # which lets go of its bytes
-                except Exception as error:
-                    result = error
-                yield result
+                yield attempt(self._loaded, ref, found.pop(ref))  # which lets go of its bytes
 
     def _get(self, refs: Sequence[Ref]) -> dict[Ref, bytes | Exception]:
         """The verified bytes of each, or an error; records that are near each other in a pack are got as one."""
@@ -188,7 +178,7 @@ class Remote(Generic[K]):
         value = self.codec.decode_file(data)[0] if isinstance(ref, str) else self.codec.decode(data)
         stamp: Stamp = None
         if can_change(value):
-            again = self._encoded(value)  # need not be the very bytes that it was loaded from
+            again = attempt(self.codec.encode, value)  # need not be the very bytes that it was loaded from
             if isinstance(again, Encoded):  # else it cannot be dumped, so it will count as changed
                 stamp = again.whole_stamp()
             elif isinstance(again, MemoryError) or raised_by_signal(again):

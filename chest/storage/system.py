@@ -12,17 +12,14 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Union
 
 from chest.log import log
-from chest.serialize.aligned import pread
+from chest.serialize.aligned import Buffer, pread
 from chest.storage.descriptors import make_room
 
 __all__ = ["APPEND", "CREATE", "FOLDER", "HOLDS_OPEN", "READ", "ROOT", "UTIME_BY_DESCRIPTOR", "WALKS", "Buffer",
            "Opened", "open_into", "open_lock", "open_regular", "pread", "raise_of_a_signal", "replace",
            "sync_directory", "sync_file", "tolerated", "try_lock", "unlock", "write_all"]
-
-Buffer = Union[bytes, memoryview]
 
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _COMMON = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOINHERIT", 0)
