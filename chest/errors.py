@@ -2,10 +2,14 @@
 from __future__ import annotations
 
 import errno
+from importlib import import_module
 from typing import Any
 
 __all__ = ["ChestError", "DamagedError", "DumpError", "LoadError", "explain_dump", "explain_load", "explain_os",
            "printable", "raised_by_signal", "refused", "shown"]
+
+# What `signal` stands on: that makes an enumeration of each number, which takes 30 times as long.
+_signal: Any = import_module("_signal")
 
 
 class ChestError(Exception):
@@ -29,9 +33,7 @@ def raised_by_signal(error: BaseException) -> bool:
 
     Told by the traceback: one of its frames runs the code of a handler.  Cost: O(frames + signals).
     """
-    import signal  # its import takes as long as all of this package, and errors are rare
-
-    handlers = [handler for number in signal.valid_signals() if callable(handler := signal.getsignal(number))]
+    handlers = [handler for number in _signal.valid_signals() if callable(handler := _signal.getsignal(number))]
     codes = {getattr(code, "__code__", None) for handler in handlers for code in (handler, type(handler).__call__)}
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code not in codes:

@@ -20,6 +20,8 @@ from mmap import mmap
 from operator import attrgetter, index
 from typing import Any, Protocol, TypeVar, cast
 
+from chest.errors import raised_by_signal
+
 __all__ = ["nbytes"]
 
 _Sizer = TypeVar("_Sizer", bound=Callable[[Any], int])
@@ -36,8 +38,6 @@ _TYPES = 1000  # plans remembered
 # Packages whose ``nbytes`` is not asked: it tells of data elsewhere, or (pandas) leaves out what strings hold, or
 # (a memoryview's) is that of a part.
 _LAZY = frozenset(("builtins", "dask", "dask_expr", "h5py", "pandas", "xarray", "zarr"))
-# What an odd value gives rise to.  Not any Exception: a handler of a signal may raise its own, which must come out.
-_ODD = (ArithmeticError, AttributeError, BufferError, LookupError, RuntimeError, TypeError, ValueError)
 
 # Types whose objects have no parts worth a look: data without references, and code and frames, which are shared.
 _PLAIN: frozenset[type] = frozenset(
@@ -115,8 +115,9 @@ def _nbytes(value: object, /) -> int:
             if len({*map(id, parts)}) < len(parts):
                 parts = [*dict(zip(map(id, parts), parts)).values()]
             return sum(map(_sizeof, parts))
-    except _ODD:  # a dict that another thread changes, or a type that cannot be hashed
-        pass
+    except Exception as error:  # a dict that another thread changes, or a type that cannot be hashed
+        if raised_by_signal(error):
+            raise
     return _walk(value)
 
 
@@ -145,7 +146,9 @@ def _walk(value: object) -> int:
             kind = type(part)
             try:
                 size, held = _plan(kind)(part)
-            except _ODD:
+            except Exception as error:
+                if raised_by_signal(error):
+                    raise
                 size, held = _own_size(kind)(part), []
             total += size * scale * share
             for parts, each in held:
@@ -192,7 +195,9 @@ def _asked(function: Callable[[Any], Any], value: object) -> int:
     """Return the size that a function tells, which may be the user's; -1 if it tells none."""
     try:
         return max(-1, min(index(function(value)), sys.maxsize))
-    except Exception:  # no size, such as a method of that name
+    except Exception as error:  # no size, such as a method of that name
+        if raised_by_signal(error):
+            raise
         return -1
 
 

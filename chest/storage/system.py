@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 
+from chest.errors import raised_by_signal
 from chest.log import log
 from chest.serialize.aligned import Buffer, pread
 from chest.storage.descriptors import make_room
@@ -151,9 +152,8 @@ if sys.platform == "emscripten":  # a browser: this process is alone there, and 
 
 
 def raise_of_a_signal(error: OSError) -> None:
-    """Raise ``error`` again if a signal's handler raised it: such an error (a limit of time is a `TimeoutError`) has no
-    number, as the system's have, and must never be passed over."""
-    if error.errno is None:
+    """Raise ``error`` again if a signal's handler raised it: a limit of time is a `TimeoutError`, and no refusal."""
+    if raised_by_signal(error):
         raise error
 
 
@@ -167,7 +167,7 @@ class tolerated:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        if not isinstance(error, OSError) or error.errno is None:
+        if not isinstance(error, OSError) or raised_by_signal(error):
             return False
         if self._told:
             level, message, path = self._told
