@@ -355,8 +355,9 @@ class Chest(DictMethods[K, V]):
     @property
     def stats(self) -> Stats:
         """Hits, misses, spills, bytes read and written since this handle was made."""
-        with self._engine.lock:
-            return self._engine.state.counts.snapshot()
+        state = self._engine.state
+        with state.lock:
+            return Stats(state.cache.access.counted(), **vars(state.counts))
 
     @property
     def _keys(self) -> dict[K, str | None]:

@@ -1,7 +1,6 @@
 """What a chest did so far."""
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 __all__ = ["Counts", "Stats"]
@@ -34,11 +33,6 @@ class Stats(NamedTuple):
 
 
 class Counts:
-    """The running counts; ``hits()`` tells the hits, which are counted where they happen.  Called with the lock."""
+    """The running counts, but for the hits, which `Access` counts.  Changed with the lock."""
 
-    def __init__(self, hits: Callable[[], int]):
-        self._hits = hits
-        self.misses = self.spills = self.bytes_read = self.bytes_written = 0
-
-    def snapshot(self) -> Stats:
-        return Stats(self._hits(), self.misses, self.spills, self.bytes_read, self.bytes_written)
+    misses = spills = bytes_read = bytes_written = 0

@@ -109,7 +109,7 @@ class State(Generic[K]):
         self.codec = storage.codec
         self.available = available
         cache.most_beside = max(BESIDE, available / 8)
-        self.counts = Counts(cache.access.counted)
+        self.counts = Counts()
         self.flights: dict[K, Flight] = {}
         self.writing: dict[Flight, None] = {}  # all that write, also where the keys are others' by now
         self.torn = False
