@@ -3,19 +3,7 @@ from __future__ import annotations
 
 import sys
 
-from chest.errors import shown
-
-__all__ = ["Key", "log"]
-
-
-class Key:
-    """A key in a message: its text is made when somebody reads it."""
-
-    def __init__(self, key: object):
-        self._key = key
-
-    def __str__(self) -> str:
-        return shown(self._key)
+__all__ = ["log"]
 
 
 def log(level: str, message: str, *details: object) -> None:

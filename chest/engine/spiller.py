@@ -19,7 +19,7 @@ from typing import Any, Generic, Optional, TypeVar
 
 from chest.engine.state import Flight, State, nothing
 from chest.errors import explain_dump, explain_os, raised_by_signal, refused
-from chest.log import Key, log
+from chest.log import log
 from chest.memory.cache import UNKNOWN, Saved
 from chest.memory.changes import held_parts, owned, referenced, references
 from chest.memory.sizeof import nbytes
@@ -289,8 +289,8 @@ class Spiller(Generic[K]):
                 state.storage.remove(orphans)
             state.land(flight)
         if saved and "logging" in sys.modules:  # else nobody listens
-            log("debug", "spilled %d of %s, %s first; wrote %d, %d bytes", len(saved), state.storage.path,
-                Key(next(iter(saved))), len(written), sum([one.nbytes for _, one in written]))
+            log("debug", "spilled %d of %s, %.200r first; wrote %d, %d bytes", len(saved), state.storage.path,
+                next(iter(saved)), len(written), sum([one.nbytes for _, one in written]))
         del gone
 
     def _divide(self, items: Iterable[Item], saved: dict[K, Saved]) -> list[Item]:
