@@ -48,11 +48,8 @@ def refused(error: Any) -> bool:
 
 def explain_os(error: OSError, what: str, path: str, kept: str = "") -> OSError:
     """``error`` of the system with what could not be done, and where; of the same class and number."""
-    number = errno.EIO if error.errno is None else error.errno
-    told = "it is a link, which is not followed" if number == errno.ELOOP else error.strerror or error
-    explained = OSError(number, f"cannot {what}: {told}{kept}", path)
-    explained.__cause__ = error
-    return explained
+    told = "it is a link, which is not followed" if error.errno == errno.ELOOP else error.strerror or error
+    return OSError(error.errno or errno.EIO, f"cannot {what}: {told}{kept}", path)
 
 
 def explain_dump(error: Exception, key: object, path: str, more: str = "") -> Exception:
@@ -61,10 +58,8 @@ def explain_dump(error: Exception, key: object, path: str, more: str = "") -> Ex
     if isinstance(error, OSError) and error.errno is not None:
         return explain_os(error, f"save the value of {shown(key)}{more}", path, kept)
     told = error if isinstance(error, DumpError) else f"{type(error).__name__}: {error}"
-    explained = DumpError(f"cannot save the value of {shown(key)}{more} in {path}: {told}{kept}. Set a value that can "
-                          f"be dumped, delete the key, or open the chest with another dump=")
-    explained.__cause__ = error
-    return explained
+    return DumpError(f"cannot save the value of {shown(key)}{more} in {path}: {told}{kept}. Set a value that can be "
+                     f"dumped, delete the key, or open the chest with another dump=")
 
 
 def explain_load(error: Exception, key: object, path: str) -> Exception:
@@ -72,14 +67,11 @@ def explain_load(error: Exception, key: object, path: str) -> Exception:
     if isinstance(error, OSError) and error.errno is not None:
         return explain_os(error, f"load the value of {shown(key)}", path)
     if isinstance(error, DamagedError):
-        explained: LoadError = DamagedError(f"cannot load the value of {shown(key)}: {path} is damaged ({error}); put "
-                                            f"it back from a copy, or set or delete the key")
-    else:
-        told = error if isinstance(error, LoadError) else f"{type(error).__name__}: {error}"
-        explained = LoadError(f"cannot load the value of {shown(key)} from {path}: {told}. Nothing proves it lost: "
-                              f"open the chest with the load=, the libraries and the classes that wrote it")
-    explained.__cause__ = error
-    return explained
+        return DamagedError(f"cannot load the value of {shown(key)}: {path} is damaged ({error}); put it back from a "
+                            f"copy, or set or delete the key")
+    told = error if isinstance(error, LoadError) else f"{type(error).__name__}: {error}"
+    return LoadError(f"cannot load the value of {shown(key)} from {path}: {told}. Nothing proves it lost: open the "
+                     f"chest with the load=, the libraries and the classes that wrote it")
 
 
 def printable(text: str, keep: str = "", most: int = 0) -> str:

@@ -65,7 +65,7 @@ class Committer(Generic[K]):
         if errors:
             key, error = errors[0]
             more = f" (and {len(errors) - 1} more)" if errors[1:] else ""
-            raise explain_dump(error, key, state.storage.path, more)
+            raise explain_dump(error, key, state.storage.path, more) from error
 
     def no_transaction(self) -> None:
         """`ChestError` while a transaction is open."""

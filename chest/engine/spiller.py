@@ -122,7 +122,7 @@ class Spiller(Generic[K]):
             while state.waited(key, False):
                 pass
         for _, error in self.save([key], leaves=True):
-            raise explain_dump(error, key, state.storage.path)
+            raise explain_dump(error, key, state.storage.path) from error
         return True
 
     def save(self, keys: Sequence[K], leaves: bool = False) -> Errors:
@@ -218,7 +218,7 @@ class Spiller(Generic[K]):
             if one.error is not None:
                 errors.append((item[0], one.error))
                 if refused(one.error):
-                    raise explain_dump(one.error, item[0], state.storage.path)
+                    raise explain_dump(one.error, item[0], state.storage.path) from one.error
         return errors
 
     def _announce(self, items: list[Item], flight: Flight) -> None:
