@@ -172,7 +172,8 @@ class Chest(DictMethods[K, V]):
 
     def clear(self) -> None:
         """Remove all keys.  What is saved stays on disk until the next commit."""
-        self._engine.clear()
+        for key in self._engine.writable().state.keys():
+            self._engine.delete(key)
 
     def update(self, other: Any = (), /, overwrite: bool = True, *, progress: Progress | None = None,
                **more: Any) -> None:
@@ -350,7 +351,7 @@ class Chest(DictMethods[K, V]):
     @property
     def lock(self) -> AbstractContextManager[bool]:
         """The re-entrant lock of this handle: within ``with c.lock:`` no other thread changes it."""
-        return cast("AbstractContextManager[bool]", self._engine.lock)
+        return self._engine.state.lock
 
     @property
     def stats(self) -> Stats:

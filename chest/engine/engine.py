@@ -45,10 +45,6 @@ class Engine(Generic[K]):
         self.get = self.loader.get
         lifecycle.begin(self)
 
-    @property
-    def lock(self) -> Any:
-        return self.state.lock
-
     def alive(self) -> Engine[K]:
         """This engine, if it can be used; `ValueError` for a temporary chest that is closed."""
         if lifecycle.waiting:
@@ -146,11 +142,6 @@ class Engine(Generic[K]):
             with state.section:  # `reversed` passes all keys again that were removed from the end before
                 refs.update([last := refs.popitem()])
         return last[0]
-
-    def clear(self) -> None:
-        """Remove all keys.  What is saved stays on disk until the next commit."""
-        for key in self.writable().state.keys():
-            self.delete(key)
 
     def shrink(self) -> None:
         """Spill until memory is within the budget; this thread is through with the value that it was given last.

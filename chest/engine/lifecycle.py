@@ -135,7 +135,7 @@ def _before_fork() -> None:
     """The wait is bounded: a program may hold one chest's lock in a thread that waits for another's."""
     locked = _locked[threading.get_ident()] = []  # first: Ctrl-C, which forks all the same, may end a wait
     for handle in _handles():
-        lock = handle.lock
+        lock = handle.state.lock
         if lock.acquire(timeout=AT_FORK):
             locked.append(lock)
             with suppress(OSError):  # it is as if the change came behind the fork
