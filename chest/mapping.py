@@ -14,21 +14,17 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, MutableMappin
 from operator import itemgetter
 from threading import get_ident
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
+from chest.engine.opening import Settings
 from chest.errors import DumpError
 from chest.memory.cache import ABSENT
 from chest.serialize.codec import dumping
 
-if TYPE_CHECKING:
-    from chest.engine.opening import Settings
-
 __all__ = ["DictMethods", "ItemsView", "KeysView", "ValuesView", "unchanging"]
 
-K = TypeVar("K")
+K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
-T = TypeVar("T")
-H = TypeVar("H", bound=Hashable)
 C = TypeVar("C", bound="DictMethods[Any, Any]")
 
 
@@ -43,8 +39,6 @@ class _View:
 
 
 class KeysView(_View, collections.abc.KeysView[K]):
-    """The keys, in the order of insertion."""
-
     def __iter__(self) -> Iterator[K]:
         return iter(self._mapping)
 
@@ -53,8 +47,6 @@ class KeysView(_View, collections.abc.KeysView[K]):
 
 
 class ValuesView(_View, collections.abc.ValuesView[V]):
-    """The values, loaded as they are asked for, so that memory stays within the budget."""
-
     def __iter__(self) -> Iterator[V]:
         return map(itemgetter(1), ItemsView(self._mapping))
 
@@ -63,8 +55,6 @@ class ValuesView(_View, collections.abc.ValuesView[V]):
 
 
 class ItemsView(_View, collections.abc.ItemsView[K, V]):
-    """The pairs of key and value, loaded as the values are."""
-
     def __iter__(self) -> Iterator[tuple[K, V]]:
         engine = self._mapping._engine.alive()
         return unchanging(self._mapping, engine.loader.stream(engine.state.keys()))
@@ -79,13 +69,13 @@ class ItemsView(_View, collections.abc.ItemsView[K, V]):
         return value is item[1] or (value is not ABSENT and bool(value == item[1]))
 
 
-def unchanging(chest: Any, steps: Iterable[T]) -> Iterator[T]:
+def unchanging(chest: Any, steps: Iterable[V]) -> Iterator[V]:
     """The ``steps`` of an iteration over ``chest``, as long as this thread adds and removes no keys from now on."""
     ident = get_ident()
     changes: Mapping[int, int] = chest._engine.state.changes
     before = changes.get(ident)
 
-    def checked() -> Iterator[T]:
+    def checked() -> Iterator[V]:
         if changes.get(ident) == before:
             for step in steps:
                 yield step
@@ -103,7 +93,7 @@ def opened_like(cls: type[Any], path: str | os.PathLike[str] | None, available: 
     return cls(path=path, available_memory=available, **settings._asdict())
 
 
-class DictMethods(MutableMapping[H, V]):
+class DictMethods(MutableMapping[K, V]):
     """The methods of a dict that need nothing but its other methods."""
 
     _engine: Any
@@ -138,14 +128,14 @@ class DictMethods(MutableMapping[H, V]):
         return self.copy()
 
     @classmethod
-    def fromkeys(cls, keys: Iterable[H], value: Any = None) -> Any:
+    def fromkeys(cls, keys: Iterable[K], value: Any = None) -> Any:
         """A temporary chest with ``value`` for each of ``keys``."""
         chest = cls()
         for key in keys:
             chest[key] = value
         return chest
 
-    def keys(self) -> KeysView[H]:
+    def keys(self) -> KeysView[K]:
         """The keys, in the order of insertion."""
         return KeysView(self)
 
@@ -153,7 +143,7 @@ class DictMethods(MutableMapping[H, V]):
         """The values, loaded one after another as one iterates, so that memory stays within the budget."""
         return ValuesView(self)
 
-    def items(self) -> ItemsView[H, V]:
+    def items(self) -> ItemsView[K, V]:
         """The pairs of key and value, loaded one after another as one iterates."""
         return ItemsView(self)
 

@@ -6,13 +6,11 @@ from __future__ import annotations
 
 import heapq
 import html
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from chest.cli import amount, plural
+from chest.core import Chest
 from chest.errors import printable, shown
-
-if TYPE_CHECKING:
-    from chest.core import Chest
 
 __all__ = ["table"]
 
