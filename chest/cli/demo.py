@@ -5,7 +5,6 @@ process puts the tables into a chest; another opens the chest by its path and fi
 """
 from __future__ import annotations
 
-import heapq
 import importlib.util
 import os
 import shutil
@@ -84,7 +83,7 @@ def _read(np: Any, chest: Chest[str, Any], total: int) -> None:
     likeness = {key: (one * table[0]).sum() / np.linalg.norm(table[0]) for key, table in chest.items() if key != chosen}
     print(f"  {amount(chest.stats.bytes_read)} from disk")
     print(f"Most like {chosen}:")
-    for key in heapq.nlargest(5, likeness, likeness.__getitem__):
+    for key in sorted(likeness, key=likeness.__getitem__, reverse=True)[:5]:
         print(f"  {likeness[key]:8.3%}  {key}")
 
 
