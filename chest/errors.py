@@ -41,7 +41,7 @@ def raised_by_signal(error: BaseException) -> bool:
     return trace is not None
 
 
-def refused(error: Any) -> bool:
+def refused(error: object) -> bool:
     """Is this what the system refuses?  Its errors have numbers; those of a value's own code, or of ``dump``, none."""
     return isinstance(error, OSError) and error.errno is not None
 

@@ -60,7 +60,6 @@ class Inspection:
 
     def __init__(self, path: str, trusted: bool, load: Callable[..., Any] | None = None,
                  open: Callable[..., Any] | None = None):
-        self.trusted = trusted
         self.url = path if "://" in path else ""
         self._store = Store(path, {}) if self.url else None
         self._tree = Tree(os.path.abspath(path))
@@ -144,10 +143,11 @@ class Inspection:
             try:
                 self._load(ref, key_checksum(key))
             except Exception as error:  # whatever code of the value's class raises
-                verdict, why = LOST, self._damage(ref, key_checksum(key))
-                if not why and not self.trusted and refused(error):
+                if why := self._damage(ref, key_checksum(key)):
+                    verdict = LOST
+                elif refused(error):
                     verdict, why = UNTRUSTED, f"not loaded: needs --trust ({error})"
-                elif not why:
+                else:
                     verdict, why = UNREADABLE, (f"not lost, as another library or load= may read it (see --load): "
                                                 f"{type(error).__name__}: {error}")
                 yield key, self.file(ref), verdict, why

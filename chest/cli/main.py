@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             text = error.strerror + (f": {error.filename}" if error.filename else "")
         elif not text or not isinstance(error, (ChestError, ImportError, OSError, KeyError, ValueError)):
             text = repr(error)
-        if not getattr(arguments, "trust", True) and refused(error):
+        if refused(error):
             text += ". Give --trust if the code that it names may run"
         elif isinstance(error, LoadError):
             text += " (see --load and --open)"
