@@ -46,7 +46,7 @@ def refused(error: object) -> bool:
     return isinstance(error, OSError) and error.errno is not None
 
 
-def explain_os(error: OSError, what: str, path: str, kept: str = "") -> OSError:
+def explain_os(error: Any, what: str, path: str, kept: str = "") -> OSError:
     """``error`` of the system with what could not be done, and where; of the same class and number."""
     told = "it is a link, which is not followed" if error.errno == errno.ELOOP else error.strerror or error
     return OSError(error.errno or errno.EIO, f"cannot {what}: {told}{kept}", path)
@@ -55,7 +55,7 @@ def explain_os(error: OSError, what: str, path: str, kept: str = "") -> OSError:
 def explain_dump(error: Exception, key: object, path: str, more: str = "") -> Exception:
     """Why the value of ``key`` could not be saved, and what to do about it."""
     kept = "; it stays in memory, and what was saved before is untouched"
-    if isinstance(error, OSError) and error.errno is not None:
+    if refused(error):
         return explain_os(error, f"save the value of {shown(key)}{more}", path, kept)
     told = error if isinstance(error, DumpError) else f"{type(error).__name__}: {error}"
     return DumpError(f"cannot save the value of {shown(key)}{more} in {path}: {told}{kept}. Set a value that can be "
@@ -64,7 +64,7 @@ def explain_dump(error: Exception, key: object, path: str, more: str = "") -> Ex
 
 def explain_load(error: Exception, key: object, path: str) -> Exception:
     """Why the value of ``key`` could not be loaded, and what to do about it."""
-    if isinstance(error, OSError) and error.errno is not None:
+    if refused(error):
         return explain_os(error, f"load the value of {shown(key)}", path)
     if isinstance(error, DamagedError):
         return DamagedError(f"cannot load the value of {shown(key)}: {path} is damaged ({error}); put it back from a "

@@ -333,7 +333,7 @@ class Spiller(Generic[K]):
         except Exception as error:
             if isinstance(error, MemoryError) or raised_by_signal(error):
                 raise
-            if isinstance(error, OSError) and refused(error):  # of what is open already the system names no file
+            if refused(error):  # of what is open already the system names no file
                 storage = self.state.storage
                 path = storage.path if ref is None else storage.file(ref)
                 raise explain_os(error, "compare a value with its bytes", path, "; it stays in memory") from error

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional
 from zlib import crc32
 
 from chest._version import __version__
-from chest.errors import ChestError, DamagedError, DumpError, LoadError, explain_os, raised_by_signal
+from chest.errors import ChestError, DamagedError, DumpError, LoadError, explain_os, raised_by_signal, refused
 from chest.index.filenames import Ref
 from chest.log import log
 
@@ -180,7 +180,7 @@ class Parser:
         except Exception as error:
             if type(error) is ChestError or isinstance(error, MemoryError) or raised_by_signal(error):
                 raise
-            if isinstance(error, OSError) and error.errno is not None:
+            if refused(error):
                 raise explain_os(error, "read the index", self._path) from error
             told = str(error) if isinstance(error, LoadError) else f"{type(error).__name__}: {error}"
             raise (DamagedError if isinstance(error, DamagedError) else LoadError)(
