@@ -178,8 +178,6 @@ def _pickle(file: IO[bytes], head: bytes, size: int) -> str:
                 parts[0].state = parts[1].parts
             elif len(before) > 1 and after == before[:1] and after != [pickletools.anyobject]:  # APPENDS and its like
                 parts[0].length += len(parts) - 1
-            elif name == "DUP":
-                parts *= 2
             elif after:
                 parts = [None if name == "MARK" else _Note(opcode, argument, length, parts)] * len(after)
             stack += parts[: len(after)]

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chest.cli.describe import HEAD, MOST, kind
+from chest.serialize import dump
 
 
 def kind_of(data):
@@ -47,6 +48,13 @@ def test_arrays_tell_type_and_shape_however_large(protocol, shape):
     np = pytest.importorskip("numpy")
     for dtype, word in (("f8", "float64"), ("?", "bool"), ("u2", "uint16"), ("M8[ns]", "datetime64"), ("i4,f8", "V12")):
         assert kind_of(pickle.dumps(np.zeros(shape, dtype), protocol)) == f"ndarray {word} {shape}"
+
+
+def test_a_large_array_of_a_compressed_chest_is_told_from_its_beginning():
+    np = pytest.importorskip("numpy")
+    file = io.BytesIO()
+    dump(np.random.default_rng(0).random((300, 400)), file)
+    assert kind_of(gzip.compress(file.getvalue())) == "ndarray float64 (300, 400) (gzip)"
 
 
 def test_of_what_is_long_the_length_is_told_or_a_lower_bound_and_no_first_part_is_taken_for_the_value():
