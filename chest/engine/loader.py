@@ -61,7 +61,7 @@ class Loader(Generic[K]):
                     refs = state.index.refs
                     ref = refs[key] if key in refs else state.index.refs[key] if state.known(key) else None
                     if ref is None:
-                        return ABSENT
+                        break
                     if key in state.flights and state.waited(key, True):
                         continue
                     if announced:
