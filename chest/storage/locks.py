@@ -71,10 +71,7 @@ class DirectoryLock:
                     self._mutex.release()
 
     def abandon(self) -> None:
-        """In a fork's child: the lock, if it is held, is the parent's, and stays locked there.
-
-        The copy of its descriptor is closed, lest the parent's death leave its lock to us.
-        """
+        """In a fork's child: close the copy of the parent's descriptor, lest its death leave its lock to us."""
         self._mutex = threading.RLock()
         self._depth = 0
         self._let_go(unlock=False)
@@ -89,10 +86,7 @@ class DirectoryLock:
             self._held = None
 
     def _lock(self) -> None:
-        """Wait for the other processes.
-
-        A directory that was dropped and made anew while we waited is another one: then its lock is what we need.
-        """
+        """Wait for the other processes; if the directory was dropped and made anew meanwhile, lock the new one."""
         start, told, looks = time.monotonic(), False, 0
         while True:
             with system.Opened() as opened:

@@ -34,10 +34,8 @@ _NO_NAME = {errno.ENOENT, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.
 
 
 def version_of(status: os.stat_result) -> int:
-    """What tells a file from all that had its name before or will have it after.
-
-    Where files do not keep their inode numbers, size and time have to do.
-    """
+    """What tells a file from all that had its name before or will have it after; where files do not keep their inode
+    numbers, size and time have to do."""
     return hash((status.st_ino if keeps_inodes(status.st_dev) else 0, status.st_size, status.st_mtime_ns))
 
 
@@ -75,8 +73,8 @@ class Loose(Generic[K]):
     def place(self, key: K, make: Callable[[str], object]) -> str:
         """Call ``make`` with the wanted name of ``key``, then with ``~1``, ``~2`` … behind it, until it succeeds.
 
-        It raises `FileExistsError` where something stands.  Returns the name.  A name that the disk does not take, or
-        whose folder is something else there, is replaced by an md5.
+        It raises `FileExistsError` where something stands.  Returns the name: an md5 where the disk does not take the
+        wanted one, or its folder is something else there.
         """
         def usable(name: str) -> bool:
             try:
