@@ -12,7 +12,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from zlib import crc32
 
 from chest.errors import ChestError, DamagedError, raised_by_signal
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["Remote", "connect"]
 
 K = TypeVar("K", bound=Hashable)
-Outgoing = tuple[Any, Union[Encoded, Exception]]  # a key, and what its value serialises to
 
 _OURS = re.compile(r"~[a-z2-7]{12}-([0-9a-f]+)\Z")  # the end of a name: 60 random bits, and the size in bytes
 _ROOM = 220  # bytes of a name's last part that leave room for it: file systems allow 255
@@ -86,7 +85,7 @@ class Remote(Generic[K]):
             raise
         return done
 
-    def _put(self, batch: Sequence[Outgoing], small: int) -> list[Written]:
+    def _put(self, batch: Sequence[tuple[Any, Encoded | Exception]], small: int) -> list[Written]:
         """Put the objects of a batch, and its small values as a pack; if that fails none of them counts, nor stays."""
         done: list[Written] = []
         objects: dict[str, bytes] = {}

@@ -61,9 +61,9 @@ if sys.platform == "win32":
     def unlock(fd: int) -> None:
         _locking(fd, msvcrt.LK_UNLCK)
 
-    def replace(source: str, target: str, patience: float = 10.0) -> None:
-        """Rename ``source`` over ``target``, for up to ``patience`` seconds while a reader has ``target`` open."""
-        deadline = time.monotonic() + patience
+    def replace(source: str, target: str) -> None:
+        """Rename ``source`` over ``target``; while a reader has ``target`` open, try again for up to 10 seconds."""
+        deadline = time.monotonic() + 10.0
         while True:
             try:
                 return os.replace(source, target)
