@@ -69,8 +69,7 @@ class Engine(Generic[K]):
         if lifecycle.waiting or self.closed or self.dropped or self.settings.flag == "r":
             self.writable()
         size = nbytes(value)
-        state, orphan = self.state, None
-        cache = state.cache
+        state, cache = self.state, self.state.cache
         with state.lock:
             if state.torn:
                 state.mend()
@@ -92,9 +91,9 @@ class Engine(Generic[K]):
             if key not in refs or refs[key] is not None or state.index.inherited:
                 if key not in refs:
                     state.count_change()
-                orphan = state.index.set(key)
-            if orphan is not None:
-                state.storage.remove((orphan,))
+                orphans = state.index.set(key)
+                if orphans:
+                    state.storage.remove(orphans)
             state.torn = torn
         del gone
         if cache.usage > state.available:
@@ -109,11 +108,11 @@ class Engine(Generic[K]):
             if not state.known(key):
                 return False
             with state.section:
-                orphan = state.index.delete(key)
+                orphans = state.index.delete(key)
                 gone = state.drop(key)
                 state.cache.policy.forget(key)
                 state.count_change()
-                state.storage.remove([] if orphan is None else [orphan])
+                state.storage.remove(orphans)
         del gone
         return True
 
@@ -174,21 +173,17 @@ class Engine(Generic[K]):
         with state.lock:
             state.mend()
             with state.section:
-                refs, added, written = state.index.refs, False, 0
+                refs, added = state.index.refs, False
                 for key, one, value in made:
-                    ref, nbytes, version, stamp, _ = one
                     is_new = key not in refs
-                    orphan = state.index.set(key, ref, version)
-                    if orphan is not None:
-                        orphans.append(orphan)
+                    orphans += state.index.set(key, one.ref, one.version)
                     if is_new:
                         added = True
                     else:
                         gone.append(state.drop(key))
                     if value is not ABSENT:
-                        cache.leave(key, value, (stamp, version))
-                        written += nbytes
-                state.counts.bytes_written += written
+                        cache.leave(key, value, (one.stamp, one.version))
+                        state.counts.bytes_written += one.nbytes
                 if added:
                     state.count_change()
                 if orphans:

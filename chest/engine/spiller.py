@@ -100,9 +100,9 @@ class Spiller(Generic[K]):
         for key, value, saved in watched + cache.departed(list(cache.left)):
             if key not in state.flights and key in refs and not self._is_same(value, saved, refs[key]):
                 with state.section:
-                    orphan = state.index.set(key)
+                    orphans = state.index.set(key)
                     cache.put(key, value, nbytes(value), None)
-                    state.storage.remove([] if orphan is None else [orphan])
+                    state.storage.remove(orphans)
 
     def make_room_quietly(self) -> None:
         """As `make_room` for a value that was loaded: it is the user's, also when no room can be made for it."""
@@ -367,10 +367,9 @@ class Spiller(Generic[K]):
                     cache.stuck.add(key)
                 continue
             state.counts.bytes_written += one.nbytes
-            orphan: Ref | None = one.ref
             if ours:
-                orphan = state.index.set(key, one.ref, one.version)
+                orphans += state.index.set(key, one.ref, one.version)
                 saved[key] = one.stamp, one.version
-            if orphan is not None:
-                orphans.append(orphan)
+            else:
+                orphans.append(one.ref)
         return orphans

@@ -80,8 +80,8 @@ class Index(Generic[K]):
 
     # The handle's own changes.
 
-    def set(self, key: K, ref: Ref | None = None, version: int = 0) -> Ref | None:
-        """``key`` has a new value: at ``ref``, or in memory only.  Returns a ref that nothing names any more.  O(1)."""
+    def set(self, key: K, ref: Ref | None = None, version: int = 0) -> tuple[Ref, ...]:
+        """``key`` has a new value: at ``ref``, or in memory only.  Returns what nothing names any more.  O(1)."""
         refs, pending = self.refs, self.pending
         before = refs[key] if key in refs else None
         if key not in pending:
@@ -99,10 +99,10 @@ class Index(Generic[K]):
             if self.removes_records or type(ref) is str:
                 self.fresh[ref] = version
         refs[key] = ref
-        return self._orphan(before) if before is not None and before != ref and before in self.fresh else None
+        return self._orphan(before) if before is not None and before != ref and before in self.fresh else ()
 
-    def delete(self, key: K) -> Ref | None:
-        """``key``, which there must be, is gone.  Returns a ref that nothing names any more.  O(1)."""
+    def delete(self, key: K) -> tuple[Ref, ...]:
+        """``key``, which there must be, is gone.  Returns the ref that nothing names any more.  O(1)."""
         before = self.refs[key]
         self.pending.setdefault(key, before)
         self.inherited.pop(key, None)
@@ -113,15 +113,15 @@ class Index(Generic[K]):
             with suppress(OSError):
                 if not self.keys.changed():  # nobody else ever saw it
                     del self.pending[key]
-        return self._orphan(before) if before is not None and before in self.fresh else None
+        return self._orphan(before) if before is not None and before in self.fresh else ()
 
-    def _orphan(self, ref: Ref) -> Ref | None:
+    def _orphan(self, ref: Ref) -> tuple[Ref, ...]:
         """A fresh ref that was superseded, to be removed now; or by the next commit, if one may have named it."""
         if self._uncertain:
-            return None
+            return ()
         del self.fresh[ref]
         self.names.noted.discard(ref)
-        return ref
+        return (ref,)
 
     # What others committed.
 

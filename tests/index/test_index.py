@@ -74,15 +74,15 @@ def test_different_keys_never_conflict_and_for_one_key_the_last_commit_wins(oper
         index, model = indices[who], models[who]
         ref = (who + 1) << 104 | number << 64 | number if packed else f"{key}{number}"
         if what in ("set", "unwritten"):
-            removed.update(filter(None, [index.set(key)]))
+            removed.update(index.set(key))
             if what == "set":
-                removed.update(filter(None, [index.set(key, ref, 1)]))
+                removed.update(index.set(key, ref, 1))
                 written.add(ref)
             model.own[key] = ref if what != "unwritten" else "nowhere"
         elif what == "delete":
             if key in index.refs:
                 nobody_saw_it = key not in model.seen and index.newest_check()() and not index._uncertain
-                removed.update(filter(None, [index.delete(key)]))
+                removed.update(index.delete(key))
                 model.own[key] = None
                 if nobody_saw_it:  # nothing is left to delete, and the handle keeps no note of it
                     del model.own[key]
@@ -247,9 +247,9 @@ def test_a_child_of_a_fork_removes_nothing_of_its_parents(tmp_path):
     index, _ = two(tmp_path, {"x": "x"})
     index.set("y", "y")
     index.after_fork()
-    assert index.set("y", "y~1") is None
-    assert index.delete("y") == "y~1"
-    assert index.set("y") is None
+    assert index.set("y", "y~1") == ()
+    assert index.delete("y") == ("y~1",)
+    assert index.set("y") == ()
 
 
 # Interruptions.
