@@ -154,7 +154,9 @@ class Engine(Generic[K]):
             cache.access.release()
             with state.section:
                 for key, value in list(cache.values.items()):
-                    cache.grew(key, nbytes(value))
+                    size = nbytes(value)
+                    if size > cache.sizes.get(key, size):
+                        cache.resize(key, size)
                 state.large.update([key for key, size in cache.sizes.items() if size > state.available])
         self.spiller.make_room()
 

@@ -180,17 +180,13 @@ class Cache(Generic[K]):
             return
         self.saved[key] = saved
         if length is not None:
-            size = memory_of(self.values[key], length)
-            self.usage += size - self.sizes[key]
-            self.sizes[key] = size
-            self.policy.saved(key, size)
+            self.resize(key, memory_of(self.values[key], length))
 
-    def grew(self, key: K, size: int) -> None:
-        """The value of ``key`` takes so many bytes by now, if these are more than were noted."""
-        if key in self.sizes and size > self.sizes[key]:
-            self.usage += size - self.sizes[key]
-            self.sizes[key] = size
-            self.policy.grew(key, size)
+    def resize(self, key: K, size: int) -> None:
+        """The value of ``key`` takes so many bytes by now."""
+        self.usage += size - self.sizes[key]
+        self.sizes[key] = size
+        self.policy.resized(key, size, key not in self.saved)
 
     def take_hits(self) -> None:
         """Tell the policy of the hits up to now."""

@@ -188,15 +188,10 @@ class HitDensity(Generic[K]):
         uses += uses < MOST_USES
         return uses << USES | uses.bit_length() << OFTEN | (age + 3 >> 2) << GAP
 
-    def saved(self, key: K, size: int) -> None:
-        """A file holds the value now, so that to leave costs no write; it takes up so many bytes.  This is no use."""
+    def resized(self, key: K, size: int, dirty: bool) -> None:
+        """The value takes up so many bytes now, and no file holds it, or one does.  This is no use."""
         if key in self._marks:
-            self._marks[key] = size << SIZE | self._marks[key] & (1 << SIZE) - 1 & ~DIRTY
-
-    def grew(self, key: K, size: int) -> None:
-        """The value takes up so many bytes now.  This is no use."""
-        if key in self._marks:
-            self._marks[key] = size << SIZE | self._marks[key] & (1 << SIZE) - 1
+            self._marks[key] = size << SIZE | self._marks[key] & (1 << SIZE) - 1 & ~DIRTY | dirty
 
     def leave(self, key: K) -> None:
         """The value left memory, or cannot leave.  Its history is remembered; unknown keys are passed over."""

@@ -72,7 +72,7 @@ def test_any_hashable_is_a_key_and_what_is_unknown_or_unhashable_is_passed_over(
     policy.used(["nobody", ["unhashable"], {}])
     policy.leave("nobody")
     policy.forget("nobody")
-    policy.saved("nobody", 10)
+    policy.resized("nobody", 10, False)
     assert policy.choose(1, {"a"}) == [key]
     policy.leave(key)
     policy.put(key, 10, dirty=True)
@@ -118,7 +118,7 @@ def test_what_is_in_the_order_is_what_was_put_and_did_not_leave(large: int, step
                 chosen.pop(key, None)
                 known -= {key} if what == "forget" else set()
             else:
-                policy.saved(key, size)
+                policy.resized(key, size, False)
                 if key in held:
                     held[key] = size
             check(policy)
@@ -223,7 +223,7 @@ def test_of_values_used_alike_those_leave_first_that_are_saved_or_cost_least_per
     assert policy.choose(1, {"newest"}) == ["large"]
     memory = Memory(HitDensity(), 50).run(cycles(45, 20, "set"))
     for key in range(10, 20):
-        memory.policy.saved(key, memory.size)  # and so costs no write
+        memory.policy.resized(key, memory.size, False)  # and so costs no write
     assert set(memory.policy.choose(10 * memory.size, ())) == set(range(10, 20))
 
 
@@ -292,7 +292,7 @@ def scenario(policy: HitDensity[int], held: dict[int, int], steps: int) -> Itera
                     policy.leave(gone)
                     held.pop(gone, None)
         if step % 11 == 0:
-            policy.saved(key, 120)
+            policy.resized(key, 120, False)
         if step % 17 == 0:
             policy.forget(key)
             held.pop(key, None)
