@@ -122,9 +122,7 @@ class Engine(Generic[K]):
         state = self.state
         while self.get(key) is not ABSENT:  # loads the value, if need be, without the lock
             with state.lock:
-                value = state.cache.values.get(key, ABSENT)
-                if value is ABSENT:
-                    value = state.cache.find(key)[0]
+                value, _ = state.cache.find(key)
                 if value is not ABSENT:
                     self.delete(key)
                     return value

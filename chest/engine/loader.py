@@ -161,16 +161,13 @@ class Loader(Generic[K]):
             for key in keys:
                 if not state.known(key):
                     raise KeyError(key)
-            wanted = [key for key in dict.fromkeys(keys) if self._is_away(key)]
+            wanted = [key for key in dict.fromkeys(keys) if state.cache.find(key)[0] is ABSENT]
         failed: list[K] = []
         for some in batches(progress(wanted, total=len(wanted)), TOGETHER):
             if not self._bring(some, failed):
                 break
         for key in failed:
             self.get(key, True)  # says what is wrong with it, if anything still is
-
-    def _is_away(self, key: K) -> bool:
-        return key not in self.state.cache.values and self.state.cache.find(key)[0] is ABSENT
 
     def _bring(self, keys: list[K], failed: list[K]) -> bool:
         """Load values as long as there is room.  Returns whether there was room for all but those that ``failed``."""
@@ -179,7 +176,7 @@ class Loader(Generic[K]):
 
         def choose() -> list[K]:
             state.refresh()
-            refs.update((key, ref) for key in keys if self._is_away(key) and key not in state.flights
+            refs.update((key, ref) for key in keys if cache.find(key)[0] is ABSENT and key not in state.flights
                         and (ref := state.index.refs.get(key)) is not None)
             return list(refs)
 

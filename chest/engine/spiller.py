@@ -342,7 +342,7 @@ class Spiller(Generic[K]):
     def _is_replaced(self, key: K, value: Any) -> bool:
         """Did others set the key meanwhile?  Then the value need not be written: theirs is the key's."""
         self.state.refresh()
-        return self.state.cache.values.get(key) is not value and self.state.cache.find(key)[0] is not value
+        return self.state.cache.find(key)[0] is not value
 
     def _write(self, items: Sequence[Item]) -> list[tuple[Item, Written]]:
         """Write values to new bytes, each by itself: what goes wrong with one is noted with it."""

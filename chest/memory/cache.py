@@ -286,14 +286,17 @@ class Cache(Generic[K]):
             self.left.pop(reference.key, None)
 
     def find(self, key: K) -> tuple[Any, Saved]:
-        """The value of ``key`` that left memory and that the program still refers to; `ABSENT` if there is none."""
+        """The value of ``key``, in memory or as the program still refers to it; `ABSENT` if there is none.
+
+        Of one that left memory also what tells whether it changed.
+        """
         if key in self.left:
             value, saved = self.left.get(key, (ABSENT, UNKNOWN))  # it may have died just now
             if type(value) is _Reference:
                 value = value.value()
             if value is not None:
                 return value, saved
-        return ABSENT, UNKNOWN
+        return self.values.get(key, ABSENT), UNKNOWN
 
     def departed(self, keys: Iterable[K]) -> list[tuple[K, Any, Saved]]:
         """Those values of ``keys`` that left memory and that the program may have changed since."""
