@@ -115,7 +115,7 @@ class Committer(Generic[K]):
         cache, refs = self.state.cache, self.state.index.refs
         cache.take_hits()
         keys = [key for key in self.state.index.own() if refs.get(key, "") is None and key in cache.values]
-        return keys + list(cache.watch) + [key for key, *_ in cache.departed(list(cache.left))]
+        return keys + [key for key, *_ in cache.suspects()]
 
     def _size(self, key: K) -> int:
         """The bytes of a value that is to be written, about; of one that left memory only a record tells them."""

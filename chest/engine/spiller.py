@@ -96,13 +96,13 @@ class Spiller(Generic[K]):
         if state.torn or not (cache.watch or cache.left) or not state.storage.exists():
             return  # where the directory is gone, nothing is as its bytes are
         cache.take_hits()
-        watched = [(key, cache.values[key], cache.saved[key]) for key in cache.watch if key in cache.saved]
-        for key, value, saved in watched + cache.departed(list(cache.left)):
-            if key not in state.flights and key in refs and not self._is_same(value, saved, refs[key]):
-                with state.section:
-                    orphans = state.index.set(key)
-                    cache.put(key, value, nbytes(value), None)
-                    state.storage.remove(orphans)
+        items: list[Item] = [(key, value, refs[key], saved) for key, value, saved in cache.suspects()
+                             if key not in state.flights and key in refs]
+        for key, value, *_ in self._divide(items, {}):
+            with state.section:
+                orphans = state.index.set(key)
+                cache.put(key, value, nbytes(value), None)
+                state.storage.remove(orphans)
 
     def make_room_quietly(self) -> None:
         """As `make_room` for a value that was loaded: it is the user's, also when no room can be made for it."""

@@ -298,6 +298,12 @@ class Cache(Generic[K]):
                 return value, saved
         return self.values.get(key, ABSENT), UNKNOWN
 
+    def suspects(self) -> list[tuple[K, Any, Saved]]:
+        """What is on disk, and may have been changed in place since: in memory, or behind its leaving it."""
+        watched = [(key, self.values[key], self.saved[key]) for key in list(self.watch)
+                   if key in self.values and key in self.saved]  # a signal's handler may save half-way
+        return watched + self.departed(list(self.left))
+
     def departed(self, keys: Iterable[K]) -> list[tuple[K, Any, Saved]]:
         """Those values of ``keys`` that left memory and that the program may have changed since."""
         found = [(key, *self.find(key)) for key in keys] if self.writeback else []
