@@ -137,12 +137,6 @@ class Committer(Generic[K]):
             with state.lock:
                 refs = dict(state.index.refs)
             moved = state.storage.compact(refs)
-        left_out = self._commit(plain, moved)
-        log("debug", "committed %s; keys: %d", state.storage.path, len(state.index.refs))
-        return left_out
-
-    def _commit(self, plain: bool, moved: dict[int, int]) -> Errors:
-        state = self.state
         with state.lock, state.section, state.index.keys.lock:
             while state.refresh():
                 pass  # a value that is dropped may run code of the user's, and that may commit by another handle
@@ -160,6 +154,7 @@ class Committer(Generic[K]):
             if plain:
                 state.index.untidy = state.index.untidy and pending
                 state.storage.reclaim(state.index.committed_refs())
+        log("debug", "committed %s; keys: %d", state.storage.path, len(state.index.refs))
         return left_out
 
     def is_pending(self) -> bool:
