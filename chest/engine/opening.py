@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 
 from chest.engine.state import State
 from chest.index import KEYS, Index, Names
-from chest.memory.cache import Cache
-from chest.memory.hit_density import HitDensity
 from chest.serialize import Codec
 from chest.storage.directory import Directory
 from chest.storage.keysfile import KeysFile
@@ -108,7 +106,7 @@ def open_parts(asked: str | os.PathLike[str] | None, settings: Settings, availab
         storage.make()
     index: Index[Any] = Index(keys, names)
     looks = settings.writeback and settings.flag != "r"  # a change that cannot be saved is not looked for
-    state: State[Any] = State(Cache(HitDensity(), looks), index, storage, available)
+    state: State[Any] = State(index, storage, looks, available)
     if settings.flag == "n" and is_there:
         state.erase()
         storage.make()

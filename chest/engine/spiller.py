@@ -280,7 +280,7 @@ class Spiller(Generic[K]):
                     cache.watch.pop(key, None)
                 else:
                     cache.look_at(key)
-            gone = cache.evict(saved, 2)  # besides, each is in its item, and in the cache
+            gone = cache.evict(saved)
             if cache.kept:
                 kept = [*islice(cache.kept, 2 * SWEPT)]
                 is_due = ALONE in map(references, map(cache.kept.__getitem__, kept)) or kept[2 * SWEPT - 1 :]

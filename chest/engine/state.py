@@ -22,10 +22,10 @@ from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any, Generic, TypeVar
 
-from chest.errors import ChestError
+from chest.errors import ChestError, refused
 from chest.index import Index
 from chest.log import log
-from chest.memory.cache import ABSENT, Cache
+from chest.memory.cache import Cache
 from chest.stats import Counts
 from chest.storage.base import Ref, Storage
 
@@ -96,19 +96,18 @@ class _Section:
 
 def _is_answer(error: BaseException) -> bool:
     """Is this chest's own error, or the system's?  An `OSError` without a number is a handler's of a signal."""
-    return isinstance(error, ChestError) or getattr(error, "errno", None) is not None
+    return isinstance(error, ChestError) or refused(error)
 
 
 class State(Generic[K]):
     """The parts of one handle."""
 
-    def __init__(self, cache: Cache[K], index: Index[K], storage: Storage[K], available: float):
-        self.cache = cache
+    def __init__(self, index: Index[K], storage: Storage[K], looks: bool, available: float):
+        self.cache: Cache[K] = Cache(looks, max(BESIDE, available / 8))
         self.index = index
         self.storage = storage
         self.codec = storage.codec
         self.available = available
-        cache.most_beside = max(BESIDE, available / 8)
         self.counts = Counts()
         self.flights: dict[K, Flight] = {}
         self.writing: dict[Flight, None] = {}  # all that write, also where the keys are others' by now
@@ -327,6 +326,6 @@ class State(Generic[K]):
         self.storage.after_fork()
         self.index.after_fork()
         for key in self.index.inherited:
-            if self.index.refs.get(key, "") is None and self.cache.values.get(key, ABSENT) is not ABSENT:
+            if self.index.refs.get(key, "") is None and key in self.cache.values:
                 self.cache.policy.leave(key)
                 self.cache.stuck.add(key)

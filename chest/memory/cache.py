@@ -123,9 +123,10 @@ class Cache(Generic[K]):
     rest of values of which the program has only a part.
     """
 
-    def __init__(self, policy: HitDensity[K], writeback: bool):
-        self.policy = policy
+    def __init__(self, writeback: bool, most_beside: float):
+        self.policy: HitDensity[K] = HitDensity()
         self.writeback = writeback
+        self.most_beside = most_beside
         self.access: Access[K] = Access()
         self.given = self.access.given
         self.values: dict[K, Any] = {}
@@ -136,7 +137,6 @@ class Cache(Generic[K]):
         self.stuck: set[K] = set()
         self.left: dict[K, Any] = {}
         self.kept: dict[K, Any] = {}  # those kept by plain references, the ones looked at longest ago first
-        self.most_beside = 0.0
         self._beside = 0
         self._besides: dict[K, int] = {}  # bytes of kept values of such types, and of those of which it has only a part
 
@@ -208,15 +208,15 @@ class Cache(Generic[K]):
         self.policy.leave(key)
         return gone
 
-    def evict(self, saved: Mapping[K, Saved], holders: int) -> list[Any]:
-        """The values of the keys of ``saved`` leave memory; those to which, or to a part of which, anybody but so many
-        ``holders`` refers are found again.
+    def evict(self, saved: Mapping[K, Saved]) -> list[Any]:
+        """The values of the keys of ``saved`` leave memory; those that the program has, or a part of, are found again.
 
         Returns them, so that finalisers of the user's run when the caller is through.
         """
         values, watch, sizes = list(map(self.values.__getitem__, saved)), self.watch, self.sizes
         parts: list[list[Any]] = []  # looked at if need be
-        for place, (key, value, held) in enumerate(zip(saved, values, referenced(values, holders))):
+        held_whole = referenced(values, 2)  # besides the cache and the item of the spill
+        for place, (key, value, held) in enumerate(zip(saved, values, held_whole)):
             if held:  # first, lest Ctrl-C comes in between, and a change of what the program holds is not seen
                 self.leave(key, value, saved[key])
             elif type(value) in CONTAINERS:
@@ -309,13 +309,12 @@ class Cache(Generic[K]):
         found = [(key, *self.find(key)) for key in keys] if self.writeback else []
         return [entry for entry in found if entry[1] is not ABSENT and can_change(entry[1])]
 
-    def unreferenced(self, most: int, holders: int = 2) -> list[tuple[K, Any, Saved]]:
-        """Of up to ``most`` values that are kept by a plain reference, those to which nobody but so many ``holders``
-        refers, nor to a part of them: two are ``left`` and ``kept``."""
+    def unreferenced(self, most: int) -> list[tuple[K, Any, Saved]]:
+        """Of up to ``most`` values kept by plain references, those of which the program has neither all nor a part."""
         kept, left = self.kept, self.left
         keys = list(islice(kept, most))
         plain = [(key, left[key]) for key in keys if key in left]
-        held = referenced([found[0] for _, found in plain], holders)
+        held = referenced([found[0] for _, found in plain], 2)  # ``left`` and ``kept`` do
         free = [(key, found[0], found[1]) for (key, found), one in zip(plain, held) if not one]
         free = [found for found, parts in zip(free, held_parts([found[1] for found in free]))
                 if not (parts and self._is_worth_keeping(found[0], found[1], parts))]
