@@ -200,11 +200,10 @@ class Engine(Generic[K]):
             for key, value in pairs.items():
                 self.set(key, value)
             return
-        items = list(pairs.items())
         with state.protected():
-            done = state.storage.write(items, small)
-            self.adopt((key, one, value) for (key, value), one in zip(items, done) if one.ref is not None)
-        for (key, value), one in zip(items, done):
+            done = self.spiller.write(list(pairs.items()))
+            self.adopt((key, one, value) for (key, value), one in done if one.ref is not None)
+        for (key, value), one in done:
             if one.ref is None:
                 self.set(key, value)  # the errors are those of a spill
         self.spiller.sweep(SWEPT)

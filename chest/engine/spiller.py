@@ -30,6 +30,7 @@ from chest.storage.system import raise_of_a_signal
 __all__ = ["Errors", "Spiller"]
 
 K = TypeVar("K", bound=Hashable)
+T = TypeVar("T", bound="tuple[Any, ...]")
 
 SMALL = 4096  # bytes: values that take less leave memory many at a time where they share packs
 MANY = 1000  # keys: larger chests pack their small values where min_file_size is not given
@@ -207,7 +208,7 @@ class Spiller(Generic[K]):
                     self._announce(items, flight)
                 new = self._divide(items, saved)
                 if new:
-                    written = self._write(new)
+                    written = self.write(new)
             finally:
                 self._settle(items, written, saved, flight, alone)
         except BaseException as error:
@@ -344,8 +345,11 @@ class Spiller(Generic[K]):
         self.state.refresh()
         return self.state.cache.find(key)[0] is not value
 
-    def _write(self, items: Sequence[Item]) -> list[tuple[Item, Written]]:
-        """Write values to new bytes, each by itself: what goes wrong with one is noted with it."""
+    def write(self, items: Sequence[T]) -> list[tuple[T, Written]]:
+        """Write values to new bytes, each by itself: what goes wrong with one is noted with it.
+
+        Of an item the first is the key, the second the value.
+        """
         storage = self.state.storage
         done = list(zip(items, storage.write([(item[0], item[1]) for item in items], self.threshold())))
         for _, one in done:

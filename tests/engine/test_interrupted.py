@@ -301,6 +301,27 @@ def test_what_a_handler_raises_is_not_taken_for_what_the_system_says_of_a_file_t
     assert n > 5
 
 
+class Slow:
+    def __reduce__(self):
+        signal.raise_signal(signal.SIGINT)
+        return Slow, ()
+
+
+def test_a_limit_of_time_that_comes_while_an_update_pickles_a_value_comes_out_as_itself(path):
+    def limit(number, frame):
+        raise TimeoutError("time is up")
+
+    c = Chest(path=path, available_memory=10, min_file_size=1000)
+    handler = signal.signal(signal.SIGINT, limit)
+    try:
+        with pytest.raises(TimeoutError, match="^time is up$"):
+            c.update({1: "one", 2: Slow(), 3: "three"})
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert not c
+    check(c)
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Ctrl-C may come in a finaliser
 @pytest.mark.parametrize("method", ["sync", "flush"])  # which append to the list, and replace it
 @pytest.mark.parametrize("settings", [{}, {"min_file_size": 1000}], ids=["files", "packs"])
