@@ -311,18 +311,15 @@ class Cache(Generic[K]):
 
     def unreferenced(self, most: int) -> list[tuple[K, Any, Saved]]:
         """Of up to ``most`` values kept by plain references, those of which the program has neither all nor a part."""
-        kept, left = self.kept, self.left
-        keys = list(islice(kept, most))
-        plain = [(key, left[key]) for key in keys if key in left]
-        held = referenced([found[0] for _, found in plain], 2)  # ``left`` and ``kept`` do
-        free = [(key, found[0], found[1]) for (key, found), one in zip(plain, held) if not one]
-        free = [found for found, parts in zip(free, held_parts([found[1] for found in free]))
-                if not (parts and self._is_worth_keeping(found[0], found[1], parts))]
-        for key in keys:
-            value = kept[key]
+        kept = self.kept
+        found = [(key, *self.left[key]) for key in islice(kept, most) if key in self.left]
+        held = referenced([one[1] for one in found], 3)  # ``left``, ``kept`` and ``found`` refer to it
+        free = [one for one, is_held in zip(found, held) if not is_held]
+        free = [one for one, parts in zip(free, held_parts([one[1] for one in free]))
+                if not (parts and self._is_worth_keeping(one[0], one[1], parts))]
+        for key, value, _ in found:
             del kept[key]
-            if key in left:
-                kept[key] = value  # as the one looked at last
+            kept[key] = value  # as the one looked at last
         return free
 
     def let_go(self, key: K) -> None:
