@@ -12,7 +12,7 @@ from chest.engine.committer import Committer, Progress, silent
 from chest.engine.loader import Loader
 from chest.engine.opening import Settings, open_parts
 from chest.engine.spiller import SWEPT, Spiller
-from chest.engine.state import State
+from chest.engine.state import Flight, State
 from chest.errors import ChestError, explain_os
 from chest.log import log
 from chest.memory.cache import ABSENT
@@ -25,10 +25,7 @@ K = TypeVar("K", bound=Hashable)
 
 
 class Engine(Generic[K]):
-    """All values of a chest, wherever they are.
-
-    Thread safety: every method may be called by any thread.  Values are read and written without the lock.
-    """
+    """All values of a chest, wherever they are.  Any method may be called by any thread."""
 
     def __init__(self, path: str | os.PathLike[str] | None, settings: Settings, available: float):
         self.temporary = path is None
@@ -141,15 +138,12 @@ class Engine(Generic[K]):
         return last[0]
 
     def shrink(self) -> None:
-        """Spill until memory is within the budget; this thread is through with the value that it was given last.
-
-        Values are sized anew, as nobody told of those that grew in place.
-        """
+        """Size all values anew, as they may have grown in place, and spill until memory is within the budget."""
         state, cache = self.state, self.state.cache
         with state.lock:
             state.mend()
             cache.take_hits()
-            cache.access.release()
+            cache.access.release()  # this thread is through with the value that it was given last
             with state.section:
                 for key, value in list(cache.values.items()):
                     size = nbytes(value)
@@ -200,7 +194,7 @@ class Engine(Generic[K]):
             for key, value in pairs.items():
                 self.set(key, value)
             return
-        with state.protected():
+        with state.in_flight(Flight(False)):
             done = self.spiller.write(list(pairs.items()))
             self.adopt((key, one, value) for (key, value), one in done if one.ref is not None)
         for (key, value), one in done:

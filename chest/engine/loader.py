@@ -11,10 +11,11 @@ The last question is asked when the bytes were read, as a name may be freed and 
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
+from chest.engine.committer import Progress
 from chest.engine.spiller import SWEPT, Spiller
 from chest.engine.state import Flight, State, nothing
 from chest.errors import explain_load, raised_by_signal
@@ -31,7 +32,6 @@ K = TypeVar("K", bound=Hashable)
 
 TOGETHER = 1000  # keys, or pairs, of an iteration, a prefetch or an update that are looked at together
 PASSED = 1 << 20  # bytes that pass by an iteration together, and are let go if nobody has them any more
-Progress = Callable[..., Iterable[Any]]
 
 
 class Loader(Generic[K]):
@@ -112,7 +112,7 @@ class Loader(Generic[K]):
         try:
             loaded = state.storage.load(ref, key_checksum(key) if type(ref) is str else 0)
         except Exception as found:
-            if raised_by_signal(found):
+            if isinstance(found, MemoryError) or raised_by_signal(found):
                 raise
             error = found
         size = memory_of(loaded.value, loaded.nbytes) if loaded is not None else 0
@@ -134,8 +134,6 @@ class Loader(Generic[K]):
         if gone:
             raise KeyError(f"{key!r}: its file {state.storage.file(ref)} is gone; set or delete the key to repair it")
         assert error is not None
-        if isinstance(error, MemoryError):
-            raise error
         raise explain_load(error, key, state.storage.file(ref)) from error
 
     def _is_as_inherited(self, key: K, version: int | None) -> bool:

@@ -18,7 +18,7 @@ import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Generic, TypeVar
 
@@ -44,8 +44,7 @@ def nothing(key: Any) -> None:
 
 
 class Flight:
-    """A load, or a batch of writes, of ``keys`` under way.  ``given`` are those whose values somebody got meanwhile.
-    """
+    """A load, or a batch of writes, of ``keys`` under way.  ``given`` are those whose values somebody got meanwhile."""
 
     __slots__ = ("counts", "given", "keys", "loads", "thread")
 
@@ -67,10 +66,9 @@ class Flight:
 
 
 class _Section:
-    """A block, within the lock, that changes several parts: ``torn`` is set, and Ctrl-C and the like leave it so.
+    """A block of rule 3.  What the system refuses is raised where nothing is half done, and leaves ``torn`` as it was.
 
-    What the system refuses is raised where nothing is half done.  The garbage collector does not come meanwhile: it may
-    run a finaliser of the user's that uses the chest.
+    The garbage collector does not come meanwhile: it may run a finaliser of the user's that uses the chest.
     """
 
     def __init__(self, state: State[Any]) -> None:
@@ -261,13 +259,12 @@ class State(Generic[K]):
         if self._waiters:
             self.landed.notify_all()
 
-    def protected(self) -> AbstractContextManager[None]:
-        """In this block bytes are written that no key names yet: a commit knows by a flight, which has no key."""
-        return self.in_flight(Flight(False), lambda: ())
-
     @contextmanager
-    def in_flight(self, flight: Flight, choose: Callable[[], Sequence[K]]) -> Iterator[None]:
-        """In this block ``flight`` is that of the keys that ``choose`` names, which is called with the lock."""
+    def in_flight(self, flight: Flight, choose: Callable[[], Sequence[K]] = tuple) -> Iterator[None]:
+        """In this block ``flight`` is that of the keys that ``choose`` names, which is called with the lock.
+
+        Of bytes that no key names yet it has no key, and tells a commit that they are being written.
+        """
         try:
             with self.lock:
                 self.take_off(flight, choose())

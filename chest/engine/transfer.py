@@ -8,6 +8,7 @@ from typing import Any
 from chest.engine.committer import Progress
 from chest.engine.engine import Engine
 from chest.engine.loader import TOGETHER
+from chest.engine.state import Flight
 from chest.errors import ChestError, raised_by_signal
 from chest.index import key_checksum
 from chest.memory.cache import ABSENT
@@ -63,7 +64,7 @@ def _take(engine: Engine[Any], other: Engine[Any], key: Any, saved: bool, linked
             if ref is None or (not saved and key in theirs.cache.watch):
                 break
         if linked:
-            with suppress(OSError, ChestError), mine.protected():
+            with suppress(OSError, ChestError), mine.in_flight(Flight(False)):
                 made = mine.storage.link(key, theirs.storage, ref)
                 if made.ref is not None:
                     if newest():
