@@ -225,10 +225,7 @@ class Engine(Generic[K]):
         return len(self.state.index.own()) if not self.temporary else 0
 
     def close(self, progress: Progress = silent) -> None:
-        """Save everything and free memory; a temporary chest removes its directory instead.
-
-        A chest that was only read touches nothing on disk.
-        """
+        """Save everything and free memory; a temporary chest removes its directory instead."""
         state = self.state
         self.committer.no_transaction()
         if self.temporary:
@@ -246,7 +243,7 @@ class Engine(Generic[K]):
                 state.close()
 
     def _forgets_all(self) -> bool:
-        """Empty memory if there is nothing to save, and nothing that may have been changed.  Was it so?"""
+        """Empty memory, and touch nothing on disk, if nothing was changed, nor may have been.  Was it so?"""
         state, cache, index = self.state, self.state.cache, self.state.index
         with state.lock:
             state.mend()

@@ -203,11 +203,8 @@ class Loader(Generic[K]):
             return True
 
     def stream(self, keys: list[K]) -> Iterator[tuple[K, Any]]:
-        """The pairs of ``keys``, those that are gone by their turn left out.
-
-        Records of packs that do not fit into memory are read ahead and pass by: they push nothing out, and are compared
-        when the loop is through with them.
-        """
+        """The pairs of ``keys``, but for those that are gone by their turn.  Records of packs that do not fit into
+        memory pass by: they push nothing out, and are compared when the loop is through with them."""
         state, cache = self.state, self.state.cache
         for some in batches(keys, TOGETHER):
             ahead = self._ahead(some)
@@ -256,7 +253,6 @@ class Loader(Generic[K]):
         """
         state, cache = self.state, self.state.cache
         passing: dict[K, Any] = {}
-        read = 0
         with state.lock, state.section:
             refs, values, left, flights = state.index.refs, cache.values, cache.left, state.flights
             for key, loaded in zip(keys, found):
@@ -268,7 +264,6 @@ class Loader(Generic[K]):
                         passing[key] = left[key]
                     else:
                         passing[key] = value, None
-                    read += length
+                    state.counts.bytes_read += length
             state.counts.misses += len(passing)
-            state.counts.bytes_read += read
         return passing

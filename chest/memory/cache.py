@@ -74,10 +74,8 @@ def _machine_memory() -> int:
 
 
 def memory_of(value: Any, length: int) -> int:
-    """The bytes that ``value`` takes in memory, as far as anyone can tell: what `nbytes` says.
-
-    Where it serialises to far more, as types do that keep what they hold out of sight, no less than that ``length``.
-    """
+    """The bytes that ``value`` takes in memory: what `nbytes` says; or the ``length`` to which it serialises, where
+    that is far more, as with types that keep what they hold out of sight."""
     size = nbytes(value)
     return size if length <= 2 * size else length
 
