@@ -214,7 +214,7 @@ class Engine(Generic[K]):
         """Make the directory if it is not there; an error if it was there and was renamed or removed under us."""
         storage, index = self.state.storage, self.state.index
         if not storage.exists():
-            if index.refs and any(ref is not None for ref in list(index.refs.values())):
+            if any(ref is not None for ref in list(index.refs.values())):
                 raise FileNotFoundError(errno.ENOENT, "the chest's directory is gone: it was renamed or removed while "
                                         "the chest was open, and what it held is not in memory; put it back, or open "
                                         "the chest anew", self.path)

@@ -18,23 +18,22 @@ from itertools import count
 from typing import Any, Generic, TypeVar
 
 from chest.errors import raised_by_signal
+from chest.memory.changes import COUNTED
 
 __all__ = ["Access"]
 
 K = TypeVar("K", bound=Hashable)
 
 LOGGED = 4096  # accesses that the log remembers; the policy can do without the older ones
-# Elsewhere threads are told apart from the start, as a part of a value that one has keeps no value (`changes`).
-_COUNTS = (sys.implementation.name == "cpython" and hasattr(_thread, "_count")
-           and getattr(sys, "_is_gil_enabled", lambda: True)())
 
 
 class Access(Generic[K]):
     """The log and the counter of hits, and for each thread the key whose value it was given last.
 
     While the process has one thread, the log's last entry says that; from the moment that there are more, each access
-    notes its thread.  Thread safety: `used` and the counter may be called without a lock, all else with it, and but for
-    `take` and `counted` when the hits up to now were taken.
+    notes its thread.  So it does from the start where references are not counted, as there a part of a value that a
+    thread has keeps no value.  Thread safety: `used` and the counter may be called without a lock, all else with it,
+    and but for `take` and `counted` when the hits up to now were taken.
     """
 
     def __init__(self) -> None:
@@ -43,8 +42,8 @@ class Access(Generic[K]):
         self._looks = 0
         self.log: deque[K] = deque(maxlen=LOGGED)
         self._last: dict[int, K] = {}
-        self._single = _COUNTS
-        self.used: Callable[[K], object] = self.log.append if _COUNTS else self._used_by_thread
+        self._single = COUNTED
+        self.used: Callable[[K], object] = self.log.append if COUNTED else self._used_by_thread
 
     def _used_by_thread(self, key: K) -> None:
         hash(key)  # `TypeError` for what is no key, before it is noted

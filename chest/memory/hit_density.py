@@ -5,10 +5,7 @@ uses, each is a tick.  Keys that were used about as often, that came back after 
 last use was of the same kind, form a group.  For each group and each time since the last use (age) it counts how many
 values were used at that age, and how many wait still.  From that follows the most that holding a value from now on can
 earn in a tick, whatever the plan for how long to hold it; a value's worth is that, for each of its bytes.
-
-Cao and Irani, "Cost-aware WWW proxy caching algorithms" (1997): cost by size.  Gittins, "Bandit processes and dynamic
-allocation indices" (1979): the best plan.  Beckmann, Chen and Cidon, "LHD: Improving cache hit rate by maximizing hit
-density" (2018): groups and ages.
+docs/how-it-works.rst names the papers that have these ideas.
 """
 from __future__ import annotations
 
