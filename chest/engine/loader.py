@@ -42,11 +42,8 @@ class Loader(Generic[K]):
         self.spiller = spiller
         self.on_miss = on_miss
 
-    def get(self, key: K, announced: bool = False) -> Any:
-        """The value of ``key``, loaded if need be; `ABSENT` if there is none, `KeyError` if its file is gone.
-
-        ``announced``: without a call of ``on_miss``.
-        """
+    def get(self, key: K, announced: bool = False) -> Any:  # if so, ``on_miss`` is not called
+        """The value of ``key``, loaded if need be; `ABSENT` if there is none, `KeyError` if its file is gone."""
         state = self.state
         announced = announced or self.on_miss is nothing
         flight: Flight | None = None

@@ -141,11 +141,8 @@ class Spiller(Generic[K]):
         return self._spill(flight, choose, leaves)
 
     def _choose(self) -> list[K]:
-        """The keys whose values leave, so that the rest fits into the budget; what threads were given last stays.
-
-        A value that is larger than the whole budget and stays for that reason does not count: the budget holds
-        without it.
-        """
+        """The keys whose values leave, so that the rest fits into the budget; what threads were given last stays, and
+        does not count if it alone is larger than the budget."""
         state, cache = self.state, self.state.cache
         if cache.access.log:
             cache.take_hits()
@@ -244,10 +241,7 @@ class Spiller(Generic[K]):
 
     def _settle(self, items: list[Item], written: list[tuple[Item, Written]], saved: dict[K, Saved],
                 flight: Flight, alone: set[K] | None) -> None:
-        """Values that are saved, and that nobody was given meanwhile, leave; all others stay.
-
-        Where none was to leave, those that are ``alone`` cannot be changed in place before somebody is given them.
-        """
+        """Step 3.  Where none was to leave, those ``alone`` cannot be changed before somebody is given them."""
         state, cache = self.state, self.state.cache
         orphans: list[Ref] = []
         with state.lock, state.section:
@@ -346,10 +340,7 @@ class Spiller(Generic[K]):
         return self.state.cache.find(key)[0] is not value
 
     def write(self, items: Sequence[T]) -> list[tuple[T, Written]]:
-        """Write values to new bytes, each by itself: what goes wrong with one is noted with it.
-
-        Of an item the first is the key, the second the value.
-        """
+        """Write ``items``, each of which begins with key and value, to new bytes; what goes wrong is noted with it."""
         storage = self.state.storage
         done = list(zip(items, storage.write([(item[0], item[1]) for item in items], self.threshold())))
         for _, one in done:

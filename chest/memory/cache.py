@@ -284,10 +284,7 @@ class Cache(Generic[K]):
             self.left.pop(reference.key, None)
 
     def find(self, key: K) -> tuple[Any, Saved]:
-        """The value of ``key``, in memory or as the program still refers to it; `ABSENT` if there is none.
-
-        Of one that left memory also what tells whether it changed.
-        """
+        """The value of ``key``, in memory, or outside with what tells whether it changed; `ABSENT` if there is none."""
         if key in self.left:
             value, saved = self.left.get(key, (ABSENT, UNKNOWN))  # it may have died just now
             if type(value) is _Reference:

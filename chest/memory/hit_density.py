@@ -265,10 +265,7 @@ class HitDensity(Generic[K]):
         return sorted(worths, key=itemgetter(0))
 
     def _learn(self) -> None:
-        """Learn from the waits that ended, and from those that go on.
-
-        What was seen counts half after four uses of each known key.
-        """
+        """Learn from the waits that ended or go on; what was seen counts half after four uses of each known key."""
         known = len(self._marks) + len(self._away)
         if len(self._away) > max(REMEMBERED, 4 * len(self._marks)):
             for key in [*self._away][: known // 8]:
