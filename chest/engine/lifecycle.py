@@ -27,7 +27,7 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from chest.errors import raised_by_signal
+from chest.errors import ChestError, raised_by_signal
 from chest.storage import locks
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def _before_fork() -> None:
         lock = handle.state.lock
         if lock.acquire(timeout=AT_FORK):
             locked.append(lock)
-            with suppress(OSError):  # it is as if the change came behind the fork
+            with suppress(OSError, ChestError):  # it is as if the change came behind the fork
                 handle.spiller.notice()
 
 
