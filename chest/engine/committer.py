@@ -41,8 +41,8 @@ class Committer(Generic[K]):
     def __init__(self, state: State[K], spiller: Spiller[K]):
         self.state = state
         self.spiller = spiller
-        self.in_transaction = False
-        self._saves: Flight | None = None  # the save that is under way
+        self.transacts: object = None  # what stands for the transaction that is open
+        self._saves: Flight | None = None  # the save or commit that is under way
 
     def save(self, plain: bool, empty: bool, progress: Progress = silent, strict: bool = False) -> None:
         """Write what is not on disk as it is now, and commit; with ``empty`` let all that is saved leave memory.
@@ -50,27 +50,37 @@ class Committer(Generic[K]):
         With ``plain`` the index is left as one list, and space is reclaimed.  `OSError`: nothing was committed.
         `DumpError`: all was, but for the keys that it names; with ``strict`` nothing.
         """
+        self._explain(self._in_turn(lambda: self._save(plain, empty, progress, strict)))
+
+    def _explain(self, errors: Errors) -> None:
+        if errors:
+            key, error = errors[0]
+            more = f" (and {len(errors) - 1} more)" if errors[1:] else ""
+            raise explain_dump(error, key, self.state.storage.path, more) from error
+
+    def no_transaction(self, but: object = None) -> None:
+        """`ChestError` while a transaction is open."""
+        if self.transacts not in (None, but):
+            raise ChestError("a transaction is open: it saves at its end, and nothing before")
+
+    def _in_turn(self, action: Callable[[], Errors], within: object = None) -> Errors:
+        """Do what commits: one thread after the other, and none while there is a transaction that it is not ``within``.
+
+        Else: 1. a flush copies the records of a dead writer's pack; 2. another thread commits, and removes what no key
+        names, the copies too; 3. the flush commits the copies.
+        """
         state = self.state
         with state.lock:
-            self.no_transaction()
             before = self._wait_for_others()
+            self.no_transaction(within)
             mine = self._saves = Flight(False)
         try:
-            errors = self._save(plain, empty, progress, strict)
+            return action()
         finally:
             with state.lock:
                 self._saves = before
                 state.landed.notify_all()
-        del mine
-        if errors:
-            key, error = errors[0]
-            more = f" (and {len(errors) - 1} more)" if errors[1:] else ""
-            raise explain_dump(error, key, state.storage.path, more) from error
-
-    def no_transaction(self) -> None:
-        """`ChestError` while a transaction is open."""
-        if self.in_transaction:
-            raise ChestError("a transaction is open: it saves at its end, and nothing before")
+            del mine
 
     def _wait_for_others(self) -> Flight | None:
         """Wait until no other thread saves; the save of this very thread that this one is nested in, if it is."""
@@ -95,7 +105,7 @@ class Committer(Generic[K]):
         for some in batches(progress(unsaved, total=len(unsaved)), most, lambda key: max(self._size(key), least)):
             errors += self.spiller.save(some, leaves=empty)
         if not (strict and errors):
-            errors += self.commit(plain)
+            errors += self._commit(plain)
         if clean:
             self.spiller.save(clean, leaves=True)
         if cache.kept:
@@ -131,6 +141,9 @@ class Committer(Generic[K]):
 
     def commit(self, plain: bool) -> Errors:
         """Commit the index as it stands.  Returns the keys that cannot be pickled, left out."""
+        return self._in_turn(lambda: self._commit(plain))
+
+    def _commit(self, plain: bool) -> Errors:
         state = self.state
         moved: dict[int, int] = {}
         if plain:
@@ -180,15 +193,26 @@ class Committer(Generic[K]):
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """What was pending before is saved now; what the block does is saved at its end, all of it or nothing."""
-        self.save(False, False)
+        """What was pending before is saved now; what the block does is saved at its end, all of it or nothing.
+
+        It begins and ends within a save, so that no other thread's sync comes between and commits a part of it.
+        """
+        mine = object()
+
+        def begin() -> Errors:
+            errors = self._save(False, False, silent, False)
+            self.transacts = None if errors else mine
+            return errors
+
         try:
-            with self.state.lock:
-                self.in_transaction = True
+            self._explain(self._in_turn(begin))
             yield
-            self.in_transaction = False
-            self.save(False, False, strict=True)
+            self._explain(self._in_turn(lambda: self._save(False, False, silent, True), mine))
+            self.transacts = None
         except BaseException:
-            self.in_transaction = False
-            self.rollback()
+            if self.transacts is mine:
+                try:
+                    self.rollback()
+                finally:
+                    self.transacts = None
             raise

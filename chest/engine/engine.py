@@ -287,7 +287,7 @@ class Engine(Generic[K]):
     def end(self) -> None:
         """Nobody will ask this handle again, or the process ends."""
         if self.owner == os.getpid() or self.unsaved():  # in the child of a fork only what the child itself set
-            self.committer.in_transaction = False
+            self.committer.transacts = None
             try:
                 self.close()
             finally:  # what could not be saved is lost, and nothing stays open for it

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Generic, TypeVar
 
-from chest.errors import ChestError, refused
+from chest.errors import ChestError, raised_by_signal
 from chest.index import Index
 from chest.log import log
 from chest.memory.cache import Cache
@@ -93,8 +93,8 @@ class _Section:
 
 
 def _is_answer(error: BaseException) -> bool:
-    """Is this chest's own error, or the system's?  An `OSError` without a number is a handler's of a signal."""
-    return isinstance(error, ChestError) or refused(error)
+    """Is this chest's own error, or the system's, and not what a signal's handler raised?"""
+    return isinstance(error, (ChestError, OSError)) and not raised_by_signal(error)
 
 
 class State(Generic[K]):

@@ -10,12 +10,15 @@ import itertools
 import pickle
 import random
 import threading
+import time
 
 import pytest
+from children import python
 from invariants import Model, check
 
 from chest import Chest
 from chest.core import nbytes
+from chest.errors import ChestError
 
 WAIT = 30  # seconds until something counts as hung
 VALUE = "v" * 900
@@ -37,6 +40,14 @@ def thread(action, *arguments):
     yield results
     runner.join(4 * WAIT)
     assert not runner.is_alive(), "a thread hangs"
+
+
+def until(what):
+    """Wait for what no event tells of."""
+    end = time.monotonic() + WAIT
+    while not what():
+        assert time.monotonic() < end, "it does not come"
+        time.sleep(0)
 
 
 class Gates:
@@ -244,6 +255,56 @@ def test_a_commit_has_saved_its_values_even_if_another_thread_is_writing_them_to
     assert chest["x"] == "x"
     chest.sync()
     assert saved(chest) == {"x": "x", "last": "stays"}
+
+
+def test_a_sync_that_waits_for_the_begin_of_a_transaction_commits_no_part_of_it(chest, gates):
+    def transact():
+        with chest.transaction():
+            chest["x"] = "half"
+            in_the_block.set()
+            assert go_on.wait(WAIT)
+            seen.append(saved(chest))
+            chest["y"] = "whole"
+
+    in_the_block, go_on, seen = threading.Event(), threading.Event(), []
+    chest.update(x="x", y="y")
+    with gates.during("dump", "x", transact) as one:
+        with thread(chest.sync) as two:
+            until(lambda: chest._engine.state._waiters)
+            gates.go_on.set()
+            assert in_the_block.wait(WAIT)
+        go_on.set()
+    assert one == [None] and isinstance(two[0], ChestError)
+    assert seen == [{"x": "x", "y": "y"}]
+    assert saved(chest) == {"x": "half", "y": "whole"}
+
+
+def test_a_commit_by_itself_removes_nothing_that_a_flush_of_another_thread_has_copied(path, monkeypatch):
+    """1. a flush copies the records of a dead writer's pack; 2. a commit for which the disk has no room to copy them."""
+    python("import os, sys, chest; chest.Chest({n: [n] * 100 for n in range(3000)}, path=sys.argv[1], "
+           "min_file_size=4096).flush(); os._exit(0)", path)
+    c = Chest(path=path, min_file_size=4096)
+    for n in range(2600):
+        del c[n]
+    c.sync()
+    storage, state = c._engine.state.storage, c._engine.state
+    real = storage.compact
+
+    def copies(refs):
+        monkeypatch.setattr(storage, "compact", lambda refs: {})
+        moved.update(real(refs))
+        other = threading.Thread(target=c.write_keys)
+        other.start()
+        until(lambda: state._waiters or not other.is_alive())
+        others.append(other)
+        return moved
+
+    moved, others = {}, []
+    monkeypatch.setattr(storage, "compact", copies)
+    c.flush()
+    others[0].join()
+    assert moved
+    assert dict(Chest(path=path)) == {n: [n] * 100 for n in range(2600, 3000)}
 
 
 # Locks.
