@@ -231,7 +231,7 @@ def test_a_file_that_is_gone_is_a_key_error_that_names_it(saved):
     for use in (lambda: saved["x"], lambda: saved.pop("x"), lambda: saved.prefetch("x")):
         with pytest.raises(KeyError, match=f"'x'.*{name}") as caught:
             use()
-        assert caught.value.__context__ is None
+        assert not isinstance(caught.value.__context__, FileNotFoundError), "it says that already"
     assert (saved.get("x", "default"), "x" in saved, len(saved), saved["y"]) == ("default", True, 3, "saved y")
     saved.sync()
     del saved["x"]
