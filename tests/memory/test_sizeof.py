@@ -9,6 +9,7 @@ import io
 import itertools
 import mmap
 import random
+import signal
 import sys
 import threading
 import types
@@ -265,13 +266,29 @@ def test_other_threads_may_change_the_value_meanwhile() -> None:
         thread.join()
 
 
-def test_what_a_handler_of_a_signal_raises_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(count: int, samples: int) -> Any:
-        raise TimeoutError  # as if the signal had come here
+@pytest.mark.parametrize("error", [TimeoutError, LookupError])
+@pytest.mark.parametrize("where", ["the walk", "an nbytes", "a function that is registered"])
+def test_what_a_handler_of_a_signal_raises_comes_out(registry: None, monkeypatch: pytest.MonkeyPatch, error: Any, where: str) -> None:
+    def limit(number: int, frame: Any) -> None:
+        raise error
 
-    monkeypatch.setattr(sizeof, "_places", interrupted)
-    with pytest.raises(TimeoutError):
-        nbytes([b""] * 1000)
+    def interrupted(*arguments: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+
+    value: Any = [b""] * 1000
+    if where == "the walk":
+        monkeypatch.setattr(sizeof, "_places", interrupted)
+    elif where == "an nbytes":
+        value = type("Slow", (), {"nbytes": property(interrupted)})()
+    else:
+        nbytes.register(complex)(interrupted)
+        value = 1j
+    handler = signal.signal(signal.SIGINT, limit)
+    try:
+        with pytest.raises(error):
+            nbytes(value)
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 # Registration
