@@ -25,6 +25,7 @@ from typing import Any, Generic, TypeVar
 from chest.errors import ChestError, raised_by_signal
 from chest.index import Index
 from chest.log import log
+from chest.memory.access import frames
 from chest.memory.cache import Cache
 from chest.stats import Counts
 from chest.storage.base import Ref, Storage
@@ -57,7 +58,7 @@ class Flight:
 
     def under_way(self) -> bool:
         """Is the thread still at it?  Not if Ctrl-C ended it before it could say so."""
-        frame: FrameType | None = sys._current_frames().get(self.thread)
+        frame: FrameType | None = frames().get(self.thread)
         while frame is not None:
             if frame.f_code.co_filename.startswith(_HERE) and any(local is self for local in frame.f_locals.values()):
                 return True

@@ -10,21 +10,35 @@ engine, and so is noticed.
 from __future__ import annotations
 
 import _thread
+import gc
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from itertools import count
+from types import FrameType
 from typing import Any, Generic, TypeVar
 
 from chest.errors import raised_by_signal
 from chest.memory.changes import COUNTED
 
-__all__ = ["Access"]
+__all__ = ["Access", "frames"]
 
 K = TypeVar("K", bound=Hashable)
 
 LOGGED = 4096  # accesses that the log remembers; the policy can do without the older ones
+
+
+def frames() -> dict[int, FrameType]:
+    """The frame that each thread is in.  Python 3.11 has a lock meanwhile, and for ever if the garbage collector comes
+    then and a finaliser asks, too."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return sys._current_frames()
+    finally:
+        if collects:
+            gc.enable()
 
 
 class Access(Generic[K]):
@@ -75,7 +89,7 @@ class Access(Generic[K]):
     def pinned(self) -> set[K]:
         """The keys whose values threads were given last: these stay in memory.  Cost: O(threads)."""
         if not self._single:
-            for ident in self._last.copy().keys() - sys._current_frames().keys():
+            for ident in self._last.copy().keys() - frames().keys():
                 self._last.pop(ident, None)
         return set(self._last.copy().values())
 
