@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Any
 
 __all__ = ["ChestError", "DamagedError", "DumpError", "LoadError", "explain_dump", "explain_load", "explain_os",
-           "printable", "raised_by_signal", "refused", "shown"]
+           "printable", "raise_of_a_signal", "raised_by_signal", "refused", "shown"]
 
 # What `signal` stands on: that makes an enumeration of each number, which takes 30 times as long.
 _signal: Any = import_module("_signal")
@@ -39,6 +39,12 @@ def raised_by_signal(error: BaseException) -> bool:
     while trace is not None and trace.tb_frame.f_code not in codes:
         trace = trace.tb_next
     return trace is not None
+
+
+def raise_of_a_signal(error: BaseException) -> None:
+    """Raise ``error`` again if a handler of a signal raised it."""
+    if raised_by_signal(error):
+        raise error
 
 
 def refused(error: object) -> bool:

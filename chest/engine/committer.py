@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from chest.engine.spiller import Errors, Spiller
 from chest.engine.state import Flight, State
-from chest.errors import ChestError, explain_dump, explain_os, raised_by_signal
+from chest.errors import ChestError, explain_dump, explain_os, raise_of_a_signal
 from chest.index import KEYS
 from chest.log import log
 from chest.storage.base import batches, record_size
@@ -158,8 +158,7 @@ class Committer(Generic[K]):
                 pending = self.is_pending()
                 state.storage.committed(plain, pending)
             except OSError as error:
-                if raised_by_signal(error):
-                    raise
+                raise_of_a_signal(error)
                 state.refresh()
                 raise explain_os(error, "commit the index", state.storage.file(KEYS),
                                  "; nothing is lost in memory, and what was committed before is untouched") from error

@@ -18,14 +18,13 @@ from operator import itemgetter
 from typing import Any, Generic, Optional, TypeVar
 
 from chest.engine.state import Flight, State, nothing
-from chest.errors import explain_dump, explain_os, raised_by_signal, refused
+from chest.errors import explain_dump, explain_os, raise_of_a_signal, raised_by_signal, refused
 from chest.log import log
 from chest.memory.cache import UNKNOWN, Saved
 from chest.memory.changes import held_parts, owned, referenced, references
 from chest.memory.sizeof import nbytes
 from chest.serialize.compare import can_change
 from chest.storage.base import Ref, Written
-from chest.storage.system import raise_of_a_signal
 
 __all__ = ["Errors", "Spiller"]
 

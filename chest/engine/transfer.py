@@ -9,7 +9,7 @@ from chest.engine.committer import Progress
 from chest.engine.engine import Engine
 from chest.engine.loader import TOGETHER
 from chest.engine.state import Flight
-from chest.errors import ChestError, raised_by_signal
+from chest.errors import ChestError, raise_of_a_signal
 from chest.index import key_checksum
 from chest.memory.cache import ABSENT
 from chest.storage.base import batches
@@ -74,8 +74,7 @@ def _take(engine: Engine[Any], other: Engine[Any], key: Any, saved: bool, linked
         try:
             value = theirs.storage.load(ref, key_checksum(key)).value
         except Exception as error:  # of the user's load too
-            if raised_by_signal(error):
-                raise
+            raise_of_a_signal(error)
             if newest():
                 break  # what is wrong is told with the key
         else:

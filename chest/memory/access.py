@@ -19,7 +19,7 @@ from itertools import count
 from types import FrameType
 from typing import Any, Generic, TypeVar
 
-from chest.errors import raised_by_signal
+from chest.errors import raise_of_a_signal
 from chest.memory.changes import COUNTED
 
 __all__ = ["Access", "frames"]
@@ -119,7 +119,6 @@ def _is_key(key: object) -> bool:
     try:
         hash(key)
     except Exception as error:
-        if raised_by_signal(error):
-            raise
+        raise_of_a_signal(error)
         return False
     return True

@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 
 from heapdict import heapdict
 
-from chest.errors import raised_by_signal
+from chest.errors import raise_of_a_signal
 
 __all__ = ["HitDensity"]
 
@@ -170,8 +170,7 @@ class HitDensity(Generic[K]):
             try:
                 mark = self._marks.pop(key, 0)
             except Exception as error:
-                if raised_by_signal(error):
-                    raise
+                raise_of_a_signal(error)
                 continue
             if mark:
                 tick = self._now = self._now + 1

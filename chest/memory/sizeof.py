@@ -20,7 +20,7 @@ from mmap import mmap
 from operator import attrgetter, index
 from typing import Any, Protocol, TypeVar, cast
 
-from chest.errors import raised_by_signal
+from chest.errors import raise_of_a_signal
 
 __all__ = ["nbytes"]
 
@@ -116,8 +116,7 @@ def _nbytes(value: object, /) -> int:
                 parts = [*dict(zip(map(id, parts), parts)).values()]
             return sum(map(_sizeof, parts))
     except Exception as error:  # a dict that another thread changes, or a type that cannot be hashed
-        if raised_by_signal(error):
-            raise
+        raise_of_a_signal(error)
     return _walk(value)
 
 
@@ -147,8 +146,7 @@ def _walk(value: object) -> int:
             try:
                 size, held = _plan(kind)(part)
             except Exception as error:
-                if raised_by_signal(error):
-                    raise
+                raise_of_a_signal(error)
                 size, held = _own_size(kind)(part), []
             total += size * scale * share
             for parts, each in held:
@@ -196,8 +194,7 @@ def _asked(function: Callable[[Any], Any], value: object) -> int:
     try:
         return max(-1, min(index(function(value)), sys.maxsize))
     except Exception as error:  # no size, such as a method of that name
-        if raised_by_signal(error):
-            raise
+        raise_of_a_signal(error)
         return -1
 
 

@@ -19,7 +19,7 @@ from functools import cache, lru_cache
 from typing import Any, Callable
 from zlib import crc32
 
-from chest.errors import DamagedError, raised_by_signal
+from chest.errors import DamagedError, raise_of_a_signal
 
 from . import aligned, compare
 from .aligned import CHECKED, LEAST, MARK, READONLY, Array, Encoded, Map, Template
@@ -177,8 +177,7 @@ def _map_file(descriptor: int, status: os.stat_result, mode: str) -> Map | None:
     try:
         made = Map(descriptor, status.st_size, access=access, **_WITHOUT_DESCRIPTOR)
     except (OSError, ValueError) as error:  # too many maps, no room in the address space, a file system without maps
-        if raised_by_signal(error):
-            raise
+        raise_of_a_signal(error)
         return None
     made.file = status.st_dev, status.st_ino
     made.writable = mode != "r"

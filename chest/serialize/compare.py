@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any, Callable, Union
 
-from chest.errors import raised_by_signal
+from chest.errors import raise_of_a_signal, raised_by_signal
 
 from .aligned import LEAST, Buffer, Encoded, Map, Overflow, fill, map_under
 
@@ -104,8 +104,7 @@ def written(begin: int, size: int) -> list[tuple[int, int]] | None:
                         start, stop = ((page + at) * _PAGE - begin for at in run.span())
                         runs.append((max(start, 0), min(stop, size)))
     except OSError as error:
-        if raised_by_signal(error):
-            raise
+        raise_of_a_signal(error)
         return None
     return runs
 

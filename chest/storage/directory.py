@@ -9,7 +9,7 @@ from collections.abc import Generator, Hashable, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, Callable, Generic, TypeVar
 
-from chest.errors import ChestError, DamagedError
+from chest.errors import ChestError, DamagedError, raise_of_a_signal
 from chest.index.filenames import Names, key_checksum, names_of
 from chest.log import log
 from chest.serialize.aligned import LEAST, Encoded, stamp_of, without_mark
@@ -125,7 +125,7 @@ class Directory(Generic[K]):
         try:
             refs = self._packs.append([data for *_, data in batch])
         except OSError as error:
-            system.raise_of_a_signal(error)
+            raise_of_a_signal(error)
             log("debug", "no records in %s: %s", self.path, error)
             for place, *_ in batch:
                 done[place] = (self.write([items[place]], 0)[0] if isinstance(error, NoPack) else
@@ -260,7 +260,7 @@ class Directory(Generic[K]):
             try:
                 self._tree.unlink(name)
             except OSError as error:
-                system.raise_of_a_signal(error)
+                raise_of_a_signal(error)
                 errors.append(error)
         self._packs.reclaim(())
         for name in [*names, PACKS + "/"]:  # again, as the removal of a folder may have failed

@@ -13,6 +13,7 @@ import time
 import weakref
 from contextlib import suppress
 
+from chest.errors import raise_of_a_signal
 from chest.log import log
 from chest.storage import descriptors, system
 from chest.storage.descriptors import Descriptor
@@ -99,7 +100,7 @@ class DirectoryLock:
                     if system.try_lock(held.fd):
                         break
                 except OSError as error:
-                    system.raise_of_a_signal(error)
+                    raise_of_a_signal(error)
                     raise _no_locks(error, self.directory) from error
                 looks += 1
                 if looks < _QUICK and hasattr(os, "sched_yield"):
@@ -138,7 +139,7 @@ def check(directory: str, writes: bool) -> None:
             if writes and system.try_lock(opened[0]):
                 system.unlock(opened[0])
         except OSError as error:
-            system.raise_of_a_signal(error)
+            raise_of_a_signal(error)
             if opened:
                 raise _no_locks(error, directory) from error
             if error.errno == errno.EINVAL:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Callable, Generic, TypeVar
 
-from chest.errors import ChestError, DumpError
+from chest.errors import ChestError, DumpError, raise_of_a_signal
 from chest.index.filenames import Names, digest, inside
 from chest.log import log
 from chest.serialize.arrays import keeps_inodes, preallocates
@@ -80,7 +80,7 @@ class Loose(Generic[K]):
             try:
                 make(name)
             except FileExistsError as error:
-                system.raise_of_a_signal(error)
+                raise_of_a_signal(error)
                 log("warning", "%s is there already, and no index names it: it is left alone", self.tree.path(name))
                 return False
             return True
@@ -172,7 +172,7 @@ class NewFile(Generic[K]):
                     # In one call of C, as `system.open_into`.
                     self.opened.extend(map(os.open, (loose.tree.prefix + name,), (system.CREATE,), (0o666,)))
                 except OSError as error:  # it is taken; or what is wrong is wrong below too
-                    system.raise_of_a_signal(error)
+                    raise_of_a_signal(error)
             if not self.opened:
                 loose.place(key, self._make)
             self.inode = os.fstat(self.opened[0]).st_ino
@@ -181,7 +181,7 @@ class NewFile(Generic[K]):
                 try:
                     os.posix_fallocate(self.opened[0], 0, size)
                 except OSError as error:  # such as a full disk: the write says so too
-                    system.raise_of_a_signal(error)
+                    raise_of_a_signal(error)
         system.write_all(self.opened[0], pieces)
 
     def _make(self, name: str) -> None:
@@ -224,7 +224,7 @@ class NewFile(Generic[K]):
             os.utime(fd if system.UTIME_BY_DESCRIPTOR else loose.tree.path(self._name), ns=(when, when))
             exact = loose.exact
         except OSError as error:  # as on mounts where all files are one fixed user's: the system's own time has to do
-            system.raise_of_a_signal(error)
+            raise_of_a_signal(error)
             exact = False
         if not exact:
             status = os.fstat(fd)

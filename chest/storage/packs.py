@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import Any
 from zlib import crc32
 
-from chest.errors import DamagedError
+from chest.errors import DamagedError, raise_of_a_signal
 from chest.index.filenames import inside
 from chest.log import log
 from chest.storage import system
@@ -83,7 +83,7 @@ class Packs:
             try:
                 own, start = self._writable()
             except OSError as error:
-                system.raise_of_a_signal(error)
+                raise_of_a_signal(error)
                 raise NoPack(error.errno, error.strerror, error.filename) from error
             try:
                 system.write_all(own.fd, (b"".join(records),))
@@ -113,7 +113,7 @@ class Packs:
                 journal, _ = self._writable(JOURNAL)
                 os.write(journal.fd, bytes(f"{inode} {name}\0", "utf-8", "surrogateescape"))
             except OSError as error:
-                system.raise_of_a_signal(error)
+                raise_of_a_signal(error)
                 log("debug", "no journal of %s: %s", self._tree.root, error)
 
     def _writable(self, ending: str = "") -> tuple[_File, int]:
@@ -155,7 +155,7 @@ class Packs:
             if crc32(data) == ref & CRC and len(data) == ref >> LENGTH & CRC:
                 return data
         except OSError as error:  # the number is another file's, or none's: see below
-            system.raise_of_a_signal(error)
+            raise_of_a_signal(error)
         except (KeyError, OverflowError):  # it is not open; no address is that far, where addresses have 32 bits
             pass
         return self._read_anew(ref)

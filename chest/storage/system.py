@@ -19,8 +19,8 @@ from chest.serialize.aligned import Buffer, pread
 from chest.storage.descriptors import make_room
 
 __all__ = ["APPEND", "CREATE", "FOLDER", "HOLDS_OPEN", "READ", "ROOT", "UTIME_BY_DESCRIPTOR", "WALKS", "Buffer",
-           "Opened", "open_into", "open_lock", "open_regular", "pread", "raise_of_a_signal", "replace",
-           "sync_directory", "sync_file", "tolerated", "try_lock", "unlock", "write_all"]
+           "Opened", "open_into", "open_lock", "open_regular", "pread", "replace", "sync_directory", "sync_file",
+           "tolerated", "try_lock", "unlock", "write_all"]
 
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _COMMON = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOINHERIT", 0)
@@ -149,12 +149,6 @@ if sys.platform == "emscripten":  # a browser: this process is alone there, and 
 
     def unlock(fd: int) -> None:
         _held.pop(_file(fd), None)
-
-
-def raise_of_a_signal(error: OSError) -> None:
-    """Raise ``error`` again if a signal's handler raised it: a limit of time is a `TimeoutError`, and no refusal."""
-    if raised_by_signal(error):
-        raise error
 
 
 class tolerated:
