@@ -6,8 +6,7 @@ import random
 import sys
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator
-from itertools import count, islice
-from typing import Any, Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -271,79 +270,3 @@ def test_the_oldest_history_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> Non
             policy.leave(policy.choose(10, ())[0])
     check(policy)
     assert 800 < len(policy._away) <= 1150 and 9985 in policy._away
-
-
-# ---- interruptions: Ctrl-C, and finalisers that make calls of their own
-
-
-def scenario(policy: HitDensity[int], held: dict[int, int], steps: int) -> Iterator[None]:
-    """What a chest does; one step at a time."""
-    rng = random.Random(4)
-    for step in range(steps):
-        key = int(rng.paretovariate(0.5)) % 60
-        if key in held:
-            policy.used([key])
-        else:
-            held[key] = 100 + key
-            policy.put(key, held[key], dirty=bool(step % 3))
-        if len(held) > 12:
-            for gone in policy.choose(sum(held.values()) - 1200, {key}):
-                if gone % 7:  # else it stays after all
-                    policy.leave(gone)
-                    held.pop(gone, None)
-        if step % 11 == 0:
-            policy.resized(key, 120, False)
-        if step % 17 == 0:
-            policy.forget(key)
-            held.pop(key, None)
-        yield
-
-
-def at_line(line: int, action: Callable[[], object]) -> Any:
-    """A trace function that calls `action` at the given line, from 1 on, that is run in the policy or in heapdict."""
-    lines = count(1)
-
-    def trace(frame: Any, event: str, argument: object) -> Any:
-        if not frame.f_code.co_filename.endswith(("hit_density.py", "heapdict.py")):
-            return None
-        if event == "line" and next(lines) == line:
-            action()
-        return trace
-
-    return trace
-
-
-@pytest.mark.parametrize("large", [0, 1 << 15])
-@pytest.mark.parametrize("reentry", [False, True])
-def test_whatever_line_is_interrupted_later_calls_do_not_raise_and_clear_mends(large: int, reentry: bool, monkeypatch: Any) -> None:
-    monkeypatch.setattr(hit_density, "LARGE", large)
-    reached: list[int] = []
-    for line in count(1, 97):
-        policy: HitDensity[int] = HitDensity()
-        held: dict[int, int] = {}
-        steps = scenario(policy, held, 400)
-        list(islice(steps, 80))
-        inner = scenario(policy, held, 10)      # puts, hits, choices, deletions
-
-        def interrupt(line: int = line, inner: Iterator[None] = inner) -> None:
-            reached.append(line)
-            if not reentry:
-                raise KeyboardInterrupt
-            list(inner)
-
-        before = sys.gettrace()
-        sys.settrace(at_line(line, interrupt))
-        try:
-            list(islice(steps, 40))
-        except KeyboardInterrupt:
-            assert not reentry
-        finally:
-            sys.settrace(before)
-        list(scenario(policy, held, 100))
-        policy.clear()
-        put_many(policy, held, held.values(), dirty=True)
-        check(policy)
-        assert len(policy._marks) == len(held) and sorted(policy.choose(1 << 60, ())) == sorted(held)
-        if line not in reached:
-            break
-    assert line > 500
