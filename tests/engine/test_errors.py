@@ -5,7 +5,6 @@ import contextlib
 import errno
 import io
 import os
-import pathlib
 import pickle
 import shutil
 import stat
@@ -15,7 +14,7 @@ from filesystems import mounts
 from invariants import check
 
 from chest import Chest
-from chest.errors import ChestError, DamagedError, DumpError, LoadError
+from chest.errors import DamagedError, DumpError, LoadError
 
 
 class Refuses:
@@ -357,13 +356,3 @@ def test_an_error_in_a_with_block_is_not_hidden_by_one_of_the_save(path):
     assert isinstance(caught.value.__context__, (ZeroDivisionError, TypeError))
     assert ZeroDivisionError in [type(error) for error in chain(caught.value)]
     c.clear()
-
-
-def test_an_index_of_a_newer_chest_says_which(saved):
-    saved.close()
-    keys = pathlib.Path(saved.path, ".keys")
-    data = keys.read_bytes().replace(b"chest-keys 2 ", b"chest-keys 9 ")
-    keys.write_bytes(data)
-    with pytest.raises(ChestError, match="format 9.*upgrade"):
-        Chest(path=saved.path)
-    assert keys.read_bytes() == data

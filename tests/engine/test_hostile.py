@@ -115,23 +115,6 @@ def test_a_name_in_the_index_that_leads_outside_is_an_error_when_it_is_used_and_
         "victim": before["victim"]}
 
 
-@pytest.mark.parametrize("pairs", [None, 1, "text", [1, 2], [("x",)], [("x", "x", "x")], [([[1]], 1)], {"x": "x"},
-                                   [({}, "x")], [("x", 5)]])
-def test_an_index_that_is_none_is_an_error_or_read_right_and_nothing_is_touched(path, pairs):
-    index_of(path, pairs)
-    with open(os.path.join(path, "x"), "wb") as file:
-        pickle.dump("precious", file)
-    before = tree(path)
-    try:
-        c = Chest(path=path)
-    except ChestError as error:
-        assert ".keys" in str(error)
-    else:
-        assert all(isinstance(name, str) for name in c._keys.values())
-        c.close()
-    assert tree(path) == before
-
-
 # The directory.
 
 
