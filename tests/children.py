@@ -1,10 +1,12 @@
 """What comes from outside: a fresh interpreter that runs a script, a forked child that dies as it likes, Ctrl-C, open files."""
 from __future__ import annotations
 
+import contextlib
 import dis
 import functools
 import linecache
 import os
+import signal
 import subprocess
 import sys
 import traceback
@@ -110,3 +112,16 @@ class Interruption:
         finally:
             sys.settrace(before)
         return self.left <= 0
+
+
+@contextlib.contextmanager
+def limited(error):
+    """The handler of SIGINT raises ``error`` in this block."""
+    def limit(number, frame):
+        raise error
+
+    handler = signal.signal(signal.SIGINT, limit)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)

@@ -16,7 +16,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from children import Interruption, open_files
+from children import Interruption, limited, open_files
 from invariants import Model, check
 
 import chest
@@ -236,9 +236,6 @@ def changed(c, key, before, after, n):
 def test_a_limit_of_time_that_comes_in_a_call_of_the_system_comes_out_as_itself_and_loses_nothing(
         tmp_path, monkeypatch, action, call):
     """In a commit, or while a read makes room."""
-    def limit(number, frame):
-        raise TimeoutError("time is up")
-
     def slow(*arguments, **more):
         done = real(*arguments, **more)
         monkeypatch.setattr(os, call, real)
@@ -252,14 +249,11 @@ def test_a_limit_of_time_that_comes_in_a_call_of_the_system_comes_out_as_itself_
     if action is gets:  # then nothing of what is in memory is on disk
         for each in (c, model):
             each.update({key: [key] * 30 for key in range(N)})
-    real, handler = getattr(os, call), signal.signal(signal.SIGINT, limit)
+    real = getattr(os, call)
     monkeypatch.setattr(os, call, slow)
     monkeypatch.setattr(system, "replace", os.replace)
-    try:
-        with pytest.raises(TimeoutError, match="^time is up$"):
-            action(c)
-    finally:
-        signal.signal(signal.SIGINT, handler)
+    with limited(TimeoutError("time is up")), pytest.raises(TimeoutError, match="^time is up$"):
+        action(c)
     if action is not transacts:
         assert dict(c) == model
     check(c)
@@ -270,9 +264,6 @@ def test_a_limit_of_time_that_comes_in_a_call_of_the_system_comes_out_as_itself_
 
 @pytest.mark.parametrize("error", [FileExistsError, FileNotFoundError])
 def test_what_a_handler_raises_is_not_taken_for_what_the_system_says_of_a_file_that_is_made(path, monkeypatch, error):
-    def limit(number, frame):
-        raise error("time is up")
-
     def slow(fd):
         nonlocal left
         status, left = real(fd), left - 1
@@ -280,9 +271,9 @@ def test_what_a_handler_raises_is_not_taken_for_what_the_system_says_of_a_file_t
             signal.raise_signal(signal.SIGINT)
         return status
 
-    real, handler = os.fstat, signal.signal(signal.SIGINT, limit)
+    real = os.fstat
     monkeypatch.setattr(os, "fstat", slow)
-    try:
+    with limited(error):
         for n in itertools.count(1):
             c = Chest(path=path)
             c[0], c["a", "b"], c["c"] = model = [n], [n + 1], [n + 2]
@@ -298,9 +289,7 @@ def test_what_a_handler_raises_is_not_taken_for_what_the_system_says_of_a_file_t
                 names = {again.key_to_filename(key) for key in again} | {os.path.join(path, ".keys")}
             assert names == {os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names}
             c.drop()
-    finally:
         left = 0
-        signal.signal(signal.SIGINT, handler)
     assert n > 5
 
 
@@ -311,16 +300,9 @@ class Slow:
 
 
 def test_a_limit_of_time_that_comes_while_an_update_pickles_a_value_comes_out_as_itself(path):
-    def limit(number, frame):
-        raise TimeoutError("time is up")
-
     c = Chest(path=path, available_memory=10, min_file_size=1000)
-    handler = signal.signal(signal.SIGINT, limit)
-    try:
-        with pytest.raises(TimeoutError, match="^time is up$"):
-            c.update({1: "one", 2: Slow(), 3: "three"})
-    finally:
-        signal.signal(signal.SIGINT, handler)
+    with limited(TimeoutError("time is up")), pytest.raises(TimeoutError, match="^time is up$"):
+        c.update({1: "one", 2: Slow(), 3: "three"})
     assert not c
     check(c)
 

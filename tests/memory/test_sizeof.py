@@ -16,6 +16,7 @@ import types
 from typing import Any, Callable, NamedTuple
 
 import pytest
+from children import limited
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -268,9 +269,6 @@ def test_other_threads_may_change_the_value_meanwhile() -> None:
 @pytest.mark.parametrize("error", [TimeoutError, LookupError])
 @pytest.mark.parametrize("where", ["the walk", "an nbytes", "a function that is registered"])
 def test_what_a_handler_of_a_signal_raises_comes_out(registry: None, monkeypatch: pytest.MonkeyPatch, error: Any, where: str) -> None:
-    def limit(number: int, frame: Any) -> None:
-        raise error
-
     def interrupted(*arguments: Any) -> Any:
         signal.raise_signal(signal.SIGINT)
 
@@ -282,12 +280,8 @@ def test_what_a_handler_of_a_signal_raises_comes_out(registry: None, monkeypatch
     else:
         nbytes.register(complex)(interrupted)
         value = 1j
-    handler = signal.signal(signal.SIGINT, limit)
-    try:
-        with pytest.raises(error):
-            nbytes(value)
-    finally:
-        signal.signal(signal.SIGINT, handler)
+    with limited(error), pytest.raises(error):
+        nbytes(value)
 
 
 # Registration
