@@ -154,14 +154,17 @@ def test_an_error_says_what_is_a_link(path):
 
 
 @needs_links
-def test_a_chest_may_be_reached_by_a_link(tmp_path):
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_chest_may_be_reached_by_a_link(tmp_path, durable):
     os.mkdir(tmp_path / "real")
-    os.symlink(tmp_path / "real", tmp_path / "link")
-    one, other = Chest(path=tmp_path / "real"), Chest(path=tmp_path / "link")
+    os.symlink("real", tmp_path / "link")
+    one, other = (Chest(path=tmp_path / name, durable=durable) for name in ("real", "link"))
     one["a"], other["b"] = 1, 2
     one.flush()
     other.flush()
     assert dict(one) == dict(other) == {"a": 1, "b": 2}
+    other.drop()
+    assert os.listdir(tmp_path / "real") == []
 
 
 def test_directories_and_files_in_the_way_are_walked_around(path):

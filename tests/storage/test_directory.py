@@ -329,14 +329,3 @@ def test_values_between_the_picklers_blocks_and_a_large_limit_are_records(handle
     ref, loose = saved(handle, 1 << 20, x=big, y=[*big, "v" * 999_000])
     assert type(ref) is int and type(loose) is str
     assert values(handle, [ref, loose]) == [big, [*big, "v" * 999_000]]
-
-
-def test_a_durable_chest_may_lie_behind_a_link(tmp_path):
-    (tmp_path / "there").mkdir()
-    (tmp_path / "c").symlink_to("there")
-    handle = directory(tmp_path / "c", durable=True)
-    refs = saved(handle, 4096, x=1) + saved(handle, y=2)
-    system.sync_directory(handle.path)
-    assert values(handle, refs) == [1, 2]
-    handle.drop(refs)
-    assert files(tmp_path / "there") == []
