@@ -110,14 +110,6 @@ def test_a_value_that_cannot_be_saved_stops_it_and_stays_here(path):
 # To other processes.
 
 
-@pytest.mark.parametrize("how", CONTEXTS)
-def test_it_goes_through_a_pool_of_multiprocessing(how, path):
-    c = Chest({"x": [0]}, path=path)
-    with multiprocessing.get_context(how).Pool(1) as pool:
-        assert pool.starmap(work, [(c, n) for n in range(3)]) == [(path, "Chest")] * 3
-    assert dict(c) == {"x": [0], **{f"worker{n}": [0, n] for n in range(3)}}
-
-
 kept = []
 
 
@@ -164,15 +156,16 @@ def test_what_a_worker_does_not_close_is_saved_as_it_ends(how, run, path):
 
 
 @pytest.mark.parametrize("how", CONTEXTS)
-def test_a_temporary_chest_goes_through_a_pool_of_futures_and_is_removed_by_its_owner_only(how):
-    c = Chest({"x": [0]})
+@pytest.mark.parametrize("temporary", [False, True])
+def test_it_goes_through_a_pool_of_futures_and_a_temporary_one_is_removed_by_its_owner_only(how, temporary, path):
+    c = Chest({"x": [0]}, path=None if temporary else path)
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(how)) as pool:
         assert list(pool.map(work, [c] * 3, range(3))) == [(c.path, "Chest")] * 3
-    assert c["worker2"] == [0, 2]
+    assert dict(c) == {"x": [0], **{f"worker{n}": [0, n] for n in range(3)}}
     path = c.path
     del c
     gc.collect()
-    assert not os.path.exists(path)
+    assert os.path.exists(path) is not temporary
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::ResourceWarning")
