@@ -1,9 +1,10 @@
-"""What holds of every chest while no thread is at work with it, whatever happened before; and a dict to hold beside one."""
+"""What holds of every chest while no thread is at work with it, whatever happened before; and what to hold beside one."""
 from __future__ import annotations
 
 import contextlib
 import copy
 
+from chest import Chest
 from chest.memory.cache import ABSENT
 
 
@@ -28,6 +29,12 @@ def check(chest):
         for key, ref in refs.items():
             assert ref is not None or key in values, f"{key!r} has no value anywhere"
             assert key not in values or (ref is None) == (key not in saved), key
+
+
+def seen(path, **settings):
+    """What another handle finds."""
+    with Chest(path=path, **settings) as c:
+        return dict(c)
 
 
 class Model(dict):

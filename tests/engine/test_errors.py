@@ -11,7 +11,7 @@ import stat
 
 import pytest
 from filesystems import mounts
-from invariants import check
+from invariants import check, seen
 
 from chest import Chest
 from chest.errors import DamagedError, DumpError, LoadError
@@ -30,11 +30,6 @@ def chain(error):
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def seen(path, **settings):
-    with Chest(path=path, **settings) as c:
-        return dict(c)
 
 
 @pytest.fixture

@@ -8,16 +8,12 @@ import pickle
 import threading
 
 import pytest
+from invariants import seen
 
 from chest import Chest
 from chest.errors import ChestError, DumpError
 
 needs_links = pytest.mark.skipif(not hasattr(os, "symlink"), reason="needs symbolic links")
-
-
-def seen(path, **settings):
-    with Chest(path=path, **settings) as c:
-        return dict(c)
 
 
 def tree(path):
