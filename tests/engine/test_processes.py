@@ -1,7 +1,6 @@
-"""Several handles on one chest, in one process or many; `test_chaos` has many that are killed all along."""
+"""Several handles on one chest, of one process; `test_chaos` has many processes, which are killed all along."""
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
 
@@ -11,31 +10,7 @@ from chest import Chest
 from chest.storage import system
 from chest.storage.keysfile import KeysFile
 
-
-def fill(path, who):
-    c = Chest(path=path)
-    for n in range(10):
-        c[who, n] = [who, n] * 10_000
-        c.sync()
-
-
-@pytest.mark.parametrize("how", [how for how in ("fork", "spawn") if how in multiprocessing.get_all_start_methods()])
-def test_the_parent_reads_what_a_pool_of_workers_commits_while_they_work(how, path):
-    c, seen = Chest(path=path), set()
-    workers = [multiprocessing.get_context(how).Process(target=fill, args=(path, who)) for who in range(3)]
-    for worker in workers:
-        worker.start()
-    while len(seen) < 30 and any(worker.is_alive() for worker in workers):
-        for key in set(c) - seen:
-            assert c[key] == [*key] * 10_000
-            seen.add(key)
-    for worker in workers:
-        worker.join()
-        assert worker.exitcode == 0
-    assert sorted(c) == [(who, n) for who in range(3) for n in range(10)]
-
-
-# Two handles of one process see each other as two processes do; `test_protocol` has every order of what they do.
+# They see each other as two processes do; `test_protocol` has every order of what they do.
 
 
 @pytest.mark.parametrize("between", ["set", "delete"])
