@@ -132,9 +132,6 @@ def test_breaking_a_commit_as_the_page_for_contributors_says_leaves_the_last_one
     assert sorted(os.listdir("broken")) == [".keys", "x", "y"]
 
 
-# The format
-
-
 def read(path):
     """All that an independent reader finds."""
     return {key: independent_reader.read_value(path, ref) for key, ref in independent_reader.read_index(path).items()}

@@ -75,23 +75,21 @@ def test_finalisers_that_use_the_chest_may_come_while_it_looks_at_the_other_thre
     python("""if True:
         import faulthandler, gc, random, threading
         from chest import Chest
-        faulthandler.dump_traceback_later(60, exit=True)
-        chance, end = random.Random(1), threading.Event()
-        for _ in range(20):
-            threading.Thread(target=end.wait).start()
         class Garbage:
             def __init__(self):
                 self.cycle = self
             def __del__(self):
-                n = chance.randrange(500)
-                assert c[n] == [n] * 20
+                assert c[(n := chance.randrange(500))] == [n] * 20
+        faulthandler.dump_traceback_later(60, exit=True)
+        chance, end = random.Random(1), threading.Event()
+        for _ in range(20):
+            threading.Thread(target=end.wait).start()
         c = Chest({n: [n] * 20 for n in range(500)}, available_memory=40_000)
         c.flush()
         gc.set_threshold(20)
         for _ in range(300):
             Garbage()
-            n = chance.randrange(500)
-            assert c[n] == [n] * 20
+            assert c[(n := chance.randrange(500))] == [n] * 20
         gc.collect()
         end.set()
         """)

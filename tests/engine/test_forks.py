@@ -37,9 +37,6 @@ def child(request):
     return in_child if request.param == "fork" else lambda action: in_child(lambda: in_child(action))
 
 
-# To read.
-
-
 @pytest.mark.parametrize("memory", [0, 1e9], ids=["spilled", "in memory"])
 @pytest.mark.parametrize("min_file_size", [0, 4096])
 def test_the_child_reads_what_its_parent_has_not_saved(path, child, memory, min_file_size):
@@ -96,9 +93,6 @@ def test_the_child_never_takes_a_later_file_of_its_parent_for_an_earlier_one(pat
     assert c.key_to_filename("y") == name, "then this test shows nothing"
     done.set()
     ended(pid)
-
-
-# Not to save.
 
 
 @pytest.mark.parametrize(("how", "temporary"), [

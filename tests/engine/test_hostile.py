@@ -208,9 +208,6 @@ def test_a_temporary_chest_is_its_owners_alone():
     assert os.stat(Chest().path).st_mode & 0o077 == 0
 
 
-# Keys.
-
-
 def test_a_key_that_cannot_be_pickled_is_an_error_that_names_it_and_stops_no_other_handle(path):
     key = threading.Lock()
     c = Chest({key: 1, "x": 2}, path=path)
@@ -220,9 +217,6 @@ def test_a_key_that_cannot_be_pickled_is_an_error_that_names_it_and_stops_no_oth
     del c[key]
     c.flush()
     assert seen(path) == {"x": 2}
-
-
-# Values.
 
 
 def refuse(self, *arguments):

@@ -10,7 +10,6 @@ import itertools
 import pickle
 import random
 import threading
-import time
 
 import pytest
 from children import python
@@ -40,14 +39,6 @@ def thread(action, *arguments):
     yield results
     runner.join(4 * WAIT)
     assert not runner.is_alive(), "a thread hangs"
-
-
-def until(what):
-    """Wait for what no event tells of."""
-    end = time.monotonic() + WAIT
-    while not what():
-        assert time.monotonic() < end, "it does not come"
-        time.sleep(0)
 
 
 class Gates:
@@ -270,7 +261,8 @@ def test_a_sync_that_waits_for_the_begin_of_a_transaction_commits_no_part_of_it(
     chest.update(x="x", y="y")
     with gates.during("dump", "x", transact) as one:
         with thread(chest.sync) as two:
-            until(lambda: chest._engine.state._waiters)
+            while not chest._engine.state._waiters:
+                pass
             gates.go_on.set()
             assert in_the_block.wait(WAIT)
         go_on.set()
@@ -295,7 +287,8 @@ def test_a_commit_by_itself_removes_nothing_that_a_flush_of_another_thread_has_c
         moved.update(real(refs))
         other = threading.Thread(target=c.write_keys)
         other.start()
-        until(lambda: state._waiters or not other.is_alive())
+        while other.is_alive() and not state._waiters:
+            pass
         others.append(other)
         return moved
 

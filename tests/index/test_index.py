@@ -240,9 +240,6 @@ def test_a_record_that_moved_after_a_commit_that_we_did_not_see_succeed_is_not_l
     assert on_disk(tmp_path) == {"x": 2 << 104 | LOW, "y": "y"}
 
 
-# Forks.
-
-
 def test_a_child_of_a_fork_removes_nothing_of_its_parents(tmp_path):
     index, _ = two(tmp_path, {"x": "x"})
     index.set("y", "y")
@@ -250,9 +247,6 @@ def test_a_child_of_a_fork_removes_nothing_of_its_parents(tmp_path):
     assert index.set("y", "y~1") == ()
     assert index.delete("y") == ("y~1",)
     assert index.set("y") == ()
-
-
-# Interruptions.
 
 
 ACTIONS = {
@@ -311,9 +305,6 @@ def test_whatever_line_is_interrupted_the_action_was_done_or_not_and_nothing_els
             break
     assert line > 3
     assert len(seen) <= 8
-
-
-# Threads.
 
 
 def test_names_are_asked_for_while_another_thread_sets_keys(tmp_path):

@@ -284,9 +284,6 @@ def test_what_a_handler_of_a_signal_raises_comes_out(registry: None, monkeypatch
         nbytes(value)
 
 
-# Registration
-
-
 def test_the_nearest_registered_class_measures_and_not_an_nbytes(registry: None) -> None:
     class Base:
         pass
@@ -311,15 +308,12 @@ def test_the_nearest_registered_class_measures_and_not_an_nbytes(registry: None)
         assert nbytes(Child()) == getsizeof(Child())
 
 
-# Any value at all
-
 leaves = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20), st.binary(max_size=20))
 hashable = st.recursive(leaves, lambda inner: st.tuples(inner, inner) | st.frozensets(inner, max_size=5), max_leaves=5)
 nested = st.recursive(
     leaves | st.builds(Record, st.text(max_size=5), st.binary(max_size=50)),
     lambda inner: st.one_of(
-        st.lists(inner, max_size=8), st.tuples(inner, inner),
-        st.dictionaries(hashable, inner, max_size=8),
+        st.lists(inner, max_size=8), st.tuples(inner, inner), st.dictionaries(hashable, inner, max_size=8),
         st.sets(hashable, max_size=8), st.builds(types.SimpleNamespace, a=inner, b=inner), leaves.map(lambda item: [item] * 150)),
     max_leaves=12)
 
