@@ -287,6 +287,8 @@ class Engine(Generic[K]):
     def end(self) -> None:
         """Nobody will ask this handle again, or the process ends."""
         if self.owner == os.getpid() or self.unsaved():  # in the child of a fork only what the child itself set
+            if self.committer.transacts is not None and self.owner == os.getpid():
+                self.committer.rollback()  # it is a daemon thread's, say, and does not come to its end
             self.committer.transacts = None
             try:
                 self.close()

@@ -253,6 +253,12 @@ def test_what_saves_or_drops_in_a_transaction_is_an_error_and_changes_nothing(pa
     assert dict(c) == dict(Chest(path=c.path)) == {"x": 1, "y": 2}
 
 
+def test_of_a_transaction_that_is_open_as_the_script_ends_nothing_is_saved(path):
+    python("import chest, sys; c = chest.Chest({'x': [0]}, path=sys.argv[1]); block = c.transaction(); block.__enter__(); "
+           "c['x'].append(1); c['y'] = 1", path)
+    assert dict(Chest(path=path)) == {"x": [0]}
+
+
 def test_what_was_rolled_back_leaves_nothing_behind(path):
     with pytest.raises(ZeroDivisionError), Chest({"x": 1}, path=path, available_memory=0) as c, c.transaction():
         c["y"] = 2
