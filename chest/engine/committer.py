@@ -73,7 +73,7 @@ class Committer(Generic[K]):
         with state.lock:
             before = self._wait_for_others()
             self.no_transaction(within)
-            mine = self._saves = Flight(False)
+            mine = self._saves = Flight(False)  # in this frame, where `Flight.under_way` looks for it
         try:
             return action()
         finally:

@@ -11,8 +11,7 @@ from zlib import crc32
 
 from chest.errors import raised_by_signal
 
-__all__ = ["Names", "Ref", "digest", "inside", "key_checksum", "key_to_filename", "names_of",
-           "usable_part"]
+__all__ = ["Names", "Ref", "digest", "inside", "key_checksum", "key_to_filename", "names_of", "usable_part"]
 
 K = TypeVar("K", bound=Hashable)
 
