@@ -265,6 +265,11 @@ class Index(Generic[K]):
                 self.fresh.pop(old, None)
             self._uncertain = False
             raise
+        except BaseException:
+            with suppress(Exception):
+                self.refresh()  # was it done?  Behind the lock another commit may hide that
+            self._uncertain = True  # so that the next refresh tells what this one found
+            raise
         for changed in (refs, pending) if moved else ():
             changed.update([(key, moved[ref]) for key, ref in changed.items() if ref in moved])
         for key in done:
