@@ -16,7 +16,8 @@ from chest.engine.state import nothing
 from chest.engine.transfer import receive, receive_chest
 from chest.index import key_to_filename
 from chest.mapping import DictMethods, unchanging
-from chest.memory.cache import ABSENT, budget
+from chest.memory.budget import budget
+from chest.memory.cache import ABSENT
 from chest.memory.sizeof import nbytes
 from chest.stats import Stats
 from chest.storage.base import offset_of, pack_of
@@ -102,6 +103,8 @@ class Chest(DictMethods[K, V]):
         else:
             for _ in access.hits:  # one step of a C counter, without a call
                 return value
+            self._engine.count_on()
+            return value
         value = self._engine.alive().get(key)
         if value is not ABSENT:
             return value
@@ -138,7 +141,9 @@ class Chest(DictMethods[K, V]):
             access.used(key)
             value = access.given.get(key, ABSENT)
             if value is not ABSENT:
-                next(access.hits)
+                for _ in access.hits:
+                    return value
+                self._engine.count_on()
                 return value
             try:
                 value = self._engine.alive().get(key)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import sys
 import sysconfig
 import tempfile
 import time
@@ -21,7 +20,7 @@ from typing import Any
 from chest.cli import amount, plural
 from chest.core import Chest
 from chest.errors import ChestError
-from chest.memory.cache import budget
+from chest.memory.budget import budget, peak
 
 __all__ = ["run"]
 
@@ -54,11 +53,11 @@ def _step(work: Callable[..., None], path: str, total: int, available: int) -> N
     """What one of the two processes does, and what that takes."""
     import numpy as np
 
-    idle, start = _peak(), time.perf_counter()
+    idle, start = peak(), time.perf_counter()
     chest: Chest[str, Any] = Chest(path=path, available_memory=available)
     work(np, chest, total)
     chest.close()
-    print(f"  {time.perf_counter() - start:.1f} s, {amount(_peak())} of memory at the peak, of which Python and numpy "
+    print(f"  {time.perf_counter() - start:.1f} s, {amount(peak())} of memory at the peak, of which Python and numpy "
           f"alone take {amount(idle)}\n", flush=True)
 
 
@@ -85,12 +84,3 @@ def _read(np: Any, chest: Chest[str, Any], total: int) -> None:
     print(f"Most like {chosen}:")
     for key in sorted(likeness, key=likeness.__getitem__, reverse=True)[:5]:
         print(f"  {likeness[key]:8.3%}  {key}")
-
-
-def _peak() -> int:
-    """Bytes of memory that this process had at most; 0 where the system does not tell."""
-    try:
-        import resource
-    except ImportError:
-        return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -93,6 +93,8 @@ class Engine(Generic[K]):
                     state.storage.remove(orphans)
             state.torn = torn
         del gone
+        if cache.policy.now >= state.growth.due:
+            state.look_for_growth()
         if cache.usage > state.available:
             self.spiller.make_room()
 
@@ -137,19 +139,25 @@ class Engine(Generic[K]):
                 refs.update([last := refs.popitem()])
         return last[0]
 
+    def count_on(self) -> None:
+        """The counter of hits is at its end: did values grow in place meanwhile?  Then room is made for them.
+
+        Only then is the lock waited for, as by a miss.
+        """
+        state = self.state
+        state.cache.access.count_on(state.growth.patience)
+        state.look_for_growth()
+        if state.cache.usage > state.available:
+            self.spiller.make_room_quietly()
+
     def shrink(self) -> None:
         """Size all values anew, as they may have grown in place, and spill until memory is within the budget."""
-        state, cache = self.state, self.state.cache
+        state = self.state
         with state.lock:
             state.mend()
-            cache.take_hits()
-            cache.access.release()  # this thread is through with the value that it was given last
-            with state.section:
-                for key, value in list(cache.values.items()):
-                    size = nbytes(value)
-                    if size > cache.sizes.get(key, size):
-                        cache.resize(key, size)
-                state.large.update([key for key, size in cache.sizes.items() if size > state.available])
+            state.cache.take_hits()
+            state.cache.access.release()  # this thread is through with the value that it was given last
+        state.size_anew()
         self.spiller.make_room()
 
     def name(self, key: K) -> str:

@@ -76,6 +76,8 @@ class Loader(Generic[K]):
                 with state.lock:
                     state.land(flight)
             raise
+        if state.cache.policy.now >= state.growth.due:
+            state.look_for_growth()
         if state.cache.usage > state.available:
             self.spiller.make_room_quietly()
         return value
@@ -95,7 +97,8 @@ class Loader(Generic[K]):
             if value is not ABSENT:
                 cache.put(key, value, nbytes(value), saved)
         if value is not ABSENT:
-            next(cache.access.hits)
+            if next(cache.access.hits, ABSENT) is ABSENT:
+                cache.access.count_on(state.growth.patience)
             if key in state.flights:
                 state.flights[key].given |= {key}
         state.torn = torn

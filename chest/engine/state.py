@@ -26,6 +26,7 @@ from chest.errors import ChestError, raised_by_signal
 from chest.index import Index
 from chest.log import log
 from chest.memory.access import frames
+from chest.memory.budget import Growth
 from chest.memory.cache import Cache
 from chest.stats import Counts
 from chest.storage.base import Ref, Storage
@@ -108,6 +109,7 @@ class State(Generic[K]):
         self.codec = storage.codec
         self.available = available
         self.counts = Counts()
+        self.growth = Growth(available)
         self.flights: dict[K, Flight] = {}
         self.writing: dict[Flight, None] = {}  # all that write, also where the keys are others' by now
         self.torn = False
@@ -210,6 +212,21 @@ class State(Generic[K]):
         """The value of ``key`` is another one now: what is in memory, or under way, is no longer it."""
         self.flights.pop(key, None)
         return self.cache.remove(key)
+
+    def size_anew(self) -> None:
+        """Size all values in memory, which may have grown in place.  O(values)."""
+        with self.lock:
+            self.mend()
+            with self.section:
+                self.cache.size_anew()
+                self.large.update([key for key, size in self.cache.sizes.items() if size > self.available])
+
+    def look_for_growth(self) -> None:
+        """Size all values anew if the process grew by what their sizes do not explain."""
+        before = self.cache.usage
+        if self.growth.seen(self.cache.policy.now, before):
+            self.size_anew()
+            self.growth.explained(self.cache.usage - before)
 
     def forget(self) -> list[Ref]:
         """Forget values and index; returns the refs that there were."""

@@ -15,7 +15,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
-from itertools import count
+from operator import length_hint
 from types import FrameType
 from typing import Any, Generic, TypeVar
 
@@ -46,14 +46,15 @@ class Access(Generic[K]):
 
     While the process has one thread, the log's last entry says that; from the moment that there are more, each access
     notes its thread.  So it does from the start where references are not counted, as there a part of a value that a
-    thread has keeps no value.  Thread safety: `used` and the counter may be called without a lock, all else with it,
-    and but for `take` and `counted` when the hits up to now were taken.
+    thread has keeps no value.  The counter ends after some hits, so that the next one tells the engine.  Thread
+    safety: `used` and the counter may be called without a lock, all else with it, and but for `take` and `counted` when
+    the hits up to now were taken.
     """
 
     def __init__(self) -> None:
         self.given: dict[K, Any] = {}
-        self.hits: Iterator[int] = count()
-        self._looks = 0
+        self.hits: Iterator[None] = iter(())
+        self._end = 0  # how many hits there were when the counter ends
         self.log: deque[K] = deque(maxlen=LOGGED)
         self._last: dict[int, K] = {}
         self._single = COUNTED
@@ -102,11 +103,14 @@ class Access(Generic[K]):
         """This thread is through with the value that it was given last."""
         self._last.pop(_thread.get_ident(), None)
 
+    def count_on(self, hits: int) -> None:
+        """The counter is at its end: it counts this hit, and ends again after so many more."""
+        self._end = self.counted() + 1 + hits
+        self.hits = iter((None,) * hits)
+
     def counted(self) -> int:
         """The number of hits up to now."""
-        hits = next(self.hits) - self._looks  # to look at the counter is to step it
-        self._looks += 1
-        return hits
+        return self._end - length_hint(self.hits)
 
     def clear(self) -> None:
         self.given.clear()

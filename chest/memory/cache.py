@@ -7,10 +7,8 @@ whatever Ctrl-C or a failing callback left half done.
 """
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Hashable, Iterable, Mapping
-from contextlib import suppress
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
@@ -21,7 +19,7 @@ from chest.memory.sizeof import nbytes
 from chest.serialize.arrays import MAPPED_FROM
 from chest.serialize.compare import can_change
 
-__all__ = ["ABSENT", "UNKNOWN", "Cache", "Saved", "budget", "memory_of"]
+__all__ = ["ABSENT", "UNKNOWN", "Cache", "Saved", "memory_of"]
 
 K = TypeVar("K", bound=Hashable)
 
@@ -30,47 +28,6 @@ ABSENT: Any = object()  # stands for "no value", where None may be one
 # What tells that a value is still as its bytes are: their stamp, and the version of the loose file that they are in.
 Saved = tuple[Any, int]
 UNKNOWN: Saved = (None, 0)
-
-
-def budget(amount: float | str, name: str = "available_memory") -> float:
-    """``amount`` in bytes: a number, a text with a unit, or a share of the machine's memory (of its cgroup, if less).
-
-    >>> budget("2 GB"), budget("1.5 KiB"), budget(1e9), budget("50%") > 0
-    (2000000000.0, 1536.0, 1000000000.0, True)
-    """
-    if isinstance(amount, str):
-        import re
-
-        match = re.match(r"\s*(\d+\.?\d*|\d*\.\d+)\s*(%|([kmgt]?)(i?)b?)\s*\Z", amount, re.IGNORECASE)
-        if match and match[2] == "%":
-            return float(match[1]) / 100 * _machine_memory()
-        if match and (match[3] or not match[4]):
-            return float(match[1]) * float(1024 if match[4] else 1000) ** " kmgt".index(match[3].lower() or " ")
-    elif hasattr(amount, "__float__") and float(amount) >= 0:
-        return float(amount)
-    raise ValueError(f"{name} is a number of bytes, or a text such as '2 GB', '500 MiB' or '50%', not {amount!r}")
-
-
-def _machine_memory() -> int:
-    """Bytes of memory that this process may use at most: what the machine has, or its cgroup or one above allows."""
-    try:
-        found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        raise ValueError("this system does not say how much memory it has; give available_memory in bytes") from None
-    limits = []
-    with suppress(OSError, ValueError), open("/proc/self/cgroup", encoding="utf-8") as file:
-        for line in file:
-            _, controllers, group = line.rstrip("\n").split(":", 2)
-            if controllers in ("", "memory"):
-                name = "memory.limit_in_bytes" if controllers else "memory.max"
-                folder = f"/sys/fs/cgroup{'/memory' * bool(controllers)}{group.rstrip('/')}"
-                while folder != "/sys/fs":
-                    limits.append(f"{folder}/{name}")
-                    folder = os.path.dirname(folder)
-    for limit in limits:
-        with suppress(OSError, ValueError), open(limit, encoding="ascii") as file:  # there is none, or it is "max"
-            found = min(found, int(file.read()))
-    return found
 
 
 def memory_of(value: Any, length: int) -> int:
@@ -185,6 +142,13 @@ class Cache(Generic[K]):
         self.usage += size - self.sizes[key]
         self.sizes[key] = size
         self.policy.resized(key, size, key not in self.saved)
+
+    def size_anew(self) -> None:
+        """Size all values, which may have grown in place.  O(values)."""
+        for key, value in list(self.values.items()):
+            size = nbytes(value)
+            if size > self.sizes.get(key, size):
+                self.resize(key, size)
 
     def take_hits(self) -> None:
         """Tell the policy of the hits up to now."""

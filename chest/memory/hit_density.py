@@ -145,7 +145,7 @@ class HitDensity(Generic[K]):
 
     def clear(self) -> None:
         """Forget everything, what was learnt too."""
-        self._now = self._learnt = self._next_learning = self._ranked = 0
+        self.now = self._learnt = self._next_learning = self._ranked = 0
         self._marks: dict[K, int] = {}  # of the keys whose values are in memory, the last used at the end
         self._away: dict[K, int] = {}  # of all others, the last to leave at the end
         self._ended: defaultdict[int, float] = defaultdict(float)  # kind << 8 | 3 * age + how: how many waits
@@ -158,7 +158,7 @@ class HitDensity(Generic[K]):
 
     def put(self, key: K, size: int, dirty: bool) -> None:
         """The value was set (`dirty`: no file holds it, so that leaving costs a write) or loaded.  A use either way."""
-        tick = self._now = self._now + 1
+        tick = self.now = self.now + 1
         marks = self._marks if key in self._marks else self._away
         mark = marks.pop(key, 0) if key in marks else 0
         history = self._end_wait(mark, REPLACED if dirty else READ) if mark else 0
@@ -173,12 +173,12 @@ class HitDensity(Generic[K]):
                 raise_of_a_signal(error)
                 continue
             if mark:
-                tick = self._now = self._now + 1
+                tick = self.now = self.now + 1
                 self._marks[key] = mark >> SIZE << SIZE | tick << TICK | self._end_wait(mark, READ) | mark & DIRTY
 
     def _end_wait(self, mark: int, how: int) -> int:
         """A key's wait is over.  Returns what its next mark says of uses and gap."""
-        age = bisect_right(EDGES, self._now - (mark >> TICK & TICKS))
+        age = bisect_right(EDGES, self.now - (mark >> TICK & TICKS))
         self._ended[(mark & GROUP) >> GAP << 8 | 3 * age + how] += 1
         uses = mark >> USES & MOST_USES
         uses += uses < MOST_USES
@@ -207,11 +207,11 @@ class HitDensity(Generic[K]):
         None of them is in `stay`, nor is one whose room is not needed.  The caller has them in `stay` for as long as it
         is at it, and calls `leave` for those that do leave.
         """
-        if self._now >= self._next_learning:
+        if self.now >= self._next_learning:
             self._learn()
         # Whoever is interrupted leaves no order that is half changed, but none.
         (least, self._least), (later, self._later) = (self._least, []), (self._later, None)
-        since, self._ranked = self._now - self._ranked, self._now
+        since, self._ranked = self.now - self._ranked, self.now
         marks = self._marks
         if least:
             fresh = [*marks][::-1][:since]  # of a list, as a finaliser may change the dict meanwhile
@@ -258,7 +258,7 @@ class HitDensity(Generic[K]):
 
     def _rank(self, marks: dict[K, int]) -> list[tuple[float, int, K]]:
         """Worth, last tick and key of each key with its mark, the least first."""
-        now, rates = self._now, self._rates
+        now, rates = self.now, self._rates
         worths = [(rates[mark & GROUP][bisect_right(EDGES, now - (tick := mark >> TICK & TICKS))]
                    * PRICES[(mark >> SIZE).bit_length()], tick, key) for key, mark in marks.items()]
         return sorted(worths, key=itemgetter(0))
@@ -269,7 +269,7 @@ class HitDensity(Generic[K]):
         if len(self._away) > max(REMEMBERED, 4 * len(self._marks)):
             for key in [*self._away][: known // 8]:
                 self._away.pop(key, None)
-        now = self._now
+        now = self.now
         self._next_learning = now + max(16, min(max(64, known // 8), now // 4))
         if not self._learnt and sum(self._ended.values()) < ENOUGH:
             return

@@ -5,6 +5,8 @@ import os
 import pytest
 from children import python
 
+from chest import Chest
+
 pytest.importorskip("numpy", reason="streams arrays")
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="no VmHWM on this system")
 
@@ -71,3 +73,49 @@ def test_a_gigabyte_streams_through_a_small_budget_in_little_memory(path, mode, 
     peaks = json.loads(python(STREAM, path, mode, works, BUDGET, VALUE, COUNT, MALLOC_MMAP_THRESHOLD_="1000000"))
     assert BUDGET / 2 < peaks["set_all"]  # else this would measure nothing
     assert {work: peak for work, peak in peaks.items() if peak > BUDGET + VALUE + SLACK} == {}
+
+
+GROW = """
+import json, os, sys
+from chest import Chest
+
+way, count, rounds, size = sys.argv[1], *map(int, sys.argv[2:])
+
+def peak():
+    with open("/proc/self/status") as file:
+        return next(1024 * int(line.split()[1]) for line in file if line.startswith("VmHWM"))
+
+c = Chest(available_memory=2 * size)
+for n in range(count):
+    c[n] = []
+start = peak()
+for turn in range(rounds):
+    for n in range(count):
+        if way == "hit":
+            values = c[n]
+        elif way == "get":
+            values = c.get(n)
+        elif way == "setdefault":
+            values = c.setdefault(n, [])
+        else:
+            c["other"] = values = c[n]
+        values.append(os.urandom(size))
+took = peak() - start
+assert [len(c[n]) for n in range(count)] == [rounds] * count
+print(json.dumps([took, c.stats.spills]))
+"""
+
+
+@pytest.mark.parametrize("way", ["hit", "get", "setdefault", "set besides"])
+def test_values_that_grow_in_place_leave_memory_though_nobody_sets_them(path, way):
+    size, count, rounds = MB, 50, 3
+    took, spills = json.loads(python(GROW, way, count, rounds, size, MALLOC_MMAP_THRESHOLD_="100000"))
+    assert took < count * rounds * size / 2
+    assert spills > count
+
+
+def test_each_hit_counts_once_also_where_the_system_is_asked_for_memory_in_between():
+    c = Chest({"x": [1]})
+    for n in range(20_000):
+        assert (c["x"] if n % 2 else c.get("x")) == [1]
+    assert c.stats.hits == 20_000

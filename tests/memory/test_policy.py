@@ -29,7 +29,7 @@ def check(policy: HitDensity[Any]) -> None:
     ticks = [mark >> hit_density.TICK & hit_density.TICKS for mark in marks.values()]
     assert not marks.keys() & policy._away.keys()
     assert len(set(ticks)) == len(marks), "two used at one tick"
-    assert ticks == sorted(ticks) and all(0 < tick <= policy._now for tick in ticks)
+    assert ticks == sorted(ticks) and all(0 < tick <= policy.now for tick in ticks)
     assert all(mark < 1 << 60 for mark in policy._away.values()), "more is remembered than one needs"
     assert worths == sorted(worths, reverse=True), "not ranked"
 
