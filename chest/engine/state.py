@@ -29,7 +29,7 @@ from chest.memory.access import frames
 from chest.memory.budget import Growth
 from chest.memory.cache import Cache
 from chest.stats import Counts
-from chest.storage.base import Ref, Storage
+from chest.storage.base import Storage
 
 __all__ = ["Flight", "State", "nothing"]
 
@@ -228,22 +228,23 @@ class State(Generic[K]):
             self.size_anew()
             self.growth.explained(self.cache.usage - before)
 
-    def forget(self) -> list[Ref]:
-        """Forget values and index; returns the refs that there were."""
+    def forget(self) -> None:
+        """Forget values and index."""
         with self.lock, self.section:
             self.flights.clear()
             gone = self.cache.clear()
-            refs = self.index.forget()
+            self.index.forget()
         del gone
-        return refs
 
     def erase(self) -> None:
         """Remove the index, and then the files of all values."""
         with self.lock, self.section, self.index.keys.lock:
             self.refresh()
             self.storage.committing(self.index.committed_refs())
+            refs = self.index.known_refs()
             self.index.keys.erase()  # from now on the chest is empty, whatever becomes of its files
-            self.storage.drop(self.forget())
+            self.forget()
+            self.storage.drop(refs)
 
     def count_change(self) -> None:
         """A key came or went through this thread: its iterators have to notice."""

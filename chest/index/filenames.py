@@ -110,7 +110,7 @@ class Names(Generic[K]):
 
     def __init__(self, plain: Callable[[K], str] = key_to_filename):
         self._plain = plain
-        self.source: Callable[[], Iterable[Ref | None]] = list
+        self.source: Callable[[], Iterable[Ref]] = list
         self.noted: set[Ref | None] = set()  # names that came since; all that are taken, once `_complete`
         self.reserved: dict[K, str] = {}
         self._complete = False

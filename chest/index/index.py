@@ -49,7 +49,7 @@ class Index(Generic[K]):
     def __init__(self, keys: Keys, names: Names[K]):
         self.keys = keys
         self.names = names
-        names.source = self._all_refs
+        names.source = self.known_refs
         self.refs: dict[K, Ref | None] = {}
         self.pending: dict[K, Ref | None] = {}
         self.fresh: dict[Ref, int] = {}
@@ -63,9 +63,6 @@ class Index(Generic[K]):
         self._uncertain = False  # after an interruption, or a commit that failed: only reading all tells what is there
         self._reads = 0
 
-    def _all_refs(self) -> list[Ref | None]:
-        return [*self.refs.values(), *self.pending.values(), *self.fresh]
-
     def own(self) -> list[K]:
         """The keys that this handle has changed and not committed.  O(pending)."""
         return [key for key in self.pending if key not in self.inherited]
@@ -73,6 +70,10 @@ class Index(Generic[K]):
     def has_unnamed(self) -> bool:
         """Has this handle written anything that the newest commit does not name?  O(pending)."""
         return bool(self.fresh) or int in {type(self.refs.get(key)) for key in self.own()}
+
+    def known_refs(self) -> set[Ref]:
+        """All refs that this handle knows of, committed or not.  O(keys)."""
+        return {ref for ref in (*self.refs.values(), *self.pending.values(), *self.fresh) if ref is not None}
 
     def committed_refs(self) -> set[Ref]:
         """All refs that the newest commit names.  O(keys)."""
@@ -296,9 +297,8 @@ class Index(Generic[K]):
         self.names.renew()
         return unnamed
 
-    def forget(self) -> list[Ref]:
-        """Forget everything, as nothing of it is on disk any more.  Returns all refs that there were.  O(keys)."""
-        known = dict.fromkeys(ref for ref in self._all_refs() if ref is not None)
+    def forget(self) -> None:
+        """Forget everything, as nothing of it is on disk any more, or will be read here.  O(keys)."""
         self._uncertain = True  # whoever is interrupted here reads all the next time
         self.pending.clear()  # first, as a key's hash may have changed, or raise
         self.rollback()
@@ -306,7 +306,6 @@ class Index(Generic[K]):
         self._stale.clear()
         self.keys.close()
         self._uncertain = False
-        return list(known)
 
     def rebuild(self, values: Collection[K]) -> None:
         """After an interruption: make all that is derived agree with ``refs`` again, and what is in memory.
