@@ -95,11 +95,11 @@ for turn in range(rounds):
             values = c[n]
         elif way == "get":
             values = c.get(n)
-        elif way == "setdefault":
-            values = c.setdefault(n, [])
         else:
-            c["other"] = values = c[n]
+            values = c.setdefault(n, [])
         values.append(os.urandom(size))
+        if way == "set besides":
+            c["other"] = n
 took = peak() - start
 assert [len(c[n]) for n in range(count)] == [rounds] * count
 print(json.dumps([took, c.stats.spills]))
