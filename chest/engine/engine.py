@@ -209,6 +209,7 @@ class Engine(Generic[K]):
             if one.ref is None:
                 self.set(key, value)  # the errors are those of a spill
         self.spiller.sweep(SWEPT)
+        self.spiller.make_room()
 
     # Saving and ending.
 

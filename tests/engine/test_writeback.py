@@ -101,6 +101,18 @@ def test_what_changed_out_of_memory_is_saved_also_if_it_is_held_no_more_by_then(
     assert [thing.n for thing in Chest(path=path).values()] == [-n for n in range(20)]
 
 
+@pytest.mark.skipif(not COUNTED, reason="references are not counted here")
+def test_what_an_update_finds_changed_and_held_no_more_is_within_the_budget(path):
+    c = Chest({n: [n] for n in range(20)}, path=path, available_memory=1000, min_file_size=4096)
+    held = list(map(c.get, range(20)))
+    for value in held:
+        value += [0] * 100
+    del held, value
+    c.update({n: [n] for n in range(20, 40)})
+    assert c.memory_usage <= 1000
+    assert dict(c) == {n: [n] + [0] * 100 * (n < 20) for n in range(40)}
+
+
 class Behind:
     """The last part of a value: when it is pickled, all before it was."""
 
