@@ -30,6 +30,15 @@ def test_between_formats_values_are_copied(tmp_path):
         assert json.load(file) == [1]
 
 
+@pytest.mark.parametrize("pairs", [Chest.items, lambda chest: zip(chest, chest.values())], ids=["items", "iterator"])
+def test_pairs_that_are_not_in_memory_are_taken_one_after_another(pairs):
+    taken = []
+    a, b = Chest(), Chest({n: bytes(1000) for n in range(9)}, available_memory=0, on_miss=lambda key: taken.append(len(a)))
+    b.flush()
+    a.update(pairs(b))
+    assert taken == list(range(9))
+
+
 def test_with_overwrite_false_keys_that_are_here_stay():
     a, b = Chest({"x": 1}), Chest({"x": 2, "y": 3})
     a.update(b, overwrite=False)

@@ -16,12 +16,14 @@ from chest.storage.base import batches
 
 __all__ = ["receive", "receive_chest"]
 
+_ITEMS: type = type({}.items())
+
 
 def receive(engine: Engine[Any], other: Any, overwrite: bool, progress: Progress) -> None:
     """Take every key of ``other``, a mapping or pairs, into ``engine``.
 
-    What a dict or list holds is in memory anyway, and goes many at a time; of another mapping, or of an iterator, each
-    value may be large and come from afar.
+    What a dict or list holds is in memory anyway, and goes many at a time; of anything else, as another mapping's
+    items, each value may be large and come from afar.
     """
     pairs, total = other, len(other) if hasattr(other, "__len__") else None
     if isinstance(other, dict):
@@ -29,7 +31,7 @@ def receive(engine: Engine[Any], other: Any, overwrite: bool, progress: Progress
     elif isinstance(other, Mapping) or hasattr(other, "keys"):
         keys = list(other.keys())
         pairs, total = ((key, other[key]) for key in keys), len(keys)
-    together = hasattr(pairs, "__len__") and (overwrite or pairs is not other)  # a list may name a key twice
+    together = type(pairs) in (list, tuple, _ITEMS) and (overwrite or pairs is not other)  # a list may repeat a key
     for some in batches(progress(pairs, total=total), TOGETHER if together else 1):
         engine.set_many({key: value for key, value in some if overwrite or not engine.state.known(key)})
 
