@@ -162,7 +162,7 @@ def directory_lock(directory: str) -> DirectoryLock:
         if lock is None:
             for gone in [path for path, found in _locks.items() if found() is None]:
                 del _locks[gone]
-            lock = DirectoryLock(real)
+            lock = DirectoryLock(directory)  # as it is spelled: a link on the way may lead elsewhere one day
             _locks[real] = weakref.ref(lock)
         return lock
 

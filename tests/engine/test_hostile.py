@@ -163,6 +163,20 @@ def test_a_chest_may_be_reached_by_a_link(tmp_path, durable):
     assert os.listdir(tmp_path / "real") == []
 
 
+@needs_links
+def test_a_directory_may_be_moved_and_the_link_to_it_follow(tmp_path):
+    os.mkdir(tmp_path / "real")
+    os.symlink("real", tmp_path / "link")
+    c = Chest({"a": 1}, path=tmp_path / "link")
+    c.sync()
+    os.rename(tmp_path / "real", tmp_path / "moved")
+    os.unlink(tmp_path / "link")
+    os.symlink("moved", tmp_path / "link")
+    c["b"] = 2
+    c.sync()
+    assert dict(Chest(path=tmp_path / "moved")) == {"a": 1, "b": 2}
+
+
 def test_directories_and_files_in_the_way_are_walked_around(path):
     with pytest.raises(OSError, match=r"\.keys|directory"):
         os.makedirs(os.path.join(path, ".keys"))
