@@ -62,6 +62,18 @@ def test_what_the_source_cannot_save_is_copied_from_its_memory():
     assert a["x"] == 1
 
 
+def test_what_a_transaction_of_the_source_changed_behind_its_leaving_memory_is_copied():
+    a, b = Chest(), Chest({"x": [0] * 100, "y": [0] * 100}, available_memory=1000)
+    b.flush()
+    with b.transaction():
+        held = b["x"]
+        b["y"].append(1)
+        assert "x" not in b.inmem
+        held.append(1)
+        a.update(b)
+    assert a["x"] == held
+
+
 def test_a_source_file_that_is_gone_is_an_error_that_names_it():
     a, b = Chest(), Chest({"x": 1})
     b.flush()
