@@ -41,7 +41,7 @@ class Committer(Generic[K]):
     def __init__(self, state: State[K], spiller: Spiller[K]):
         self.state = state
         self.spiller = spiller
-        self.transacts: object = None  # what stands for the transaction that is open
+        self.transacts: Flight | None = None  # what stands for the transaction that is open
         self._saves: Flight | None = None  # the save or commit that is under way
 
     def save(self, plain: bool, empty: bool, progress: Progress = silent, strict: bool = False) -> None:
@@ -196,7 +196,7 @@ class Committer(Generic[K]):
 
         It begins and ends within a save, so that no other thread's sync comes between and commits a part of it.
         """
-        mine = object()
+        mine = Flight(False)
 
         def begin() -> Errors:
             errors = self._save(False, False, silent, False)

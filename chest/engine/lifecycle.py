@@ -153,6 +153,8 @@ def _after_fork_in_child() -> None:
     locks.after_fork()
     for handle in _handles():
         handle.state.after_fork()
+        if handle.committer.transacts is not None and handle.committer.transacts.thread != threading.get_ident():
+            handle.committer.transacts = None  # its thread is the parent's
     if _open:  # `multiprocessing` may have been imported since they were made
         _watch()
 

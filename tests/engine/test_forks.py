@@ -261,6 +261,31 @@ def test_a_fork_while_another_thread_commits_does_not_hang_the_child(path, done,
     assert dict(Chest(path=path)) == {"x": 1, "child": 2}
 
 
+def test_a_transaction_of_another_thread_is_not_the_childs(path):
+    c = Chest({"x": 1}, path=path)
+    within, go_on = threading.Event(), threading.Event()
+
+    def transact():
+        with c.transaction():
+            c["parent"] = 2
+            within.set()
+            go_on.wait()
+
+    thread = threading.Thread(target=transact)
+    thread.start()
+    within.wait()
+
+    def use():
+        c["child"] = 2
+        c.sync()
+
+    in_child(use)
+    assert dict(Chest(path=path)) == {"x": 1, "child": 2}
+    go_on.set()
+    thread.join()
+    assert dict(Chest(path=path)) == {"x": 1, "child": 2, "parent": 2}
+
+
 @pytest.mark.parametrize("what", ["dump", "load"])
 def test_a_fork_while_another_thread_dumps_or_loads_leaves_the_child_free_and_saves_nothing_of_it(path, what):
     within, go_on = threading.Event(), threading.Event()
