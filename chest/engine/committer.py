@@ -151,21 +151,22 @@ class Committer(Generic[K]):
                 refs = dict(state.index.refs)
             moved = state.storage.compact(refs)
         with state.lock, state.section, state.index.keys.lock:
-            while state.refresh():
-                pass  # a value that is dropped may run code of the user's, and that may commit by another handle
+            gone = state.refresh()
             try:
                 orphans, left_out = state.index.commit(plain, moved)
                 pending = self.is_pending()
                 state.storage.committed(plain, pending)
             except OSError as error:
                 raise_of_a_signal(error)
-                state.refresh()
+                gone += state.refresh()
                 raise explain_os(error, "commit the index", state.storage.file(KEYS),
                                  "; nothing is lost in memory, and what was committed before is untouched") from error
             state.storage.remove(orphans)  # now, as behind a `reclaim` the names may be others' files
             if plain:
                 state.index.untidy = state.index.untidy and pending
                 state.storage.reclaim(state.index.committed_refs())
+        # 1. A finaliser waits for another handle of this path; 2. a thread that has it waits for the directory's lock.
+        del gone
         log("debug", "committed %s; keys: %d", state.storage.path, len(state.index.refs))
         return left_out
 

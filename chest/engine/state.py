@@ -184,18 +184,16 @@ class State(Generic[K]):
             self.refresh()
             return list(self.index.refs)
 
-    def refresh(self) -> bool:
-        """Take over what others committed, and drop the values that they replaced.  Returns whether there was any."""
+    def refresh(self) -> list[object]:
+        """Take over what others committed.  Returns the values that they replaced, whose finalisers may use chests."""
         with self.lock:
             if self.index.is_current():
-                return False
+                return []
             with self.section:
                 stale, replaced = self.index.refresh()
                 if replaced:  # a name may have been free, and taken again, in between
                     stale += self._of_other_files()
-                dropped = [self.drop(key) for key in stale]
-        del dropped
-        return True
+                return [self.drop(key) for key in stale]
 
     def _of_other_files(self) -> list[K]:
         """The keys whose values in memory are no longer those of their loose files."""
@@ -239,12 +237,14 @@ class State(Generic[K]):
     def erase(self) -> None:
         """Remove the index, and then the files of all values."""
         with self.lock, self.section, self.index.keys.lock:
-            self.refresh()
+            gone = self.refresh()
             self.storage.committing(self.index.committed_refs())
             refs = self.index.known_refs()
             self.index.keys.erase()  # from now on the chest is empty, whatever becomes of its files
+            gone += self.cache.clear()
             self.forget()
             self.storage.drop(refs)
+        del gone  # see `Committer._commit`
 
     def count_change(self) -> None:
         """A key came or went through this thread: its iterators have to notice."""

@@ -7,6 +7,7 @@ import random
 import signal
 import sys
 import threading
+from contextlib import suppress
 
 import pytest
 from invariants import check
@@ -139,6 +140,40 @@ def test_the_finaliser_of_a_value_that_goes_may_use_the_chest(path, how, commits
     with Chest(path=path) as again:
         assert ("gone", "x") in again
         assert ("x" in again) is (how not in ("del", "pop", "clear"))
+
+
+@pytest.mark.parametrize("how", [Chest.sync, Chest.drop])
+def test_a_finaliser_may_wait_for_a_handle_by_which_another_thread_commits(path, how, monkeypatch):
+    c, other = Chest({"x": Value("x")}, path=path), Chest(path=path)
+    c.sync()
+    other["x"] = 2
+    other.sync()
+    within = threading.Event()
+
+    def commit():
+        with other.lock:
+            within.set()
+            other["y"] = 3
+            with suppress(FileNotFoundError):  # it was dropped just then
+                other.sync()
+
+    def use(key):
+        thread.start()
+        within.wait()
+        done.append(other.get("x"))
+
+    thread, done = threading.Thread(target=commit, daemon=True), []
+    with monkeypatch.context() as patch:
+        patch.setattr(Value, "use", staticmethod(use))
+        c["z"] = 4
+        acting = threading.Thread(target=how, args=(c,), daemon=True)
+        acting.start()
+        acting.join(60)
+        assert not acting.is_alive()
+        if sys.implementation.name != "cpython":
+            gc.collect()
+    thread.join()
+    assert len(done) == 1
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="the system has no such signals")
