@@ -180,7 +180,10 @@ class Committer(Generic[K]):
         state = self.state
         with state.lock:
             state.mend()
-            state.refresh()
+            try:
+                state.refresh()
+            except (ChestError, OSError) as error:  # the next look says so; all is forgotten nevertheless
+                raise_of_a_signal(error)
             with state.section:
                 gone = state.cache.clear()  # first: what the index has of a value that is nowhere is not taken for one
                 unnamed = state.index.rollback()

@@ -286,12 +286,13 @@ class Index(Generic[K]):
     def rollback(self) -> list[Ref]:
         """Forget all pending changes: ``refs`` are what the newest commit says.  Called after `refresh`.
 
-        Returns refs to be removed.  O(pending); the next `refresh` reads all, and so finds the order of the keys.
+        Returns refs to be removed; none if a commit may name them, as that `refresh` failed.  O(pending); the next one
+        reads all, and so finds the order of the keys.
         """
+        unnamed = [] if self._uncertain else list(self.fresh)
         self._uncertain = True
         for key, ref in self.pending.items():
             put(self.refs, key, ref)
-        unnamed = list(self.fresh)
         for held in (self._again, self.pending, self.fresh, self.inherited, self.names.reserved):
             held.clear()
         self.names.renew()

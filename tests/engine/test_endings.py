@@ -1,6 +1,7 @@
 """However a program ends, its chests end well: saved where they have a path, removed where they are temporary."""
 from __future__ import annotations
 
+import errno
 import gc
 import itertools
 import os
@@ -251,6 +252,28 @@ def test_what_saves_or_drops_in_a_transaction_is_an_error_and_changes_nothing(pa
         c.move_to_disk("z")
         getattr(c, how)()
     assert dict(c) == dict(Chest(path=c.path)) == {"x": 1, "y": 2}
+
+
+@pytest.mark.parametrize("where", ["values", "index"])
+def test_a_transaction_is_undone_also_where_the_index_cannot_be_read(path, where, monkeypatch):
+    def fail(*arguments, **options):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    c, other = Chest({"x": 1}, path=path), Chest(path=path)
+    c.sync()
+    with monkeypatch.context() as patch:
+        with pytest.raises(OSError, match="Too many"), c.transaction():
+            c["x"], c["y"] = 2, 2
+            if where == "index":
+                c.move_to_disk("x")
+                c.move_to_disk("y")
+            other["z"] = 3
+            other.sync()
+            patch.setattr(os, "open", fail)
+    c.flush()
+    assert dict(c) == dict(Chest(path=path)) == {"x": 1, "z": 3}
+    other.close()
+    assert sorted(os.listdir(path)) == [".keys", "x", "z"]
 
 
 def test_of_a_transaction_that_is_open_as_the_script_ends_nothing_is_saved(path):
