@@ -18,6 +18,7 @@ from chest.log import log
 from chest.memory.cache import ABSENT
 from chest.memory.sizeof import nbytes
 from chest.storage.base import Ref, Written
+from chest.storage.system import tolerated
 
 __all__ = ["Engine"]
 
@@ -245,8 +246,9 @@ class Engine(Generic[K]):
                     state.storage.clear_away()
         elif not self._forgets_all() and not self._is_gone():
             self.committer.save(bool(self.unsaved()), True, progress)
-            if state.index.untidy:
-                self.committer.commit(True)
+            if state.index.untidy:  # all is saved: what the system refuses now is left to the next
+                with tolerated("warning", "%s is saved, and cannot be tidied: %s", self.path):
+                    self.committer.commit(True)
         with state.lock:
             if not self.committer.is_pending():  # else other threads' files would be taken for a dead writer's
                 state.close()

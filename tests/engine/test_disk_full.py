@@ -151,6 +151,19 @@ def test_an_index_that_finds_no_space_leaves_the_one_before(disk, path, durable)
     assert snapshot(path) == {"x": 1, **keys}
 
 
+def test_a_chest_whose_values_are_all_saved_can_be_closed(disk, path):
+    c = Chest(path=path)
+    for n in range(3):  # the records behind the list are to be taken into it
+        c[n] = [n]
+        c.sync()
+    filler = Filler(disk)
+    c.close()
+    assert snapshot(path) == {n: [n] for n in range(3)} == dict(c)
+    filler.free()
+    c.close()
+    assert snapshot(path) == {n: [n] for n in range(3)}
+
+
 @every_setting
 def test_deleting_works_on_a_full_disk_once_it_made_space(disk, path, settings):
     c = Chest(path=path, **settings)
