@@ -249,7 +249,9 @@ class Chest(DictMethods[K, V]):
 
     def write_keys(self) -> None:
         """Commit the index as it stands, without the values that are not on disk yet.  Cost: O(keys)."""
-        self._engine.writable().committer.write_keys()
+        engine = self._engine.writable()
+        engine.here()
+        engine.committer.commit(True)
 
     def close(self, *, progress: Progress | None = None) -> None:
         """Save everything, commit, and free memory; a temporary chest removes its directory instead.

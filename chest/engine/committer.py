@@ -134,11 +134,6 @@ class Committer(Generic[K]):
 
     # The index.
 
-    def write_keys(self) -> None:
-        """Commit the index as it stands, by itself."""
-        self.no_transaction()
-        self.commit(True)
-
     def commit(self, plain: bool) -> Errors:
         """Commit the index as it stands.  Returns the keys that cannot be pickled, left out."""
         return self._in_turn(lambda: self._commit(plain))

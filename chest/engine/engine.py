@@ -222,9 +222,10 @@ class Engine(Generic[K]):
 
     def here(self) -> None:
         """Make the directory if it is not there; an error if it was there and was renamed or removed under us."""
-        storage, index = self.state.storage, self.state.index
+        state, storage = self.state, self.state.storage
         if not storage.exists():
-            if any(ref is not None for ref in list(index.refs.values())):
+            state.refresh()  # it may have been dropped
+            if any(ref is not None for ref in list(state.index.refs.values())):
                 raise FileNotFoundError(errno.ENOENT, "the chest's directory is gone: it was renamed or removed while "
                                         "the chest was open, and what it held is not in memory; put it back, or open "
                                         "the chest anew", self.path)

@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = ["KeysFile"]
 
+_LAST = 64  # bytes in which a checksum of the list, or the newest record, stands
 SPARE = 1 << 15  # bytes of records that a list may have behind it however short it is: they are read in 3 ms
 
 _IN_USE = {errno.EACCES, errno.EPERM, errno.EBUSY, errno.ETXTBSY}
 
 Signature = tuple[int, int, int, int]  # device, inode, size in bytes, time of the last change in ns
+_UNREAD: Signature = (0, 0, 0, 0)  # of what was read once, and closed
 
 
 class KeysFile:
@@ -44,6 +46,7 @@ class KeysFile:
         self._parser = Parser(self.path, codec)
         self._signature: Signature | None = None  # of what was read or written last
         self._list_end = self._end = 0  # bytes of the list with its footer, and with its whole records
+        self._last = b""  # the last of these bytes: where a backup was copied over the file, others stand there
         self._broken = False  # a commit failed half-way: only a replacement will do
         self._named = False  # is the name of what was read on the disk?
 
@@ -81,23 +84,30 @@ class KeysFile:
                 found = system.open_regular(self.path, system.READ, opened)
             except FileNotFoundError:
                 self.close()
+                self._signature = None
                 return True, []
-            known, start = self._signature, 0
-            if known and self._list_end and found.st_size >= self._end and _signature(found)[:2] == known[:2]:
-                start = self._end if self._held_status() else 0  # else another file may have got the inode
-            data = b""
+            known = self._signature
+            if not (known and self._list_end and found.st_size >= self._end and _signature(found)[:2] == known[:2]
+                    and self._held_status()):  # another file may have got the inode
+                self.close()
+            start, data = self._end - len(self._last), b""
             while more := system.pread(opened[0], found.st_size - start - len(data), start + len(data)):
                 data += more  # one call takes 2 GB at most
+            if not data.startswith(self._last):
+                self.close()
+                return self.read()
+            whole = not self._end
             changes: Pairs | Refs
-            if start:
-                changes, length = self._parser.changes(data)
-                self._end += length
-            else:
-                self._list_end, self._named = 0, False
+            if whole:
+                self._named = False
                 changes, self._list_end, self._end = self._parser.whole(
                     data, lambda: self._codec.load_from(self.path))
+            else:
+                changes, length = self._parser.changes(data[len(self._last) :])
+                self._end += length
+            self._last = data[: self._end - start][-_LAST:]
             self._keep(opened, found)
-            return not start, changes
+            return whole, changes
 
     # Committing: within the lock, with everything read.
 
@@ -135,6 +145,7 @@ class KeysFile:
                 return False
             self._signature = _signature(os.fstat(opened[0]))
             self._end += sum(map(len, parts))
+            self._last = (self._last + b"".join(parts))[-_LAST:]
             return True
 
     def replace(self, pairs: Pairs) -> None:
@@ -168,13 +179,15 @@ class KeysFile:
                 close_idle()
                 system.replace(spare, self.path)
             self._list_end = self._end = found.st_size if native else 0
+            self._last = data[-_LAST:] if native else b""
             self._keep(opened, found)
             if durable:
                 system.sync_directory(self._directory)
             self._named, self._broken = durable, False
         finally:
             opened.close()
-            _unlink(spare)
+            with system.tolerated():  # as the commit may be done; most often it is not there
+                os.unlink(spare)
 
     def _is_dumped(self, pairs: Pairs, path: str) -> bool:
         """Do the user's settings write to ``path``, and give back, these pairs: the same keys of the same types?"""
@@ -189,6 +202,7 @@ class KeysFile:
     def erase(self) -> None:
         """Remove the file, so that nothing that it names is a value any more."""
         _unlink(self.path)
+        self._signature = None
 
     # The descriptor that is held open.
 
@@ -207,10 +221,10 @@ class KeysFile:
             self._held = None
 
     def close(self) -> None:
-        """Forget what was read: all is read the next time."""
+        """Forget what was read: all is read the next time, also where nothing is there any more."""
         self._let_go()
-        self._signature = None
-        self._list_end = self._end = 0
+        self._signature = self._signature and _UNREAD
+        self._list_end, self._end, self._last = 0, 0, b""
 
     def __del__(self) -> None:
         self._let_go()

@@ -241,6 +241,28 @@ def test_a_dropped_chest_can_be_used_again(path):
     assert dict(Chest(path=path)) == {"z": 3}
 
 
+def transact(chest):
+    with chest.transaction():
+        pass
+
+
+@pytest.mark.parametrize("stays", [False, True])
+@pytest.mark.parametrize("before", [lambda c: c["x"], lambda c: c.update(x=2) or c.close()], ids=["read", "closed"])
+@pytest.mark.parametrize("save", [Chest.flush, Chest.sync, Chest.write_keys, transact])
+def test_what_another_handle_dropped_is_gone_and_what_is_set_then_is_saved(path, save, before, stays):
+    with Chest(path=path) as other:
+        other["x"] = 1
+    c = Chest(path=path)
+    before(c)
+    other.drop()
+    if stays:
+        os.mkdir(path)
+    c["y"] = 2
+    save(c)
+    assert dict(c) == {"y": 2}
+    assert dict(Chest(path=path)) == ({} if save is Chest.write_keys else {"y": 2})
+
+
 @pytest.mark.parametrize("temporary", [False, True])
 @pytest.mark.parametrize("how", ["flush", "sync", "close", "write_keys", "drop"])
 def test_what_saves_or_drops_in_a_transaction_is_an_error_and_changes_nothing(path, how, temporary):

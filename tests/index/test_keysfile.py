@@ -79,6 +79,28 @@ def test_two_versions_never_look_alike_though_size_and_time_are_the_same(keys):
         assert other.changed()
 
 
+@pytest.mark.parametrize("records", [0, 1])
+@pytest.mark.parametrize("names", ["b", "longer"])
+def test_what_is_copied_over_the_file_is_read_whole_although_it_is_the_same_file_and_no_shorter(keys, names, records):
+    """As ``cp -a backup/. chest/`` does."""
+    for name in ("a", names):
+        keys.replace([(f"{name}{n}", name) for n in range(20)])
+        for n in range(records):
+            keys.append([(f"{name}{n}", f"{name}~1")])
+        if name == "a":
+            other = another(keys)
+            other.read()
+            os.link(keys.path, keys.path + ".before")
+    backup, right = content(keys), committed(keys)
+    os.replace(keys.path + ".before", keys.path)
+    assert not other.changed()
+    with open(keys.path, "wb") as file:
+        file.write(backup)
+    os.utime(keys.path, (1, 1))
+    assert other.changed()
+    assert other.read() == (True, right)
+
+
 def test_the_file_is_replaced_when_the_records_outgrow_the_list(keys):
     keys.replace([(f"key{n}", f"key{n}") for n in range(1000)])
     plain = len(content(keys))
