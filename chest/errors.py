@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Any
 
 __all__ = ["ChestError", "DamagedError", "DumpError", "LoadError", "explain_dump", "explain_load", "explain_os",
-           "printable", "raise_of_a_signal", "raised_by_signal", "refused", "shown"]
+           "of_the_process", "printable", "raise_of_a_signal", "raised_by_signal", "refused", "shown"]
 
 # What `signal` stands on: that makes an enumeration of each number, which takes 30 times as long.
 _signal: Any = import_module("_signal")
@@ -39,6 +39,11 @@ def raised_by_signal(error: BaseException) -> bool:
     while trace is not None and trace.tb_frame.f_code not in codes:
         trace = trace.tb_next
     return trace is not None
+
+
+def of_the_process(error: BaseException) -> bool:
+    """Is it no fault of what was tried: is memory out, or did the handler of a signal raise it?"""
+    return isinstance(error, MemoryError) or raised_by_signal(error)
 
 
 def raise_of_a_signal(error: BaseException) -> None:

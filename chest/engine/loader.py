@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 from chest.engine.committer import Progress
 from chest.engine.spiller import SWEPT, Spiller
 from chest.engine.state import Flight, State, nothing
-from chest.errors import explain_load, raised_by_signal
+from chest.errors import explain_load, of_the_process
 from chest.index import key_checksum
 from chest.memory.cache import ABSENT, memory_of
 from chest.memory.changes import COUNTED
@@ -112,7 +112,7 @@ class Loader(Generic[K]):
         try:
             loaded = state.storage.load(ref, key_checksum(key) if type(ref) is str else 0)
         except Exception as found:
-            if isinstance(found, MemoryError) or raised_by_signal(found):
+            if of_the_process(found):
                 raise
             error = found
         size = memory_of(loaded.value, loaded.nbytes) if loaded is not None else 0
@@ -182,7 +182,7 @@ class Loader(Generic[K]):
             newest = state.newest_check()
             for key, loaded in zip(refs, state.storage.load_many(list(refs.values()), list(refs))):
                 if isinstance(loaded, Exception):
-                    if isinstance(loaded, MemoryError) or raised_by_signal(loaded):
+                    if of_the_process(loaded):
                         raise loaded
                     failed.append(key)
                     continue

@@ -18,7 +18,7 @@ from operator import itemgetter
 from typing import Any, Generic, Optional, TypeVar
 
 from chest.engine.state import Flight, State, nothing
-from chest.errors import explain_dump, explain_os, raise_of_a_signal, raised_by_signal, refused
+from chest.errors import explain_dump, explain_os, of_the_process, raise_of_a_signal, raised_by_signal, refused
 from chest.log import log
 from chest.memory.cache import UNKNOWN, Saved
 from chest.memory.changes import held_parts, owned, referenced, references
@@ -315,7 +315,7 @@ class Spiller(Generic[K]):
             stamps = [saved[0] if saved else None for _, saved in values]
             return self.state.codec.unchanged_many([value for value, _ in values], stamps)
         except Exception as error:
-            if isinstance(error, MemoryError) or raised_by_signal(error):
+            if of_the_process(error):
                 raise
             return [False] * len(values)  # one of them can no longer be dumped
 
@@ -325,7 +325,7 @@ class Spiller(Generic[K]):
             return bool(saved is not None and saved[0] is not None and self.state.codec.unchanged(value, saved[0])) or (
                 ref is not None and self.state.storage.same(ref, value))
         except Exception as error:
-            if isinstance(error, MemoryError) or raised_by_signal(error):
+            if of_the_process(error):
                 raise
             if refused(error):  # of what is open already the system names no file
                 storage = self.state.storage

@@ -9,7 +9,7 @@ from collections.abc import Hashable, Iterable
 from typing import Any, Callable, Generic, TypeVar, Union
 from zlib import crc32
 
-from chest.errors import raised_by_signal
+from chest.errors import of_the_process
 
 __all__ = ["Names", "Ref", "digest", "inside", "key_checksum", "key_to_filename", "names_of", "usable_part"]
 
@@ -53,7 +53,7 @@ def digest(key: object) -> str:
     try:
         text = repr(key) if type(key) is bytes else str(key)  # under ``-bb`` bytes have no `str`
     except Exception as error:
-        if isinstance(error, MemoryError) or raised_by_signal(error):
+        if of_the_process(error):
             raise
         text = f"{type(key).__qualname__} {hash(key)}"
     return hashlib.md5(text.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()

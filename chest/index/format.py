@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional
 from zlib import crc32
 
 from chest._version import __version__
-from chest.errors import ChestError, DamagedError, DumpError, LoadError, explain_os, raised_by_signal, refused
+from chest.errors import ChestError, DamagedError, DumpError, LoadError, explain_os, of_the_process, refused
 from chest.index.filenames import Ref
 from chest.log import log
 
@@ -60,7 +60,7 @@ def dumped(pairs: Pairs, whole: bool = False) -> bytes:
     try:
         pickler.dump((keys, list(map(operator.sub, refs, [0, *refs]))) if whole and records else pairs)
     except Exception as error:
-        if isinstance(error, MemoryError) or raised_by_signal(error):
+        if of_the_process(error):
             raise
         raise DumpError(f"a key cannot be pickled ({type(error).__name__}: {error})") from error
     return stream.getvalue()
@@ -116,7 +116,7 @@ class Parser:
             try:
                 return checked(read_anew(self._unpickled(data) if self._codec.native else load())), 0, 0
             except Exception as error:
-                if self._codec.native or isinstance(error, MemoryError) or raised_by_signal(error):
+                if self._codec.native or of_the_process(error):
                     raise
                 try:
                     return checked(read_anew(self._unpickled(data))), 0, 0
@@ -178,7 +178,7 @@ class Parser:
         try:
             yield
         except Exception as error:
-            if type(error) is ChestError or isinstance(error, MemoryError) or raised_by_signal(error):
+            if type(error) is ChestError or of_the_process(error):
                 raise
             if refused(error):
                 raise explain_os(error, "read the index", self._path) from error

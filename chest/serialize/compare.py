@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any, Callable, Union
 
-from chest.errors import raise_of_a_signal, raised_by_signal
+from chest.errors import of_the_process, raise_of_a_signal
 
 from .aligned import LEAST, Buffer, Encoded, Map, Overflow, fill, map_under
 
@@ -191,7 +191,7 @@ def same_as_loaded(value: object, load: Callable[[], object], encode: Encode) ->
     try:
         other = load()
     except Exception as error:
-        if isinstance(error, (MemoryError, OSError)) or raised_by_signal(error):
+        if isinstance(error, OSError) or of_the_process(error):
             raise
         return False
     for way in (encode, _encode_bare) if "pandas" in sys.modules else (encode,):

@@ -10,7 +10,7 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from chest.errors import raised_by_signal
+from chest.errors import of_the_process
 from chest.index.format import KEYS, Pairs, Parser, Refs, alike, read_anew, record, whole_list
 from chest.storage import system
 from chest.storage.descriptors import Descriptor, close_idle
@@ -195,7 +195,7 @@ class KeysFile:
             self._codec.dump_to(pairs, path)
             return alike(read_anew(self._codec.load_from(path)), pairs)
         except Exception as error:
-            if isinstance(error, (OSError, MemoryError)) or raised_by_signal(error):
+            if isinstance(error, OSError) or of_the_process(error):
                 raise
             return False
 

@@ -15,7 +15,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from zlib import crc32
 
-from chest.errors import ChestError, DamagedError, raised_by_signal
+from chest.errors import ChestError, DamagedError, of_the_process
 from chest.index import KEYS
 from chest.index.filenames import Names, Ref, digest, inside, names_of
 from chest.serialize.aligned import Encoded, without_mark
@@ -180,7 +180,7 @@ class Remote(Generic[K]):
             again = attempt(self.codec.encode, value)  # need not be the very bytes that it was loaded from
             if isinstance(again, Encoded):  # else it cannot be dumped, so it will count as changed
                 stamp = again.whole_stamp()
-            elif isinstance(again, MemoryError) or raised_by_signal(again):
+            elif of_the_process(again):
                 raise again
         return Loaded(value, len(data), 0, stamp)
 

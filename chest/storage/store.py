@@ -19,7 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, Optional, TypeVar, cast
 from urllib.parse import unquote
 
-from chest.errors import ChestError, raised_by_signal
+from chest.errors import ChestError, of_the_process
 from chest.index import KEYS
 from chest.index.format import Pairs, Parser, Refs, whole_list
 from chest.storage.base import PACK, Ref
@@ -158,7 +158,7 @@ class Store:
 
     def _explained(self, error: BaseException) -> BaseException:
         """``error`` as one of the system, with a number and without secrets; what is no fault of the store as it is."""
-        if not isinstance(error, Exception) or isinstance(error, MemoryError) or raised_by_signal(error):
+        if not isinstance(error, Exception) or of_the_process(error):
             return error
         kind, number = type(error), error.errno if isinstance(error, OSError) else None
         text = str(getattr(error, "strerror", None) or error or kind.__name__).replace(self.url, self.path)
