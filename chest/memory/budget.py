@@ -78,12 +78,14 @@ class Growth:
     """Did the process grow by what the sizes of the values do not explain?  ``c[k].append(v)`` makes it so.
 
     The system is asked after ``patience`` uses of values, at the one numbered ``due``: after few while it grows, else
-    after twice as many as the time before, so that hits stay quick.
+    after twice as many as the time before, so that hits stay quick.  Where it was the program that grew, and not the
+    values, they are sized anew behind twice the growth, up to half the budget.
     """
 
     def __init__(self, available: float) -> None:
         self.due = self.patience = LEAST
-        self._step = max(STEP, available / 16)
+        self._steps = max(STEP, available / 16), max(STEP, available / 2)
+        self._step = self._steps[0]
         self._beside = self._least = _resident()  # bytes that the sizes do not explain, now and at the least
 
     def seen(self, uses: int, usage: int) -> bool:
@@ -96,4 +98,6 @@ class Growth:
 
     def explained(self, more: int) -> None:
         """The values were sized anew, and take ``more`` bytes than was known."""
+        least, most = self._steps
+        self._step = least if more > self._step / 4 else min(2 * self._step, most)
         self._beside = self._least = self._beside - more
