@@ -193,7 +193,9 @@ class State(Generic[K]):
                 stale, replaced = self.index.refresh()
                 if replaced:  # a name may have been free, and taken again, in between
                     stale += self._of_other_files()
-                return [self.drop(key) for key in stale]
+                gone: list[object] = [self.drop(key) for key in stale]
+                self.index.stale.clear()  # else one that changes from now on would be dropped behind a rollback
+                return gone
 
     def _of_other_files(self) -> list[K]:
         """The keys whose values in memory are no longer those of their loose files."""

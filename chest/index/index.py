@@ -42,6 +42,7 @@ class Index(Generic[K]):
     - ``fresh``: this handle's refs that no commit names and that are to be removed one by one, with the versions of
       their files; and what its last commit superseded, until it is known that that was done.
     - ``inherited``: keys that were pending before a fork, with the versions of their files: the parent commits them.
+    - ``stale``: keys that a refresh found to have another value; emptied when these left memory.
     - ``untidy``: a plain commit has something to do: changes stand behind the list, a journal has to go, or files that
       no key names.
     """
@@ -55,11 +56,11 @@ class Index(Generic[K]):
         self.fresh: dict[Ref, int] = {}
         self.inherited: dict[K, int | None] = {}
         self.untidy = False
+        self.stale: dict[K, None] = {}
         self.version: Callable[[Ref], int | None] = lambda ref: self.fresh.get(ref)  # as `Storage.version`
         self.committing: Callable[[list[Ref]], object] = len  # as `Storage.committing`
         self.removes_records = True  # one by one, as a store does; a directory leaves them to the end of their pack
         self._again: dict[K, Ref | None] = {}  # deleted and set again: they stand last now, as in a dict; as in pending
-        self._stale: dict[K, None] = {}  # what the last refresh found
         self._uncertain = False  # after an interruption, or a commit that failed: only reading all tells what is there
         self._reads = 0
 
@@ -145,8 +146,6 @@ class Index(Generic[K]):
         uncertain = self._uncertain
         if uncertain:
             self.keys.close()  # so that all is read
-        else:
-            self._stale = {}
         self._uncertain = True
         self._reads += 1
         whole, found = self.keys.read()
@@ -159,14 +158,14 @@ class Index(Generic[K]):
                      if key in own or committed.get(key) != ref]
         for key, ref in list(found):
             if key in self.inherited:  # stale though the ref may be the same: the parent may have set it in between
-                self._stale[key] = None
+                self.stale[key] = None
                 put(refs, key, pending.get(key))
                 for held in (self._again, pending, self.inherited):
                     held.pop(key, None)
             before = refs.get(key)
             if key not in pending:
                 if not same(before, ref):
-                    self._stale[key] = None
+                    self.stale[key] = None
                 if not whole:
                     put(refs, key, ref)
             elif whole and before is not None and (same(before, ref) or (  # our commit of it, which failed, was done
@@ -174,7 +173,7 @@ class Index(Generic[K]):
                 del pending[key]
                 self._again.pop(key, None)
                 if not same(before, ref):  # and others committed the key since, and removed our file
-                    self._stale[key] = None
+                    self.stale[key] = None
                     del self.fresh[before]  # its name may be another file's by now
             else:
                 before, pending[key] = pending[key], ref
@@ -202,7 +201,7 @@ class Index(Generic[K]):
             self.refs = committed
             names.renew()
         self._uncertain = False
-        return [key for key in self._stale if key not in pending], whole
+        return [key for key in self.stale if key not in pending], whole
 
     # The commit.
 
@@ -245,7 +244,7 @@ class Index(Generic[K]):
         pending, refs = self.pending, self.refs
         superseded = [old for key in done if (old := pending[key]) is not None and old != refs.get(key)]
         self.committing(superseded)
-        self._stale, self._uncertain = {}, True
+        self._uncertain = True
         self.fresh.update((old, 0) for old in superseded if self.removes_records or type(old) is str)
         self._reads += 1
         try:
@@ -304,7 +303,7 @@ class Index(Generic[K]):
         self.pending.clear()  # first, as a key's hash may have changed, or raise
         self.rollback()
         self.refs.clear()
-        self._stale.clear()
+        self.stale.clear()
         self.keys.close()
         self._uncertain = False
 

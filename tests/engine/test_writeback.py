@@ -200,3 +200,16 @@ def test_a_loop_gives_what_became_meanwhile_of_the_keys_that_are_ahead(path, mak
     assert all(given[n] is value for n, value in held.items() if type(value) is list), "others get the same object"
     c.close()
     assert dict(Chest(path=path)) == expected
+
+
+def test_a_change_behind_a_rollback_stays_though_others_committed_the_key_before(path):
+    c, other = Chest({"x": [1]}, path=path), Chest(path=path)
+    c.sync()
+    other["x"] = [2]
+    other.sync()
+    assert len(c) == 1, "it takes over what others committed"
+    c.rollback()
+    c["x"].append(3)
+    assert list(c.items()) == [("x", [2, 3])]
+    c.close()
+    assert dict(Chest(path=path)) == {"x": [2, 3]}
