@@ -108,8 +108,7 @@ class Committer(Generic[K]):
             errors += self._commit(plain)
         if clean:
             self.spiller.save(clean, leaves=True)
-        if cache.kept:
-            self.spiller.sweep(len(cache.kept))
+        self.spiller.sweep(len(cache.kept))
         self.spiller.make_room_quietly()  # what was written may have turned out to be larger
         return errors
 

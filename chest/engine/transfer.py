@@ -16,8 +16,6 @@ from chest.storage.base import batches
 
 __all__ = ["receive", "receive_chest"]
 
-_ITEMS: type = type({}.items())
-
 
 def receive(engine: Engine[Any], other: Any, overwrite: bool, progress: Progress) -> None:
     """Take every key of ``other``, a mapping or pairs, into ``engine``.
@@ -31,7 +29,7 @@ def receive(engine: Engine[Any], other: Any, overwrite: bool, progress: Progress
     elif isinstance(other, Mapping) or hasattr(other, "keys"):
         keys = list(other.keys())
         pairs, total = ((key, other[key]) for key in keys), len(keys)
-    together = type(pairs) in (list, tuple, _ITEMS) and (overwrite or pairs is not other)  # a list may repeat a key
+    together = isinstance(other, dict) or (overwrite and isinstance(other, (list, tuple)))  # which may repeat a key
     for some in batches(progress(pairs, total=total), TOGETHER if together else 1):
         engine.set_many({key: value for key, value in some if overwrite or not engine.state.known(key)})
 
