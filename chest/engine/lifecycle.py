@@ -149,12 +149,12 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork_in_child() -> None:
     _locked.clear()
-    waiting.clear()  # they are the parent's to end
     locks.after_fork()
     for handle in _handles():
         handle.state.after_fork()
         if handle.committer.transacts is not None and handle.committer.transacts.thread != threading.get_ident():
             handle.committer.transacts = None  # its thread is the parent's
+    waiting.clear()  # they are the parent's to end
     if _open:  # `multiprocessing` may have been imported since they were made
         _watch()
 

@@ -8,9 +8,10 @@ import pickle
 import threading
 
 import pytest
-from children import fork, forked, python
+from children import fork, forked, open_files, python
 
 from chest import Chest
+from chest.engine import lifecycle
 from chest.memory.changes import COUNTED
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
@@ -284,6 +285,26 @@ def test_a_transaction_of_another_thread_is_not_the_childs(path):
     go_on.set()
     thread.join()
     assert dict(Chest(path=path)) == {"x": 1, "child": 2, "parent": 2}
+
+
+@pytest.mark.skipif(not open_files(), reason="the system does not tell what is open")
+def test_a_handle_that_waits_for_its_end_at_a_fork_is_the_parents_and_leaves_no_file_open_in_the_child(path):
+    held = [Chest({"x": 1}, path=path)]
+    held[0].move_to_disk("x")
+    other = Chest({"y": 1}, on_miss=lambda key: held.clear())
+    other.flush()
+    assert other["y"] == 1
+    gc.collect()
+
+    def look():
+        gc.collect()
+        assert not [name for name in open_files().values() if name.startswith(path)]
+        lifecycle.drain()
+
+    in_child(look)
+    assert not os.path.exists(os.path.join(path, ".keys"))
+    lifecycle.drain()
+    assert dict(Chest(path=path)) == {"x": 1}
 
 
 @pytest.mark.parametrize("what", ["dump", "load"])
