@@ -169,6 +169,10 @@ class Committer(Generic[K]):
         state = self.state
         return state.index.has_unnamed() or bool(state.writing)
 
+    def is_busy(self) -> bool:
+        """The same; or does a save go on, which may have copied records that no commit names yet?"""
+        return self.is_pending() or (self._saves is not None and self._saves.under_way())
+
     def rollback(self) -> None:
         """Forget what was not committed: values in memory, pending changes, new bytes on disk."""
         state = self.state

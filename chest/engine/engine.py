@@ -251,7 +251,7 @@ class Engine(Generic[K]):
                 with tolerated("warning", "%s is saved, and cannot be tidied: %s", self.path):
                     self.committer.commit(True)
         with state.lock:
-            if not self.committer.is_pending():  # else other threads' files would be taken for a dead writer's
+            if not self.committer.is_busy():  # else other threads' files would be taken for a dead writer's
                 state.close()
 
     def _forgets_all(self) -> bool:

@@ -18,6 +18,7 @@ from invariants import Model, check
 from chest import Chest
 from chest.core import nbytes
 from chest.errors import ChestError
+from chest.storage.packs import Packs
 
 WAIT = 30  # seconds until something counts as hung
 VALUE = "v" * 900
@@ -271,25 +272,32 @@ def test_a_sync_that_waits_for_the_begin_of_a_transaction_commits_no_part_of_it(
     assert saved(chest) == {"x": "half", "y": "whole"}
 
 
-def test_a_commit_by_itself_removes_nothing_that_a_flush_of_another_thread_has_copied(path, monkeypatch):
-    """1. a flush copies the records of a dead writer's pack; 2. a commit for which the disk has no room to copy them."""
+@pytest.mark.parametrize("end", [Chest.write_keys, Chest.close])
+def test_a_commit_or_close_removes_nothing_that_a_flush_of_another_thread_has_copied(path, end, monkeypatch):
+    """1. a flush copies the records of a dead writer's pack; 2. a commit for which the disk has no room to copy them, or
+    a close; 3. another handle removes what dead writers left."""
     python("import os, sys, chest; chest.Chest({n: [n] * 100 for n in range(3000)}, path=sys.argv[1], "
            "min_file_size=4096).flush(); os._exit(0)", path)
-    c = Chest(path=path, min_file_size=4096)
+    first = Chest(path=path, min_file_size=4096)
     for n in range(2600):
-        del c[n]
-    c.sync()
+        del first[n]
+    first.sync()
+    c = Chest(path=path, min_file_size=4096)
     storage, state = c._engine.state.storage, c._engine.state
     real = storage.compact
 
     def copies(refs):
         monkeypatch.setattr(storage, "compact", lambda refs: {})
         moved.update(real(refs))
-        other = threading.Thread(target=c.write_keys)
+        other = threading.Thread(target=end, args=(c,))
         other.start()
         while other.is_alive() and not state._waiters:
             pass
         others.append(other)
+        with monkeypatch.context() as patch:
+            patch.setattr(Packs, "compact", lambda self, refs: {})
+            with Chest(path=path) as another:
+                another["theirs"] = 1
         return moved
 
     moved, others = {}, []
@@ -297,7 +305,7 @@ def test_a_commit_by_itself_removes_nothing_that_a_flush_of_another_thread_has_c
     c.flush()
     others[0].join()
     assert moved
-    assert dict(Chest(path=path)) == {n: [n] * 100 for n in range(2600, 3000)}
+    assert dict(Chest(path=path)) == {"theirs": 1, **{n: [n] * 100 for n in range(2600, 3000)}}
 
 
 # Locks.
