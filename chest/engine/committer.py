@@ -105,7 +105,7 @@ class Committer(Generic[K]):
         for some in batches(progress(unsaved, total=len(unsaved)), most, lambda key: max(self._size(key), least)):
             errors += self.spiller.save(some, leaves=empty)
         if not (strict and errors):
-            errors += self._commit(plain)
+            errors += self._commit(plain, strict)
         if clean:
             self.spiller.save(clean, leaves=True)
         self.spiller.sweep(len(cache.kept))
@@ -137,7 +137,7 @@ class Committer(Generic[K]):
         """Commit the index as it stands.  Returns the keys that cannot be pickled, left out."""
         return self._in_turn(lambda: self._commit(plain))
 
-    def _commit(self, plain: bool) -> Errors:
+    def _commit(self, plain: bool, strict: bool = False) -> Errors:
         state = self.state
         moved: dict[int, int] = {}
         if plain:
@@ -147,7 +147,7 @@ class Committer(Generic[K]):
         with state.lock, state.section, state.index.keys.lock:
             gone = state.refresh()
             try:
-                orphans, left_out = state.index.commit(plain, moved)
+                orphans, left_out = state.index.commit(plain, moved, strict)
                 pending = self.is_pending()
                 state.storage.committed(plain, pending)
             except OSError as error:

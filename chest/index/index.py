@@ -205,21 +205,23 @@ class Index(Generic[K]):
 
     # The commit.
 
-    def commit(self, plain: bool, moved: Mapping[Any, int] | None = None,
+    def commit(self, plain: bool, moved: Mapping[Any, int] | None = None, strict: bool = False,
                ) -> tuple[list[Ref], list[tuple[K, Exception]]]:
         """Lay this handle's changes over the newest index in one atomic step.  Called within the lock, after `refresh`.
 
-        A key whose value is not on disk keeps what was committed before, and so does one that cannot be pickled.  With
-        ``plain`` the file is left as one list.  ``moved`` has the old and new refs of records that were copied,
-        whosever they are: no key has an old one afterwards.  Returns refs that nothing names any more, and keys that
-        cannot be pickled, with their errors.  Cost: O(changes), or O(keys) for a list.
+        A key whose value is not on disk keeps what was committed before, and so does one that cannot be pickled; with
+        ``strict`` nothing is committed if there is one.  With ``plain`` the file is left as one list.  ``moved`` has
+        the old and new refs of records that were copied, whosever they are: no key has an old one afterwards.  Returns
+        refs that nothing names any more, and keys that cannot be pickled, with their errors.  Cost: O(changes), or
+        O(keys) for a list.
         """
         own = self.own()
         astray = [key for key in own if key not in self.pending]  # whose hash changed: nobody finds them
         refused: list[tuple[K, Exception]] = [(key, DumpError("its hash changed since it was set")) for key in astray]
         done = [key for key in own if key in self.pending and self.refs.get(key, "") is not None]
         try:
-            self._write(done, plain, moved or {})
+            if not (strict and astray):
+                self._write(done, plain, moved or {})
         except DumpError:
             left_out = {}
             for key in done:
@@ -230,7 +232,8 @@ class Index(Generic[K]):
             if not left_out:
                 raise
             refused += left_out.items()
-            self._write([key for key in done if key not in left_out], plain, moved or {})
+            if not strict:
+                self._write([key for key in done if key not in left_out], plain, moved or {})
         orphans = [] if astray else list(self.fresh.keys() - set(map(self.refs.get, self.pending)))
         self.names.noted.difference_update(orphans)
         for ref in orphans:

@@ -149,6 +149,16 @@ def test_a_transaction_with_a_value_that_cannot_be_dumped_is_rolled_back_whole(s
     assert dict(saved) == seen(saved.path) == {"x": "saved x", "y": "saved y", ("t", "u"): "saved t"}
 
 
+def test_a_transaction_with_a_key_that_cannot_be_saved_is_rolled_back_whole(saved):
+    for key, word in ((lambda: 0, "lambda"), (Changing(2), "its hash changed")):
+        with pytest.raises(DumpError, match=word), saved.transaction():
+            saved["x"], saved[key] = "new x", 1
+            saved.move_to_disk("x")
+            if word != "lambda":
+                key.number = 3
+        assert dict(saved) == seen(saved.path) == {"x": "saved x", "y": "saved y", ("t", "u"): "saved t"}
+
+
 # What cannot be loaded.
 
 
