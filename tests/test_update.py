@@ -5,6 +5,7 @@ import os
 import pytest
 
 from chest import Chest
+from chest.memory.changes import COUNTED
 
 
 def inode(chest, key):
@@ -62,16 +63,14 @@ def test_what_the_source_cannot_save_is_copied_from_its_memory():
     assert a["x"] == 1
 
 
-def test_what_a_transaction_of_the_source_changed_behind_its_leaving_memory_is_copied():
-    a, b = Chest(), Chest({"x": [0] * 100, "y": [0] * 100}, available_memory=1000)
-    b.flush()
-    with b.transaction():
-        held = b["x"]
-        b["y"].append(1)
-        assert "x" not in b.inmem
-        held.append(1)
-        a.update(b)
-    assert a["x"] == held
+@pytest.mark.skipif(not COUNTED, reason="a list that left memory is found again only where references are counted")
+def test_what_changed_behind_its_leaving_memory_is_copied_as_it_is_within_a_transaction(path):
+    c = Chest({"x": [1]}, path=path)
+    with c.transaction():
+        held = c["x"]
+        c.move_to_disk("x")
+        held.append(2)
+        assert dict(c.copy()) == {"x": [1, 2]}
 
 
 def test_a_source_file_that_is_gone_is_an_error_that_names_it():
