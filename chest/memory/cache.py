@@ -206,7 +206,7 @@ class Cache(Generic[K]):
         if type(value) not in _WITHOUT:
             size = self.sizes[key] if key in self.sizes else nbytes(value)
             # A large copy that did not change would be compared with its file twice, which takes longer than a load.
-            is_slow = (size >= MAPPED_FROM and type(value).__name__ == "ndarray" and value.base is None
+            is_slow = (type(value).__name__ == "ndarray" and value.base is None and value.nbytes >= MAPPED_FROM
                        and key in self.saved and self.saved[key] is saved)
             if (self._beside + size <= self.most_beside and COUNTED and self.writeback and not is_slow
                     and can_change(value)):

@@ -113,6 +113,18 @@ def test_what_an_update_finds_changed_and_held_no_more_is_within_the_budget(path
     assert dict(c) == {n: [n] + [0] * 100 * (n < 20) for n in range(40)}
 
 
+@pytest.mark.skipif(not COUNTED, reason="references are not counted here")
+def test_an_array_of_objects_that_changed_out_of_memory_is_saved_however_much_its_objects_take(path):
+    numpy = pytest.importorskip("numpy")
+    c = Chest({"x": numpy.array([*map(bytes, range(1000)), [0]], object), "y": 0}, path=path, available_memory=0)
+    array = c["x"]
+    assert c["y"] == 0 and list(c.inmem) == ["y"]
+    array[-1].append(1)
+    del array
+    c.close()
+    assert Chest(path=path)["x"][-1] == [0, 1]
+
+
 class Behind:
     """The last part of a value: when it is pickled, all before it was."""
 
