@@ -104,7 +104,7 @@ def referenced(items: Collection[Any], more: int = 0) -> list[bool]:
 
 
 def held_parts(values: Collection[Any]) -> list[list[Any]]:
-    """For each value: the containers and arrays in it to which something outside refers, and which it may change.
+    """For each value: the containers, arrays and bytearrays in it that something outside refers to, and may change.
 
     None where that cannot be told: in a value of more than 2,000 parts, or with instances of any other class in it.
     Cost: 0.3 us for each value, and 0.1 us for each part; 10 times as much from the first one on that may be held.
@@ -143,9 +143,9 @@ def _held_parts(value: Any) -> list[Any]:
                 if id(part) not in seen:
                     seen.add(id(part))
                     below.append(part)
-            elif kind is array and not part.dtype.hasobject:
+            elif kind is bytearray or (kind is array and not part.dtype.hasobject):
                 met.append(part)
-                if type(part.base) is array:
+                if type(getattr(part, "base", None)) is array:
                     bases.append(id(part.base))
             elif kind is array or (kind is not type and gc.is_tracked(part)):
                 return []  # as this may refer to others of the parts

@@ -184,6 +184,8 @@ VIEWS = {
     "method": (lambda: [0], lambda value: value.append, lambda method, number: method(number)),
     "view of bytes": (lambda: bytearray(9), memoryview, put_first),
     "view of a view of bytes": (lambda: bytearray(9), lambda value: memoryview(value)[1:], put_first),
+    "bytes of a list": (lambda: [bytearray(9), [0]], lambda value: value[0], put_first),
+    "view of bytes of a dict": (lambda: {"a": (bytearray(9),)}, lambda value: memoryview(value["a"][0]), put_first),
     "iterator": (lambda: [[0], [1], [2], [3]], iter, lambda iterator, number: next(iterator).append(number)),
 }
 if numpy is not None:
