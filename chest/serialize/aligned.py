@@ -27,6 +27,7 @@ _MARK_END = len(MARK)
 _ALIGNMENT = 64
 _GATHERED = 8 * 1024 * 1024  # bytes of opcodes held before they are passed on
 _BLOCK = 1024 * 1024  # bytes copied or read at a time
+AT_ONCE = 1 << 30  # bytes that any system reads at once: Linux no more than 2 GiB
 _TAIL = 512  # bytes read at the end of a file: the note of few arrays
 _MAGIC = b"\xffchest2\n"
 _NEXT_BUFFER = b"\x97"
@@ -276,6 +277,8 @@ class Layout(NamedTuple):
 
 def _read(source: Source, begin: int, end: int) -> bytes:
     """The bytes that are there; whoever reads them compares a checksum, and so learns of those that are not."""
+    if end - begin > AT_ONCE:
+        return _read(source, begin, begin + AT_ONCE) + _read(source, begin + AT_ONCE, end)
     return pread(source, end - begin, begin) if type(source) is int else source[begin:end]  # type: ignore[index]
 
 

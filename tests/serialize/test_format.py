@@ -14,7 +14,7 @@ import pytest
 from children import python
 
 from chest.errors import DamagedError, LoadError
-from chest.serialize import Codec, dump, load
+from chest.serialize import Codec, aligned, dump, load
 from chest.serialize.aligned import Encoded, read_layout, stamp_of
 
 np = pytest.importorskip("numpy")
@@ -208,6 +208,17 @@ def test_opcodes_are_covered_without_durable_too_and_in_maps(tmp_path):
         for mode in ("c", None):
             with pytest.raises(DamagedError):
                 from_file(path, mode)
+
+
+@pytest.mark.parametrize("value", [[b"x" * 200_000, "y" * 99_999], [np.arange(N), b"x" * 200_000]], ids=["bytes", "array"])
+def test_opcodes_of_more_bytes_than_the_system_reads_at_once_come_back(value, tmp_path, monkeypatch):
+    pread = aligned.pread
+    monkeypatch.setattr(aligned, "AT_ONCE", 60_000, raising=False)
+    monkeypatch.setattr(aligned, "pread", lambda descriptor, size, at: pread(descriptor, min(size, 60_000), at))
+    path = tmp_path / "value"
+    path.write_bytes(content(value))
+    for mode in ("c", None):
+        assert alike(from_file(path, mode)[0], value)
 
 
 @pytest.mark.parametrize("value", [SMALL[3], {"x": np.arange(N), "more": list(range(20_000))}], ids=["small", "large"])
