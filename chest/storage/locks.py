@@ -80,11 +80,13 @@ class DirectoryLock:
     def _let_go(self, unlock: bool = True) -> None:
         held = self._held
         if held is not None:
-            with system.tolerated():  # as it was not locked yet, or cannot be
-                if unlock and held.status() is not None:
-                    system.unlock(held.fd)
-            held.close()
-            self._held = None
+            try:
+                with system.tolerated():  # as it was not locked yet, or cannot be
+                    if unlock and held.status() is not None:
+                        system.unlock(held.fd)
+            finally:  # also if Ctrl-C comes: else all wait until this process uses the chest again
+                held.close()
+                self._held = None
 
     def _lock(self) -> None:
         """Wait for the other processes; if the directory was dropped and made anew meanwhile, lock the new one."""

@@ -143,6 +143,18 @@ def test_ctrl_c_while_a_lock_is_let_go_of_is_not_lost(tmp_path):
     assert not held and directory_lock(str(tmp_path)) is directory_lock(str(tmp_path / "."))
 
 
+def test_ctrl_c_while_a_lock_is_let_go_of_keeps_no_other_process_waiting(lock, tmp_path, monkeypatch, leaks_nothing):
+    def interrupted(fd):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), lock:
+        monkeypatch.setattr(system, "unlock", interrupted)
+    assert is_free(tmp_path)
+    with lock:
+        assert not is_free(tmp_path)
+
+
 def test_a_directory_that_is_gone_is_an_error_and_one_that_was_made_anew_meanwhile_is_locked_anew(tmp_path, looks):
     there = tmp_path / "there"
     lock = directory_lock(str(there))
