@@ -191,10 +191,12 @@ class State(Generic[K]):
                 return []
             with self.section:
                 stale, replaced = self.index.refresh()
-                if replaced:  # a name may have been free, and taken again, in between
-                    stale += self._of_other_files()
                 gone: list[object] = [self.drop(key) for key in stale]
                 self.index.stale.clear()  # else one that changes from now on would be dropped behind a rollback
+                if replaced:  # a name may have been free, and taken again, in between
+                    self.index.uncertain = True  # until that is known, which the system may refuse
+                    gone += [self.drop(key) for key in self._of_other_files()]
+                    self.index.uncertain = False
                 return gone
 
     def _of_other_files(self) -> list[K]:

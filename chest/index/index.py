@@ -61,7 +61,7 @@ class Index(Generic[K]):
         self.committing: Callable[[list[Ref]], object] = len  # as `Storage.committing`
         self.removes_records = True  # one by one, as a store does; a directory leaves them to the end of their pack
         self._again: dict[K, Ref | None] = {}  # deleted and set again: they stand last now, as in a dict; as in pending
-        self._uncertain = False  # after an interruption, or a commit that failed: only reading all tells what is there
+        self.uncertain = False  # after an interruption, or a commit that failed: only reading all tells what is there
         self._reads = 0
 
     def own(self) -> list[K]:
@@ -111,7 +111,7 @@ class Index(Generic[K]):
         del self.refs[key]
         self._again.pop(key, None)
         self.names.release(key)
-        if self.pending[key] is None and not self._uncertain:
+        if self.pending[key] is None and not self.uncertain:
             with suppress(OSError):
                 if not self.keys.changed():  # nobody else ever saw it
                     del self.pending[key]
@@ -119,7 +119,7 @@ class Index(Generic[K]):
 
     def _orphan(self, ref: Ref) -> tuple[Ref, ...]:
         """A fresh ref that was superseded, to be removed now; or by the next commit, if one may have named it."""
-        if self._uncertain:
+        if self.uncertain:
             return ()
         del self.fresh[ref]
         self.names.noted.discard(ref)
@@ -134,7 +134,7 @@ class Index(Generic[K]):
 
     def is_current(self) -> bool:
         """Is there nothing to `refresh`?  One ``stat``."""
-        return not (self._uncertain or self.keys.changed())
+        return not (self.uncertain or self.keys.changed())
 
     def refresh(self) -> tuple[list[K], bool]:
         """Take over what others committed.
@@ -143,10 +143,10 @@ class Index(Generic[K]):
         have been free in between and come again.  What an interrupted call found is told again.  Cost: O(what changed),
         or O(keys) where the list was replaced.
         """
-        uncertain = self._uncertain
+        uncertain = self.uncertain
         if uncertain:
             self.keys.close()  # so that all is read
-        self._uncertain = True
+        self.uncertain = True
         self._reads += 1
         whole, found = self.keys.read()
         refs, pending, names = self.refs, self.pending, self.names
@@ -200,7 +200,7 @@ class Index(Generic[K]):
                     committed[key] = refs[key]
             self.refs = committed
             names.renew()
-        self._uncertain = False
+        self.uncertain = False
         return [key for key in self.stale if key not in pending], whole
 
     # The commit.
@@ -247,7 +247,7 @@ class Index(Generic[K]):
         pending, refs = self.pending, self.refs
         superseded = [old for key in done if (old := pending[key]) is not None and old != refs.get(key)]
         self.committing(superseded)
-        self._uncertain = True
+        self.uncertain = True
         self.fresh.update((old, 0) for old in superseded if self.removes_records or type(old) is str)
         self._reads += 1
         try:
@@ -266,12 +266,12 @@ class Index(Generic[K]):
         except DumpError:  # nothing was done
             for old in superseded:
                 self.fresh.pop(old, None)
-            self._uncertain = False
+            self.uncertain = False
             raise
         except BaseException:
             with suppress(Exception):
                 self.refresh()  # was it done?  Behind the lock another commit may hide that
-            self._uncertain = True  # so that the next refresh tells what this one found
+            self.uncertain = True  # so that the next refresh tells what this one found
             raise
         for changed in (refs, pending) if moved else ():
             changed.update([(key, moved[ref]) for key, ref in changed.items() if ref in moved])
@@ -281,7 +281,7 @@ class Index(Generic[K]):
             del pending[key]
         if not pending:  # a new dict, as one that was emptied key by key keeps its memory
             self.pending = {}
-        self._uncertain = False
+        self.uncertain = False
 
     # Beginning anew.
 
@@ -291,8 +291,8 @@ class Index(Generic[K]):
         Returns refs to be removed; none if a commit may name them, as that `refresh` failed.  O(pending); the next one
         reads all, and so finds the order of the keys.
         """
-        unnamed = [] if self._uncertain else list(self.fresh)
-        self._uncertain = True
+        unnamed = [] if self.uncertain else list(self.fresh)
+        self.uncertain = True
         for key, ref in self.pending.items():
             put(self.refs, key, ref)
         for held in (self._again, self.pending, self.fresh, self.inherited, self.names.reserved):
@@ -302,13 +302,13 @@ class Index(Generic[K]):
 
     def forget(self) -> None:
         """Forget everything, as nothing of it is on disk any more, or will be read here.  O(keys)."""
-        self._uncertain = True  # whoever is interrupted here reads all the next time
+        self.uncertain = True  # whoever is interrupted here reads all the next time
         self.pending.clear()  # first, as a key's hash may have changed, or raise
         self.rollback()
         self.refs.clear()
         self.stale.clear()
         self.keys.close()
-        self._uncertain = False
+        self.uncertain = False
 
     def rebuild(self, values: Collection[K]) -> None:
         """After an interruption: make all that is derived agree with ``refs`` again, and what is in memory.
@@ -316,7 +316,7 @@ class Index(Generic[K]):
         A key that has no value in memory nor on disk was not set: it is what it was before.  The next `refresh` reads
         all, and the next commit removes what nothing names.  Never raises.  O(keys).
         """
-        self._uncertain = True
+        self.uncertain = True
         for key, ref in self._again.items():
             self.pending.setdefault(key, ref)
         for key in [key for key, ref in self.refs.items() if ref is None and key not in values]:

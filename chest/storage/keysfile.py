@@ -138,12 +138,12 @@ class KeysFile:
                         if not self._named:  # whoever replaced the file may have been killed behind the rename
                             system.sync_directory(self._directory)
                             self._named = True
+                self._signature = _signature(os.fstat(opened[0]))
                 self._broken = False
             if self._broken:
                 with suppress(OSError):
                     os.ftruncate(opened[0], self._end)  # so that nobody builds on what may not be on the disk
                 return False
-            self._signature = _signature(os.fstat(opened[0]))
             self._end += sum(map(len, parts))
             self._last = (self._last + b"".join(parts))[-_LAST:]
             return True

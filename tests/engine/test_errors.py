@@ -229,6 +229,26 @@ def test_what_the_system_refuses_where_a_value_is_compared_names_the_file_and_lo
     assert seen(path)["x"][-1] == "changed"
 
 
+def test_what_others_committed_is_seen_although_the_system_refused_to_look_at_a_file_meanwhile(saved, monkeypatch):
+    def fail(ref):
+        raise OSError(errno.EIO, "refused")
+
+    other = Chest(path=saved.path)
+    assert list(saved.values()) == ["saved x", "saved y", "saved t"]
+    del other["x"]
+    for value in "their", "their y":  # the name that the first one freed is the second one's
+        other["y"] = value
+        other.flush()
+    monkeypatch.setattr(saved._engine.state.storage, "version", fail)
+    for _ in range(2):
+        with pytest.raises(OSError, match="refused"):
+            len(saved)
+    monkeypatch.undo()
+    assert dict(saved) == seen(saved.path) == {"y": "their y", ("t", "u"): "saved t"}
+    saved.flush()
+    assert "x" not in Chest(path=saved.path)
+
+
 def test_a_file_that_is_gone_is_a_key_error_that_names_it(saved):
     name = saved.key_to_filename("x")
     os.unlink(name)

@@ -81,7 +81,7 @@ def test_different_keys_never_conflict_and_for_one_key_the_last_commit_wins(oper
             model.own[key] = ref if what != "unwritten" else "nowhere"
         elif what == "delete":
             if key in index.refs:
-                nobody_saw_it = key not in model.seen and index.newest_check()() and not index._uncertain
+                nobody_saw_it = key not in model.seen and index.newest_check()() and not index.uncertain
                 removed.update(index.delete(key))
                 model.own[key] = None
                 if nobody_saw_it:  # nothing is left to delete, and the handle keeps no note of it
