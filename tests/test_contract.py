@@ -1,5 +1,4 @@
 """What scripts written for chest 0.2.3 count on, and what was added to it."""
-import json
 import os
 import pickle
 import subprocess
@@ -99,18 +98,6 @@ def test_a_sync_commits_and_keeps_values_in_memory(path):
     assert dict(Chest(path=path)) == {"x": [1]}
 
 
-def test_json_works_as_on_the_originals_page_without_naming_a_mode(path):
-    c = Chest(path=path, dump=json.dump, load=json.load)
-    c["x"] = [1, 2, 3]
-    c.flush()
-
-    with open(c.key_to_filename("x")) as file:
-        assert json.load(file) == [1, 2, 3]
-    with open(os.path.join(path, ".keys")) as file:
-        assert json.load(file) == [["x", "x"]]
-    assert dict(Chest(path=path, dump=json.dump, load=json.load)) == {"x": [1, 2, 3]}
-
-
 def test_a_temporary_chest_removes_its_directory_and_is_closed_for_good():
     with Chest({"x": 1}) as c:
         path = c.path
@@ -208,17 +195,6 @@ def test_shrink_counts_what_values_grew_by_in_place():
     assert c["a"] == list(range(10_000))
 
 
-def test_what_cannot_be_dumped_stays_and_does_not_block_the_others():
-    c = Chest(available_memory=500)
-    c["f"] = lambda: 1
-    for i in range(20):
-        c[i] = Block(200)
-
-    assert c["f"]() == 1
-    assert c.memory_usage <= 500
-    assert [c[i].nbytes for i in range(20)] == [200] * 20
-
-
 def test_stats_count_hits_misses_spills_and_bytes(path):
     c = Chest(path=path, available_memory=250)
     c["a"], c["b"], c["c"] = Block(100), Block(100), Block(100)
@@ -303,16 +279,6 @@ def test_what_has_to_be_a_function_and_is_none_is_an_error_at_once(name):
 def test_a_path_that_is_none_is_a_type_error_that_says_what_is_one(call, says):
     with pytest.raises(TypeError, match=says):
         call()
-
-
-def test_a_relative_path_is_fixed_when_the_chest_is_made(tmp_path, monkeypatch):
-    c = Chest(path="here")
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    c["x"] = 1
-    c.close()
-
-    assert sorted(os.listdir(tmp_path / "here")) == [".keys", "x"]
 
 
 def test_a_path_may_begin_with_the_home_directory(tmp_path, monkeypatch):
