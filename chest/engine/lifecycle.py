@@ -39,7 +39,6 @@ __all__ = ["begin", "drain", "let_go", "waiting"]
 
 AT_FORK = 2.0  # seconds for which a fork waits for another thread that is half-way through something
 
-
 waiting: deque[Handle] = deque()  # those that nobody refers to any more
 _open: dict[int, weakref.ref[Handle]] = {}
 _watched = False  # is `multiprocessing` asked to end the handles of its children, here or where this was forked from?
@@ -162,4 +161,3 @@ def _after_fork_in_child() -> None:
 atexit.register(_end_all)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
-

@@ -15,7 +15,7 @@ from functools import partial
 
 from chest.errors import raised_by_signal
 from chest.log import log
-from chest.serialize.aligned import Buffer, pread
+from chest.serialize.aligned import AT_ONCE, Buffer, pread
 from chest.storage.descriptors import make_room
 
 __all__ = ["APPEND", "CREATE", "FOLDER", "HOLDS_OPEN", "READ", "ROOT", "UTIME_BY_DESCRIPTOR", "WALKS", "Buffer",
@@ -33,7 +33,6 @@ WALKS = hasattr(os, "link") and {os.open, os.mkdir, os.stat, os.unlink, os.rmdir
 HOLDS_OPEN = sys.platform != "win32"  # a file that is open can be replaced and removed, and its inode stays its own
 _WRITEV = hasattr(os, "writev")
 _PIECES = 1024  # that one writev takes
-_AT_ONCE = 1 << 30  # bytes that one write takes: Windows takes less than 2 GB
 UTIME_BY_DESCRIPTOR = os.utime in os.supports_fd
 # What a sync says that the file system does not know; of a folder some say that it is one, or not open to be written.
 _UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.EBADF, errno.EISDIR}
@@ -233,7 +232,7 @@ def write_all(fd: int, pieces: Sequence[Buffer]) -> None:
             rest = memoryview(piece)[done:]
             done = max(done - len(piece), 0)
             while rest:
-                written = os.write(fd, rest[:_AT_ONCE])
+                written = os.write(fd, rest[:AT_ONCE])
                 if not written:
                     raise OSError(errno.EIO, "the system writes no more, and does not say why")
                 rest = rest[written:]
