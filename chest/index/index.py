@@ -157,7 +157,8 @@ class Index(Generic[K]):
             found = [(key, committed.get(key)) for key, ref in {**refs, **pending}.items()
                      if key in own or committed.get(key) != ref]
         for key, ref in list(found):
-            if key in self.inherited:  # stale though the ref may be the same: the parent may have set it in between
+            # Stale though the ref may be the same: the parent may have set it in between; but not as its record moved.
+            if key in self.inherited and not (whole and same(pending.get(key), ref)):
                 self.stale[key] = None
                 put(refs, key, pending.get(key))
                 for held in (self._again, pending, self.inherited):

@@ -228,6 +228,26 @@ def test_what_workers_set_in_an_inherited_chest_is_saved_at_their_end(path):
     assert dict(Chest(path=path)) == {"x": 1, "unsaved": 1, **{("work", n): n for n in range(4)}}
 
 
+def test_what_the_parent_has_not_saved_stays_the_childs_to_read_where_others_move_the_record_before_it(path):
+    python("import os, sys, chest; chest.Chest({n: [n] * 100 for n in range(3000)}, path=sys.argv[1], "
+           "min_file_size=4096).flush(); os._exit(0)", path)
+    c, other = Chest(path=path, min_file_size=4096), Chest(path=path, min_file_size=4096)
+    c[2999] = "not saved"
+    for n in range(2600):
+        del other[n]
+    other.sync()
+    other = Chest(path=path, min_file_size=4096)
+
+    def use():
+        before = other._engine.state.index.refs[2999]
+        other.flush()
+        assert other._engine.state.index.refs[2999] != before
+        assert len(c) == 400
+        assert c[2999] == "not saved"
+
+    in_child(use)
+
+
 # Forks in the middle of something.
 
 
