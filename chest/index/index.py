@@ -5,6 +5,7 @@ changes is noted in ``pending`` before, and `Index.rebuild` makes all else agree
 """
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Hashable, Mapping
 from contextlib import AbstractContextManager, suppress
 from typing import Any, Callable, Generic, Protocol, TypeVar
@@ -217,9 +218,12 @@ class Index(Generic[K]):
         O(keys) for a list.
         """
         own = self.own()
-        astray = [key for key in own if key not in self.pending]  # whose hash changed: nobody finds them
+        times = Counter(own) if len({*own}) < len(own) else {}
+        # Whose hash changed: nobody finds them, or they came again, beside what they were.
+        astray = [key for key in own if key not in self.pending or (key in times and times[key] > 1)]
         refused: list[tuple[K, Exception]] = [(key, DumpError("its hash changed since it was set")) for key in astray]
-        done = [key for key in own if key in self.pending and self.refs.get(key, "") is not None]
+        lost = set(map(id, astray))
+        done = [key for key in own if id(key) not in lost and self.refs.get(key, "") is not None]
         try:
             if not (strict and astray):
                 self._write(done, plain, moved or {})
@@ -261,7 +265,7 @@ class Index(Generic[K]):
                 for key in done:
                     del waiting[key]
                 pairs: Pairs = list(refs.items())
-                if waiting or moved:
+                if waiting or moved or None in refs.values():  # the latter of a key whose hash changed
                     pairs = [(key, moved.get(ref, ref)) for key, ref in {**refs, **waiting}.items() if ref is not None]
                 self.keys.replace(pairs)
         except DumpError:  # nothing was done
