@@ -146,7 +146,7 @@ class Engine(Generic[K]):
         Only then is the lock waited for, as by a miss.
         """
         state = self.state
-        state.cache.access.count_on(state.growth.patience)
+        state.cache.access.count_on(state.growth.interval)
         state.look_for_growth()
         if state.cache.usage > state.available:
             self.spiller.make_room_quietly()

@@ -98,7 +98,7 @@ class Loader(Generic[K]):
                 cache.put(key, value, nbytes(value), saved)
         if value is not ABSENT:
             if next(cache.access.hits, ABSENT) is ABSENT:
-                cache.access.count_on(state.growth.patience)
+                cache.access.count_on(state.growth.interval)
             if key in state.flights:
                 state.flights[key].given |= {key}
         state.torn = torn

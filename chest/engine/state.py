@@ -230,13 +230,13 @@ class State(Generic[K]):
             self.size_anew()
             self.growth.explained(self.cache.usage - before)
 
-    def forget(self) -> None:
-        """Forget values and index."""
+    def forget(self) -> list[object]:
+        """Forget values and index.  Returns the values, as `refresh` does."""
         with self.lock, self.section:
             self.flights.clear()
             gone = self.cache.clear()
             self.index.forget()
-        del gone
+            return gone
 
     def erase(self) -> None:
         """Remove the index, and then the files of all values."""
@@ -245,8 +245,7 @@ class State(Generic[K]):
             self.storage.committing(self.index.committed_refs())
             refs = self.index.known_refs()
             self.index.keys.erase()  # from now on the chest is empty, whatever becomes of its files
-            gone += self.cache.clear()
-            self.forget()
+            gone += self.forget()
             self.storage.drop(refs)
         del gone  # see `Committer._commit`
 

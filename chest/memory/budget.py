@@ -77,13 +77,13 @@ def peak() -> int:
 class Growth:
     """Did the process grow by what the sizes of the values do not explain?  ``c[k].append(v)`` makes it so.
 
-    The system is asked after ``patience`` uses of values, at the one numbered ``due``: after few while it grows, else
+    The system is asked after ``interval`` uses of values, at the one numbered ``due``: after few while it grows, else
     after twice as many as the time before, so that hits stay quick.  Where it was the program that grew, and not the
     values, they are sized anew behind twice the growth, up to half the budget.
     """
 
     def __init__(self, available: float) -> None:
-        self.due = self.patience = LEAST
+        self.due = self.interval = LEAST
         self._steps = max(STEP, available / 16), max(STEP, available / 2)
         self._step = self._steps[0]
         self._beside = self._least = _resident()  # bytes that the sizes do not explain, now and at the least
@@ -91,8 +91,8 @@ class Growth:
     def seen(self, uses: int, usage: int) -> bool:
         """Look: is it more than a step, 16 MB or a sixteenth of the budget, beyond the least?  ``usage`` in bytes."""
         before, self._beside = self._beside, _resident() - usage
-        self.patience = LEAST if self._beside > before + self._step / 8 else min(2 * self.patience, MOST)
-        self.due = uses + self.patience
+        self.interval = LEAST if self._beside > before + self._step / 8 else min(2 * self.interval, MOST)
+        self.due = uses + self.interval
         self._least = min(self._least, self._beside)
         return self._beside > self._least + self._step
 
