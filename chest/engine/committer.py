@@ -148,6 +148,7 @@ class Committer(Generic[K]):
             gone = state.refresh()
             try:
                 orphans, left_out = state.index.commit(plain, moved, strict)
+                state.storage.remove(orphans)  # now, as behind a `reclaim` the names may be others' files
                 pending = self.is_pending()
                 state.storage.committed(plain, pending)
             except OSError as error:
@@ -155,7 +156,6 @@ class Committer(Generic[K]):
                 gone += state.refresh()
                 raise explain_os(error, "commit the index", state.storage.file(KEYS),
                                  "; nothing is lost in memory, and what was committed before is untouched") from error
-            state.storage.remove(orphans)  # now, as behind a `reclaim` the names may be others' files
             if plain:
                 state.index.untidy = state.index.untidy and pending
                 state.storage.reclaim(state.index.committed_refs())

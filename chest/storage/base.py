@@ -108,7 +108,8 @@ class Storage(Protocol[K]):
     def committing(self, superseded: Iterable[Ref]) -> None:
         """The commit that follows names these no more: who finds this process dead then removes them in its stead."""
     def committed(self, plain: bool = False, pending: bool = False) -> None:
-        """A commit, ``plain`` if of all keys, names what was written so far, but for what is ``pending``."""
+        """A commit, ``plain`` if of all keys, names what was written so far, but for what is ``pending``; what it
+        superseded was removed."""
     def compact(self, refs: Mapping[K, Ref | None]) -> dict[int, int]:
         """Copy records out of packs that hold little else than garbage.  Returns old and new ref of each."""
     def reclaim(self, refs: Collection[Ref]) -> None:

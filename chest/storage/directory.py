@@ -228,6 +228,8 @@ class Directory(Generic[K]):
         for name in names_of(refs):
             with system.tolerated("warning", "%s, which no index names, stays: %s", self.file(name)):
                 self._tree.unlink(name)
+                continue
+            self._packs.left = True
 
     def committing(self, superseded: Iterable[Ref]) -> None:
         for name in names_of(superseded):

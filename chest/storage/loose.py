@@ -245,4 +245,6 @@ class NewFile(Generic[K]):
                 self.opened.close()
             if self.inode:
                 self._loose.tree.unlink(self._name, self.inode)
+            self.inode = 0
+        self._loose.packs.left |= self.inode != 0
         self.opened, self.inode = system.Opened(), 0

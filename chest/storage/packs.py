@@ -71,6 +71,7 @@ class Packs:
         self._open: dict[int, _File] = {}
         self._own: _File | None = None  # in `_open` as well
         self._journal: _File | None = None
+        self.left = False  # is there a file that the journal lists, that nothing names, and that could not be removed?
 
     # Out.
 
@@ -216,9 +217,13 @@ class Packs:
             journal = self._journal
             if journal is not None and not pending:
                 journal.unnamed = False
-                journal.idle()
-                if not plain and journal.end() >= ROTATE:  # it is long: looked at when anybody commits plainly
-                    self._close_journal()
+                if self.left or journal.status() is None:
+                    self._close_journal()  # anybody's next plain commit looks at what it lists
+                else:
+                    # What is done with is not listed: 1. another handle makes a file of such a name, and gets the very
+                    # inode; 2. a third one's clean-up takes it for ours; 3. the maker's journal says whose it is.
+                    os.ftruncate(journal.fd, 0)
+                    journal.idle()
 
     def compact(self, refs: Mapping[Any, object]) -> dict[int, int]:
         """Copy what lives in packs without a living writer that hold more than twice as much to the end of this
@@ -312,6 +317,7 @@ class Packs:
 
     def _close_journal(self) -> None:
         """Anybody's next plain commit looks at what the journal lists."""
+        self.left = False
         if self._journal is not None:
             self._journal.close()
             self._journal = None

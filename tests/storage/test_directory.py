@@ -287,8 +287,8 @@ def test_a_file_that_cannot_be_removed_is_removed_by_a_later_plain_commit_of_any
     with monkeypatch.context() as patch:
         patch.setattr(os, "unlink", lambda path, **more: (_ for _ in ()).throw(PermissionError(errno.EACCES, "in use", path)))
         handle.committing(["x"])
-        handle.committed(plain)
         handle.remove(["x"])
+        handle.committed(plain)
         if plain:
             handle.reclaim(refs[1:])
         assert "x" in files(tmp_path / "c")

@@ -9,6 +9,7 @@ import pytest
 from children import forked, python
 from storage.directories import commit, directory, files, saved, values
 
+from chest import Chest
 from chest.storage import locks, packs, system
 from chest.storage.base import PACK
 from chest.storage.locks import directory_lock
@@ -88,6 +89,24 @@ def test_a_journal_removes_nothing_outside_and_no_inode_that_came_again_for_a_li
     (path / ".packs" / "0000000001.new").write_bytes(b"".join(lines) + b"9" * 5000 + b" x\0torn")
     other.reclaim([])
     assert outside.read_text() == (path / ".keys").read_text() == "precious"
+
+
+def test_a_new_file_with_the_inode_of_one_that_a_dead_writer_made_committed_and_removed_stays(path, tmp_path):
+    def child():
+        c = Chest(path=path, min_file_size=0)
+        c["x"] = 1
+        c.sync()
+        os.link(path / "x", tmp_path / "inode")
+        del c["x"]
+        c.sync()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert forked(child) == signal.SIGKILL
+    os.rename(tmp_path / "inode", path / "x")  # as another handle made it just now: its journal says so in a moment
+    with Chest(path=path) as c:
+        c["y"] = 2
+        c.flush()
+    assert files(path) == [".keys", "x", "y"]
 
 
 def test_what_is_not_committed_stays_while_it_may_be_named_and_goes_when_its_handle_is_closed(path):
