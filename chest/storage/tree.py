@@ -109,7 +109,7 @@ class Tree:
 
     def unlink(self, name: str, inode: int | None = None) -> None:
         """Remove a file, if it is there and has this ``inode``, and the folders that are empty then."""
-        with suppress(FileNotFoundError), self.entry(name) as (path, folder):
+        with suppress(FileNotFoundError, NotADirectoryError), self.entry(name) as (path, folder):
             if inode is not None:
                 status = os.stat(path, dir_fd=folder, follow_symlinks=False)
                 if status.st_ino != inode or not stat.S_ISREG(status.st_mode):

@@ -75,6 +75,18 @@ def test_what_a_killed_writer_made_or_was_to_supersede_stays_if_committed_or_of_
     assert values(mine, refs) == ["mine"]
 
 
+def test_a_journal_goes_though_the_folder_of_what_it_lists_is_a_file_by_now(path):
+    def child():
+        handle = directory(path)
+        handle.remove([one.ref for one in handle.write([(("t", "x"), 1)], 0)])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert forked(child) == signal.SIGKILL
+    mine = directory(path)
+    commit(mine, saved(mine, _t=2))
+    assert files(path) == ["_t"]
+
+
 def test_a_journal_removes_nothing_outside_and_no_inode_that_came_again_for_a_living_writer(path, tmp_path):
     killed(path, x=1)
     other = directory(path)
