@@ -115,26 +115,30 @@ class Loader(Generic[K]):
             if of_the_process(found):
                 raise
             error = found
-        size = memory_of(loaded.value, loaded.nbytes) if loaded is not None else 0
-        is_newest = newest()  # without the lock, as other threads run while the system is asked
-        with state.lock:
-            ours = key in state.flights and state.flights[key] is flight
-            if loaded is not None and ours and is_newest and self._is_as_inherited(key, loaded.version):
-                torn, state.torn = state.torn, True
-                self._arrive(key, loaded, size)
+        try:
+            size = memory_of(loaded.value, loaded.nbytes) if loaded is not None else 0
+            is_newest = newest()  # without the lock, as other threads run while the system is asked
+            with state.lock:
+                ours = key in state.flights and state.flights[key] is flight
+                if loaded is not None and ours and is_newest and self._is_as_inherited(key, loaded.version):
+                    torn, state.torn = state.torn, True
+                    self._arrive(key, loaded, size)
+                    state.land(flight)
+                    state.torn = torn
+                    return loaded.value
                 state.land(flight)
-                state.torn = torn
-                return loaded.value
-            state.land(flight)
-            state.refresh()
-            if not (ours and is_newest) or state.index.refs.get(key) != ref:
-                return ABSENT
-            gone = loaded is not None or isinstance(error, FileNotFoundError) or (
-                key in state.index.inherited and not self._is_as_inherited(key, state.storage.version(ref)))
-        if gone:
-            raise KeyError(f"{key!r}: its file {state.storage.file(ref)} is gone; set or delete the key to repair it")
-        assert error is not None
-        raise explain_load(error, key, state.storage.file(ref)) from error
+                state.refresh()
+                if not (ours and is_newest) or state.index.refs.get(key) != ref:
+                    return ABSENT
+                gone = loaded is not None or isinstance(error, FileNotFoundError) or (
+                    key in state.index.inherited and not self._is_as_inherited(key, state.storage.version(ref)))
+            if gone:
+                raise KeyError(f"{key!r}: its file {state.storage.file(ref)} is gone; "
+                               f"set or delete the key to repair it")
+            assert error is not None
+            raise explain_load(error, key, state.storage.file(ref)) from error
+        finally:
+            error = None  # else its traceback, which has this frame, would keep the chest until garbage is collected
 
     def _is_as_inherited(self, key: K, version: int | None) -> bool:
         """Is a file that only the parent of a fork knew of still the one that it was then?"""

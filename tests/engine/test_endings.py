@@ -1,6 +1,7 @@
 """However a program ends, its chests end well: saved where they have a path, removed where they are temporary."""
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import itertools
@@ -182,6 +183,23 @@ def test_garbage_in_a_cycle_with_all_its_parts_is_saved(path, settings, spilled,
         gc.collect()
     with Chest(path=path, **settings) as c:
         assert dict(c) == {"x": 3, "y": 2, "z": 4}
+
+
+@collected
+@pytest.mark.parametrize("damage", [os.unlink, lambda file: open(file, "wb").close()], ids=["gone", "damaged"])
+def test_a_handle_of_which_a_value_could_not_be_loaded_is_saved_as_soon_as_nobody_refers_to_it(path, damage):
+    with Chest(path=path) as c:
+        c["lost"] = 1
+    damage(c.key_to_filename("lost"))
+    gc.disable()
+    try:
+        with contextlib.suppress(KeyError, ChestError):
+            c["lost"]
+        c["x"] = 2
+        del c
+        assert "x" in Chest(path=path)
+    finally:
+        gc.enable()
 
 
 # The directory is gone.
