@@ -38,18 +38,22 @@ class DirectoryLock:
         self._held: Descriptor | None = None  # the descriptor that has the lock
 
     def __enter__(self) -> None:
-        self._mutex.acquire()
-        depth = self._depth
+        taken: list[bool] = []
+        depth = None
         try:
+            taken.extend(map(self._mutex.acquire, (True,)))  # in one call of C, as Ctrl-C comes when that is through
+            depth = self._depth
             if not depth:
                 self._let_go()  # nothing is held, unless Ctrl-C came just as it was taken
                 self._lock()
             self._depth = depth + 1
         except BaseException:  # Ctrl-C while we waited, or a directory that is gone
-            self._depth = depth
-            if not depth:
-                self._let_go()
-            self._mutex.release()
+            if depth is not None:
+                self._depth = depth
+                if not depth:
+                    self._let_go()
+            if taken:
+                self._mutex.release()
             raise
 
     def __exit__(self, *exception: object) -> None:

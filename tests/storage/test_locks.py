@@ -132,6 +132,21 @@ def test_ctrl_c_at_any_line_leaves_the_lock_free_or_to_be_mended(tmp_path, leaks
     assert count > 15
 
 
+def test_ctrl_c_at_any_line_of_the_way_in_leaves_the_lock_free_for_other_threads(tmp_path, leaks_nothing):
+    def within():
+        with lock:
+            pass
+
+    count, lock = 1, DirectoryLock(str(tmp_path))
+    while Interruption(count, DirectoryLock.__enter__).during(within):
+        thread = threading.Thread(target=within, daemon=True)
+        thread.start()
+        thread.join(60)
+        assert not thread.is_alive(), f"interrupted at line {count}: another thread waits until this one mends the lock"
+        count += 1
+    assert count > 5
+
+
 def test_ctrl_c_while_a_lock_is_let_go_of_is_not_lost(tmp_path):
     held = [directory_lock(str(tmp_path))]
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
