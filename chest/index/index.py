@@ -170,8 +170,8 @@ class Index(Generic[K]):
                     self.stale[key] = None
                 if not whole:
                     put(refs, key, ref)
-            elif whole and before is not None and (same(before, ref) or (  # our commit of it, which failed, was done
-                    uncertain and before in self.fresh and self.version(before) != self.fresh[before])):
+            elif uncertain and before is not None and (same(before, ref) or (  # our commit, which failed, was done
+                    before in self.fresh and self.version(before) != self.fresh[before])):
                 del pending[key]
                 self._again.pop(key, None)
                 if not same(before, ref):  # and others committed the key since, and removed our file

@@ -70,6 +70,19 @@ def test_a_reader_finds_new_keys_at_once_and_others_values_when_it_looks_or_load
     assert b["x"] == 3
 
 
+def test_a_key_set_here_stays_though_another_committed_the_very_bytes_and_then_deleted_it(path):
+    a, b = Chest(path=path, min_file_size=4096), Chest(path=path, min_file_size=4096)
+    a["x"], b["x"] = [1], [1]
+    a.move_to_disk("x")
+    b.sync()
+    assert len(a) == 1
+    del b["x"]
+    b.sync()
+    assert a["x"] == [1]
+    a.sync()
+    assert Chest(path=path)["x"] == [1]
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 def test_a_commit_that_was_done_and_interrupted_does_not_come_again_once_others_committed_the_key(path, monkeypatch, error):
     a, b = Chest({"x": ["a"], "y": ["a"], "z": ["a"]}, path=path), Chest(path=path)
