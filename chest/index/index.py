@@ -66,8 +66,8 @@ class Index(Generic[K]):
         self._reads = 0
 
     def own(self) -> list[K]:
-        """The keys that this handle has changed and not committed.  O(pending)."""
-        return [key for key in self.pending if key not in self.inherited]
+        """The keys that this handle has changed and not committed; asked without the lock, too.  O(pending)."""
+        return [key for key in list(self.pending) if key not in self.inherited]
 
     def has_unnamed(self) -> bool:
         """Has this handle written anything that the newest commit does not name?  O(pending)."""

@@ -614,6 +614,23 @@ def test_a_close_by_one_thread_gives_up_nothing_that_another_wrote_behind_its_co
     assert dict(Chest(path=path)) == dict(c)
 
 
+def test_a_key_that_comes_as_a_close_counts_what_is_unsaved_is_no_error_of_the_close(path, monkeypatch):
+    c = Chest({"x": 1}, path=path)
+    engine = c._engine
+    with monkeypatch.context() as patch:
+        class Inherited(dict):
+            def __contains__(self, key):
+                if not engine.state.lock._is_owned():
+                    patch.setattr(engine.state.index, "inherited", {})
+                    with thread(c.__setitem__, "y", 2):
+                        pass
+                return False
+
+        patch.setattr(engine.state.index, "inherited", Inherited())
+        c.close()
+    assert dict(Chest(path=path)) == {"x": 1, "y": 2}
+
+
 @pytest.mark.parametrize("how", ["flush", "sync"])
 def test_what_another_thread_has_in_hand_as_a_commit_begins_may_be_changed_once_it_is_written(path, gates, how):
     chest = Chest({"x": [0], "last": "last"}, path=path, dump=gates.dump, load=gates.load, min_file_size=0)
