@@ -145,7 +145,6 @@ class State(Generic[K]):
             mend_lock: Any = getattr(self.index.keys.lock, "mend", None)
             if mend_lock is not None:
                 mend_lock()
-            self.flights.clear()
             mine = _thread.get_ident()
             self.writing = {one: None for one in list(self.writing) if one.thread != mine and one.under_way()}
             self.index.rebuild(self.cache.values)
@@ -153,6 +152,9 @@ class State(Generic[K]):
             for key in [key for key in list(self.cache.values) if refs.get(key) is not None and key not in saved]:
                 self.index.set(key)  # it was being set, or written
             self.cache.rebuild(refs)
+            # What other threads write is theirs to note: else their sync would return, and not have saved it.
+            self.flights = {key: one for key, one in self.flights.items()
+                            if one in self.writing and key in self.cache.values}
             self.torn = False
             self.landed.notify_all()
 

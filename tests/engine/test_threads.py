@@ -12,12 +12,13 @@ import random
 import threading
 
 import pytest
-from children import python
+from children import Interruption, python
 from invariants import Model, check
 
 from chest import Chest
 from chest.core import nbytes
 from chest.errors import ChestError
+from chest.memory.cache import Cache
 from chest.storage.packs import Packs
 
 WAIT = 30  # seconds until something counts as hung
@@ -247,6 +248,15 @@ def test_a_commit_has_saved_its_values_even_if_another_thread_is_writing_them_to
     assert chest["x"] == "x"
     chest.sync()
     assert saved(chest) == {"x": "x", "last": "stays"}
+
+
+def test_a_commit_has_saved_its_values_even_if_another_threads_operation_is_interrupted_meanwhile(chest, gates):
+    chest["x"] = "x"
+    with gates.during("dump", "x", chest.sync) as commit:
+        assert Interruption(1, Cache.put).during(lambda: chest.update(y="y"))
+        assert chest.get("y") is None
+    assert commit == [None]
+    assert saved(chest) == {"x": "x"}
 
 
 def test_a_sync_that_waits_for_the_begin_of_a_transaction_commits_no_part_of_it(chest, gates):
