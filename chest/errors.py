@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import errno
 from importlib import import_module
+from types import FrameType
 from typing import Any
 
 __all__ = ["ChestError", "DamagedError", "DumpError", "LoadError", "explain_dump", "explain_load", "explain_os",
@@ -31,14 +32,23 @@ class DamagedError(LoadError):
 def raised_by_signal(error: BaseException) -> bool:
     """Did a handler of a signal raise this error, such as a limit of time?  Then it is no fault of any value.
 
-    Told by the traceback: one of its frames runs the code of a handler.  Cost: O(frames + signals).
+    Told by the traceback: one of its frames runs the code of a handler, or was given, as a handler is, the frame below
+    it: what a `functools.partial` calls, or is installed no more.  Cost: O(frames + signals).
     """
     handlers = [handler for number in _signal.valid_signals() if callable(handler := _signal.getsignal(number))]
     codes = {getattr(code, "__code__", None) for handler in handlers for code in (handler, type(handler).__call__)}
     trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code not in codes:
+    while trace is not None and trace.tb_frame.f_code not in codes and not _is_of_a_handler(trace.tb_frame):
         trace = trace.tb_next
     return trace is not None
+
+
+def _is_of_a_handler(frame: FrameType) -> bool:
+    below = frame.f_back
+    if below is None or str(frame.f_globals.get("__name__")).startswith("chest."):
+        return False  # the locals of chest's own frames are left alone, as a look at them refers to values
+    given = [*frame.f_locals.values()]
+    return any(one is below for part in given for one in (part if type(part) is tuple else (part,)))
 
 
 def of_the_process(error: BaseException) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import gc
 import itertools
 import operator
@@ -304,6 +305,31 @@ def test_a_limit_of_time_that_comes_while_an_update_pickles_a_value_comes_out_as
     with limited(TimeoutError("time is up")), pytest.raises(TimeoutError, match="^time is up$"):
         c.update({1: "one", 2: Slow(), 3: "three"})
     assert not c
+    check(c)
+
+
+class SlowToLoad:
+    def __reduce__(self):
+        return signal.raise_signal, (signal.SIGINT,)
+
+
+def ends(why, number, frame):
+    signal.signal(number, signal.SIG_IGN)  # one is enough
+    raise TimeoutError(why)
+
+
+@pytest.mark.parametrize("kind", [Slow, SlowToLoad])
+@pytest.mark.parametrize("handler", [functools.partial(ends, "time is up"), lambda *given: ends("time is up", *given)])
+def test_a_limit_of_time_comes_out_as_itself_of_a_handler_that_is_a_partial_or_is_installed_no_more(
+        path, handler, kind):
+    c = Chest({"x": kind(), "y": [1]}, path=path)
+    with limited(TimeoutError):
+        signal.signal(signal.SIGINT, handler)
+        with pytest.raises(TimeoutError, match="^time is up$"):
+            c.flush()
+            c["x"]
+    del c["x"]
+    assert dict(c) == {"y": [1]}
     check(c)
 
 
