@@ -38,11 +38,13 @@ K = TypeVar("K", bound=Hashable)
 BESIDE = 1 << 24  # bytes of values that left memory that may be kept, if not more, beside what the program has of them
 LOOK_AGAIN = 0.5  # seconds until who waits for another thread sees whether that is at it still
 NOBODY: frozenset[Any] = frozenset()
-_HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 def nothing(key: Any) -> None:
     """The default of ``on_miss`` and ``on_overflow``."""
+
+
+_HERE = os.path.dirname(nothing.__code__.co_filename)  # what frames say, also of a program that was frozen elsewhere
 
 
 class Flight:

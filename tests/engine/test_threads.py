@@ -5,14 +5,17 @@ The races are staged: a load or a dump stops in the middle until the test has do
 from __future__ import annotations
 
 import collections
+import compileall
 import contextlib
 import itertools
+import os
 import pickle
 import random
+import shutil
 import threading
 
 import pytest
-from children import Interruption, python
+from children import HOME, Interruption, python
 from invariants import Model, check
 
 from chest import Chest
@@ -738,3 +741,28 @@ def test_what_is_no_key_is_asked_for_as_threads_come_and_disturbs_nobody(tmp_pat
         done.set()
         thread.join()
     assert dict(Chest(path=tmp_path / "c")) == {"x": [1, 3], "y": [2], "z": 4}
+
+
+FROZEN = """
+import pickle, sys
+sys.path.insert(0, sys.argv[1])
+from chest import Chest
+
+def load(file):
+    flight, = c._engine.state.flights.values()
+    print(flight.under_way())
+    return pickle.load(file)
+
+c = Chest({"x": 1}, load=load)
+c.flush()
+c["x"]
+"""
+
+
+def test_a_load_is_known_to_be_under_way_where_the_program_was_compiled_elsewhere(tmp_path):
+    """As a frozen program is, without sources: what code says of its file is not where the module lies."""
+    folder = shutil.copytree(os.path.join(HOME, "chest"), tmp_path / "chest", ignore=lambda *_: ["__pycache__"])
+    assert compileall.compile_dir(folder, ddir="elsewhere/chest", legacy=True, quiet=1)
+    for source in folder.rglob("*.py"):
+        source.unlink()
+    assert python(FROZEN, tmp_path) == "True\n"
