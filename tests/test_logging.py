@@ -32,6 +32,17 @@ def test_a_spill_is_a_line(told, path):
     assert spills[0] == f"spilled 1 of {path}, 'x' first; wrote 1, {os.stat(chest.key_to_filename('x')).st_size} bytes"
 
 
+@pytest.mark.parametrize("key", [1 << 20_000, ("\x1b[31m", 1 << 20_000), "\x1b[31m\ud800"],
+                         ids=["integer", "tuple", "text"])
+def test_a_key_and_a_path_are_told_so_that_any_terminal_and_file_takes_them(told, tmp_path, key):
+    """An integer of more digits than Python turns into text made the handler print an error of its own."""
+    path = str(tmp_path / "a\x1b[31m path")
+    with Chest({key: [1]}, path=path) as chest:
+        chest.move_to_disk(key)
+    assert any("spill" in text for text in told("DEBUG"))
+    assert all(text.isprintable() for text in told("DEBUG"))
+
+
 def test_a_torn_commit_of_a_process_that_died_is_a_line(told, path):
     Chest({"x": 1}, path=path).close()
     with open(os.path.join(path, KEYS), "ab") as file:

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import partial
 from itertools import islice
 from operator import itemgetter
 from typing import Any, Generic, Optional, TypeVar
 
 from chest.engine.state import Flight, State, nothing
-from chest.errors import explain_dump, explain_os, of_the_process, raise_of_a_signal, raised_by_signal, refused
+from chest.errors import explain_dump, explain_os, of_the_process, raise_of_a_signal, raised_by_signal, refused, shown
 from chest.log import log
 from chest.memory.cache import UNKNOWN, Saved
 from chest.memory.changes import held_parts, owned, referenced, references
@@ -283,8 +284,8 @@ class Spiller(Generic[K]):
                 state.storage.remove(orphans)
             state.land(flight)
         if saved and "logging" in sys.modules:  # else nobody listens
-            log("debug", "spilled %d of %s, %.200r first; wrote %d, %d bytes", len(saved), state.storage.path,
-                next(iter(saved)), len(written), sum([one.nbytes for _, one in written]))
+            log("debug", "spilled %d of %s, %s first; wrote %d, %d bytes", len(saved), state.storage.path,
+                partial(shown, next(iter(saved))), len(written), sum([one.nbytes for _, one in written]))
         del gone
 
     def _divide(self, items: Iterable[Item], saved: dict[K, Saved]) -> list[Item]:
