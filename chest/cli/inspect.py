@@ -22,7 +22,7 @@ from chest.index.format import written_by
 from chest.serialize.aligned import read_layout
 from chest.serialize.bounds import Refused
 from chest.storage import system
-from chest.storage.base import CRC, PACKS, Ref, offset_of, pack_of, record_size
+from chest.storage.base import CRC, PACKS, Ref, file_of, offset_of, record_size
 from chest.storage.packs import idle
 from chest.storage.store import Store
 from chest.storage.tree import Tree
@@ -93,14 +93,10 @@ class Inspection:
         if isinstance(ref, int):
             start, most = offset_of(ref), record_size(ref)
         if self._store is not None:
-            return self._store.read(self.file(ref), start, start + most if most >= 0 else None)
-        with self._open(self.file(ref)) as file:
+            return self._store.read(file_of(ref), start, start + most if most >= 0 else None)
+        with self._open(file_of(ref)) as file:
             file.seek(start)
             return file.read(most)
-
-    def file(self, ref: Ref) -> str:
-        """Where a value lies, below the path of the chest."""
-        return ref if isinstance(ref, str) else pack_of(ref)
 
     def kind(self, ref: Ref) -> str:
         """The kind of a value as far as it can be told unloaded.  Cost: a ``stat``, and up to 64 kB read."""
@@ -129,7 +125,7 @@ class Inspection:
 
         Another process that has the chest open may commit them yet.  Folders that begin with a dot are not chest's.
         """
-        named = {KEYS, KEYS + "~", *map(self.file, self.refs.values())}
+        named = {KEYS, KEYS + "~", *map(file_of, self.refs.values())}
         for folder, folders, names in os.walk("" if self.url else self._tree.root):
             folders[:] = [one for one in sorted(folders) if one[0] != "." or (one, folder) == (PACKS, self._tree.root)]
             for name in sorted(names):
@@ -150,7 +146,7 @@ class Inspection:
                 else:
                     verdict, why = UNREADABLE, (f"not lost, as another library or load= may read it (see --load): "
                                                 f"{type(error).__name__}: {error}")
-                yield key, self.file(ref), verdict, why
+                yield key, file_of(ref), verdict, why
 
     def _damage(self, ref: Ref, owner: int) -> str:
         """What proves that nobody will ever load this value; '' if nothing does, such as an error of its class."""

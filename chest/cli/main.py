@@ -24,6 +24,7 @@ from chest._version import __version__
 from chest.cli import amount, plural
 from chest.cli.inspect import LOST, UNREADABLE, UNTRUSTED, Inspection, refused
 from chest.errors import ChestError, LoadError, printable, shown
+from chest.storage.base import file_of
 
 __all__ = ["main"]
 
@@ -126,7 +127,7 @@ def _run(arguments: Any) -> Any:
 
 def _ls(chest: Inspection, arguments: Any) -> None:
     listed: Iterable[dict[str, Any]] = (
-        {"key": shown(key, most=0), "kind": chest.kind(ref), "bytes": chest.size(ref), "file": chest.file(ref)}
+        {"key": shown(key, most=0), "kind": chest.kind(ref), "bytes": chest.size(ref), "file": file_of(ref)}
         for key, ref in chest.refs.items())
     if arguments.sort:
         listed = sorted(listed, key=lambda one: -one["bytes"] if arguments.sort == "size" else one[arguments.sort])

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from chest.serialize.codec import Codec, Stamp
 
 __all__ = ["CRC", "LENGTH", "OFFSET", "PACK", "PACKS", "Loaded", "Ref", "Storage", "Written", "attempt", "batches",
-           "offset_of", "pack_of", "record_size"]
+           "file_of", "offset_of", "pack_of", "record_size"]
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
@@ -26,6 +26,11 @@ CRC = 0xFFFF_FFFF  # mask of the checksum, and of the length
 def pack_of(record: int) -> str:
     """The name of the pack that a record is in, below the path of the chest."""
     return f"{PACKS}/{record >> PACK:010x}"
+
+
+def file_of(ref: Ref) -> str:
+    """The name of the file that a value is in, below the path of the chest: its own, or its pack."""
+    return pack_of(ref) if isinstance(ref, int) else ref
 
 
 def record_size(record: int) -> int:

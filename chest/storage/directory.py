@@ -14,7 +14,7 @@ from chest.index.filenames import Names, key_checksum, names_of
 from chest.log import log
 from chest.serialize.aligned import LEAST, Encoded, stamp_of, without_mark
 from chest.storage import system
-from chest.storage.base import PACKS, Loaded, Ref, Storage, Written, attempt, pack_of, record_size
+from chest.storage.base import PACKS, Loaded, Ref, Storage, Written, attempt, file_of, record_size
 from chest.storage.loose import Loose, NewFile, version_of
 from chest.storage.packs import NoPack, Packs
 from chest.storage.tree import Tree
@@ -218,7 +218,7 @@ class Directory(Generic[K]):
         return None
 
     def file(self, ref: Ref) -> str:
-        return self._tree.path(pack_of(ref) if isinstance(ref, int) else ref)
+        return self._tree.path(file_of(ref))
 
     # Away.
 

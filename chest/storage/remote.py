@@ -20,7 +20,7 @@ from chest.index import KEYS
 from chest.index.filenames import Names, Ref, digest, inside, names_of
 from chest.serialize.aligned import Encoded, without_mark
 from chest.serialize.compare import can_change
-from chest.storage.base import CRC, LENGTH, OFFSET, PACK, PACKS, Loaded, Written, attempt, batches, offset_of, pack_of
+from chest.storage.base import CRC, LENGTH, OFFSET, PACK, PACKS, Loaded, Written, attempt, batches, file_of, offset_of
 from chest.storage.store import Range, RemoteKeys, Store
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Remote(Generic[K]):
         self._new: dict[int, set[Ref]] = {}  # packs of this handle's that no commit named whole, and what is left there
 
     def file(self, ref: Ref) -> str:
-        return self._store.shown(ref if isinstance(ref, str) else pack_of(ref))
+        return self._store.shown(file_of(ref))
 
     # Out.
 
@@ -110,7 +110,7 @@ class Remote(Generic[K]):
                 self._names.release(key)
             done.append(Written(ref, len(data), 0, encoded.whole_stamp(), None))
         if records:
-            objects[pack_of(pack << PACK)] = b"".join(records.values())
+            objects[file_of(pack << PACK)] = b"".join(records.values())
         try:
             if objects:
                 self._store.put(objects)
@@ -153,7 +153,7 @@ class Remote(Generic[K]):
         places = [(name, number, 0) for number, name in enumerate(names)]  # in what is wanted, and where there
         begin = end = 0
         for record in sorted(ref for ref in refs if isinstance(ref, int)):
-            pack, start = pack_of(record), offset_of(record)
+            pack, start = file_of(record), offset_of(record)
             if not wanted or wanted[-1][0] != pack or start > end + _GAP:
                 begin = start
                 wanted.append((pack, begin, end))
@@ -207,7 +207,7 @@ class Remote(Generic[K]):
             if isinstance(ref, int) and (left := self._new.get(ref >> PACK)) is not None:
                 left.discard(ref)
                 if not left and self._new.pop(ref >> PACK, None) is not None:
-                    names.append(pack_of(ref))
+                    names.append(file_of(ref))
         if names:
             self._store.remove(names)
 
@@ -218,7 +218,7 @@ class Remote(Generic[K]):
             for pack in named & self._new.keys():
                 self._new.pop(pack, None)
         dead = known - named - self._new.keys()
-        if dead and self._store.remove([pack_of(pack << PACK) for pack in dead]):
+        if dead and self._store.remove([file_of(pack << PACK) for pack in dead]):
             known.difference_update(dead)
 
     def _nothing(self, *what: object, **more: object) -> None:
