@@ -230,19 +230,19 @@ def _choose(kind: type) -> _Plan:
         if told >= 0:
             return told, []
         size, held = _array(value) if measure is _array else (own(value), [])
-        attributes = list(dict.values(state))  # whose names are the class's too
+        attributes = list(dict.values(state))  # without their names, which the class has as well
         size += _sizeof(state) if dicts else 0
         # By the methods of the builtin type that it descends from.
         if container is dict:  # the collector does not tell of keys that are text
             pairs, scale = _sample(dict.items(value), dict.__len__(value))
-            return size, [([*chain(*pairs)], scale), _sample(attributes, len(attributes))]
-        if container is not None and ((count := container.__len__(value)) > _SAMPLES or not _CPYTHON):
+            held = [([*chain(*pairs)], scale)]
+        elif container is not None and ((count := container.__len__(value)) > _SAMPLES or not _CPYTHON):
             by_place = partial(container.__getitem__, value) if container in (list, tuple) else None
-            return size, [_sample(container.__iter__(value), count, by_place), _sample(attributes, len(attributes))]
-        parts = {id(part): part for part in [*attributes, *gc.get_referents(value)]}
-        for known in kind, state:
-            parts.pop(id(known), None)
-        return size, [*held, _sample(parts.values(), len(parts))]
+            held = [_sample(container.__iter__(value), count, by_place)]
+        else:
+            parts = {id(part): part for part in [*attributes, *gc.get_referents(value)]}
+            attributes = [part for part in parts.values() if part is not kind and part is not state]
+        return size, [*held, _sample(attributes, len(attributes))]
 
     return plan
 
