@@ -5,6 +5,7 @@ import errno
 import os
 import warnings
 from collections.abc import Hashable, Iterable, Mapping
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from chest.engine import lifecycle
@@ -136,20 +137,19 @@ class Engine(Generic[K]):
             refs = state.index.refs
             if not refs:
                 raise KeyError("popitem(): chest is empty")
-            with state.section:  # `reversed` passes all keys again that were removed from the end before
+            with state.section:  # not by `reversed`, which also passes the places of all keys that were removed
                 refs.update([last := refs.popitem()])
         return last[0]
 
     def count_on(self) -> None:
         """The counter of hits is at its end: did values grow in place meanwhile?  Then room is made for them.
 
-        Only then is the lock waited for, as by a miss.
+        Only where they did is the lock waited for, as by a miss.
         """
         state = self.state
         state.cache.access.count_on(state.growth.interval)
         state.look_for_growth()
-        if state.cache.usage > state.available:
-            self.spiller.make_room_quietly()
+        self.spiller.make_room_quietly()
 
     def shrink(self) -> None:
         """Size all values anew, as they may have grown in place, and spill until memory is within the budget."""
@@ -176,30 +176,27 @@ class Engine(Generic[K]):
         with state.lock:
             state.mend()
             with state.section:
-                refs, added = state.index.refs, False
+                refs = state.index.refs
+                before = len(refs)
                 for key, one, value in made:
-                    is_new = key not in refs
+                    was_there = key in refs
                     orphans += state.index.set(key, one.ref, one.version)
-                    if is_new:
-                        added = True
-                    else:
+                    if was_there:
                         gone.append(state.drop(key))
                     if value is not ABSENT:
                         cache.leave(key, value, (one.stamp, one.version))
                         state.counts.bytes_written += one.nbytes
-                if added:
+                if len(refs) > before:
                     state.count_change()
-                if orphans:
-                    state.storage.remove(orphans)
+                state.storage.remove(orphans)
         del gone
 
     def set_many(self, pairs: Mapping[K, Any]) -> None:
         """As `set` for each.  Small values that do not fit into memory go straight to a pack, in one batch."""
         self.writable()
         state, small = self.state, self.spiller.threshold()
-        some = [nbytes(value) for _, value in zip(range(4), pairs.values())]
-        if len(pairs) < 2 or not small or max(some) >= small or (
-                state.cache.usage + len(pairs) * max(some) <= state.available):
+        largest = max(map(nbytes, islice(pairs.values(), 4)), default=0)  # of a few, which stand for all
+        if len(pairs) < 2 or largest >= small or state.cache.usage + len(pairs) * largest <= state.available:
             for key, value in pairs.items():
                 self.set(key, value)
             return
