@@ -96,7 +96,7 @@ class Committer(Generic[K]):
         with state.lock:
             state.mend()
             with state.section:
-                self._unstick()
+                cache.unstick(state.index.inherited.keys())  # these are the parent's to save
                 unsaved = self._unsaved()
                 clean = list(cache.saved.keys() - set(unsaved)) if empty else []
         errors: Errors = []
@@ -111,13 +111,6 @@ class Committer(Generic[K]):
         self.spiller.sweep(len(cache.kept))
         self.spiller.make_room_quietly()  # what was written may have turned out to be larger
         return errors
-
-    def _unstick(self) -> None:
-        """What could not be dumped may be by now, but for what is the parent's to save."""
-        cache = self.state.cache
-        for key in cache.stuck - self.state.index.inherited.keys():
-            cache.stuck.discard(key)
-            cache.policy.put(key, cache.sizes[key], key not in cache.saved)
 
     def _unsaved(self) -> list[K]:
         """The keys of what is dirty, or may have been changed in place, also behind its leaving memory."""

@@ -358,8 +358,7 @@ class Spiller(Generic[K]):
             ours = key in state.flights and state.flights[key] is flight
             if one.ref is None:
                 if ours and not refused(one.error) and key in cache.values:
-                    cache.policy.leave(key)  # it cannot be dumped, and is not to stand in the others' way
-                    cache.stuck.add(key)
+                    cache.stick(key)  # it cannot be dumped
                 continue
             state.counts.bytes_written += one.nbytes
             if ours:

@@ -350,5 +350,4 @@ class State(Generic[K]):
         self.index.after_fork()
         for key in self.index.inherited:
             if self.index.refs.get(key, "") is None and key in self.cache.values:
-                self.cache.policy.leave(key)
-                self.cache.stuck.add(key)
+                self.cache.stick(key)  # it is the parent's to save

@@ -8,7 +8,7 @@ whatever Ctrl-C or a failing callback left half done.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Set
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
@@ -156,6 +156,17 @@ class Cache(Generic[K]):
             self.policy.used(self.access.take())
 
     # Out.
+
+    def stick(self, key: K) -> None:
+        """The value of ``key`` cannot be written: it is not to stand in the way of the others that leave."""
+        self.policy.leave(key)
+        self.stuck.add(key)
+
+    def unstick(self, but: Set[K]) -> None:
+        """What could not be written may be by now, ``but`` for these keys."""
+        for key in self.stuck - but:
+            self.stuck.discard(key)
+            self.policy.put(key, self.sizes[key], key not in self.saved)
 
     def remove(self, key: K) -> Any:
         """``key`` has another value now, or none: nothing of this one is kept.  Returns it, so that a finaliser of the
