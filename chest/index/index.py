@@ -61,7 +61,8 @@ class Index(Generic[K]):
         self.version: Callable[[Ref], int | None] = lambda ref: self.fresh.get(ref)  # as `Storage.version`
         self.committing: Callable[[list[Ref]], object] = len  # as `Storage.committing`
         self.removes_records = True  # one by one, as a store does; a directory leaves them to the end of their pack
-        self._again: dict[K, Ref | None] = {}  # deleted and set again: they stand last now, as in a dict; as in pending
+        # Of the keys in ``pending`` those that were deleted and set again, and so stand last, as in a dict.
+        self._again: dict[K, Ref | None] = {}
         self.uncertain = False  # after an interruption, or a commit that failed: only reading all tells what is there
         self._reads = 0
 
@@ -158,7 +159,8 @@ class Index(Generic[K]):
             found = [(key, committed.get(key)) for key, ref in {**refs, **pending}.items()
                      if key in own or committed.get(key) != ref]
         for key, ref in list(found):
-            # Stale though the ref may be the same: the parent may have set it in between; but not as its record moved.
+            # What came with a fork is stale also where the ref is the same, as the parent may have set the key twice;
+            # but not where all that changed is the place of its record.
             if key in self.inherited and not (whole and same(pending.get(key), ref)):
                 self.stale[key] = None
                 put(refs, key, pending.get(key))
@@ -190,20 +192,24 @@ class Index(Generic[K]):
             if pending.get(key, "") is None:
                 del pending[key]
         if whole:
-            named = set(committed.values()) if self.fresh else ()
-            # Nor what a commit that failed was to supersede: others may have removed that since, and made a new file of
-            # its name.  The journal lists it, too; and in a store no name comes again.
-            self.fresh = {ref: version for ref, version in self.fresh.items()
-                          if ref not in named and (version or self.removes_records)}
-            for key in pending:
-                if key not in refs or key in self._again:
-                    committed.pop(key, None)
-                if key in refs:
-                    committed[key] = refs[key]
-            self.refs = committed
-            names.renew()
+            self._lay_over(committed)
         self.uncertain = False
         return [key for key in self.stale if key not in pending], whole
+
+    def _lay_over(self, committed: Refs) -> None:
+        """``refs`` are all that was ``committed``, with what is pending laid over it."""
+        named = set(committed.values()) if self.fresh else ()
+        # What a commit that failed was to supersede is not fresh any more: others may have removed it since, and made a
+        # new file of its name.  The journal lists it, too; and in a store no name comes again.
+        self.fresh = {ref: version for ref, version in self.fresh.items()
+                      if ref not in named and (version or self.removes_records)}
+        for key in self.pending:
+            if key not in self.refs or key in self._again:
+                committed.pop(key, None)
+            if key in self.refs:
+                committed[key] = self.refs[key]
+        self.refs = committed
+        self.names.renew()
 
     # The commit.
 
@@ -307,7 +313,6 @@ class Index(Generic[K]):
 
     def forget(self) -> None:
         """Forget everything, as nothing of it is on disk any more, or will be read here.  O(keys)."""
-        self.uncertain = True  # whoever is interrupted here reads all the next time
         self.pending.clear()  # first, as a key's hash may have changed, or raise
         self.rollback()
         self.refs.clear()
