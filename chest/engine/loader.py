@@ -31,7 +31,7 @@ __all__ = ["TOGETHER", "Loader"]
 K = TypeVar("K", bound=Hashable)
 
 TOGETHER = 1000  # keys, or pairs, of an iteration, a prefetch or an update that are looked at together
-PASSED = 1 << 20  # bytes that pass by an iteration together, and are let go if nobody has them any more
+PASSED = 1 << 20  # bytes that an iteration hands out together, and then lets go of what nobody has any more
 
 
 class Loader(Generic[K]):
@@ -208,7 +208,7 @@ class Loader(Generic[K]):
 
     def stream(self, keys: list[K]) -> Iterator[tuple[K, Any]]:
         """The pairs of ``keys``, but for those that are gone by their turn.  Records of packs that do not fit into
-        memory pass by: they push nothing out, and are compared when the loop is through with them."""
+        memory do not enter it, so that nothing leaves for them, and are compared when the loop is through with them."""
         state, cache = self.state, self.state.cache
         for some in batches(keys, TOGETHER):
             ahead = self._ahead(some)
@@ -222,7 +222,7 @@ class Loader(Generic[K]):
 
             for few in batches(some, PASSED, size):
                 wanted = [key for key in few if key in ahead]
-                found = list(islice(loads, len(wanted)))  # refers to the values, lest they are let go before their turn
+                found = list(islice(loads, len(wanted)))  # has the values until their turn
                 passing = self._pass(wanted, found, ahead) if wanted else {}
                 for key in few:
                     entry = passing.get(key)

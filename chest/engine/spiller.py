@@ -127,8 +127,8 @@ class Spiller(Generic[K]):
         return True
 
     def save(self, keys: Sequence[K], leaves: bool = False) -> Errors:
-        """Write what is not on disk as it is now of these keys' values; they leave memory if so told, but for what
-        other threads were given last.  Returns what went wrong; `OSError` if the system refused one of them."""
+        """Write those of these keys' values that are not on disk as they are now.  With ``leaves`` they leave memory,
+        but for what other threads were given last.  Returns what went wrong; `OSError` if the system refused one."""
         access, flight = self.state.cache.access, Flight(False)
 
         def choose() -> Sequence[K]:
@@ -166,7 +166,7 @@ class Spiller(Generic[K]):
         return cache.policy.choose(excess if excess > least else least, stay)
 
     def _withdraw(self, keys: Sequence[K], flight: Flight) -> list[Item]:
-        """Let whoever asks for one of ``keys`` be noticed from now on.  Called with the lock."""
+        """From now on whoever asks for one of ``keys`` is noticed.  Called with the lock."""
         state, cache, given = self.state, self.state.cache, self.state.cache.given
         for key in keys:
             if key in given:
@@ -241,7 +241,8 @@ class Spiller(Generic[K]):
 
     def _settle(self, items: list[Item], written: list[tuple[Item, Written]], saved: dict[K, Saved],
                 flight: Flight, alone: set[K] | None) -> None:
-        """Step 3.  Where none was to leave, those ``alone`` cannot be changed before somebody is given them."""
+        """Step 3: of what is ``saved`` all leaves that may.  Where nothing was to leave, ``alone`` has the keys whose
+        values nobody can change before they are handed out; else it is `None`."""
         state, cache = self.state, self.state.cache
         orphans: list[Ref] = []
         with state.lock, state.section:
@@ -289,8 +290,8 @@ class Spiller(Generic[K]):
         del gone
 
     def _divide(self, items: Iterable[Item], saved: dict[K, Saved]) -> list[Item]:
-        """Those of ``items`` that have to be written; of the others, which are on disk as they are now, ``saved`` says
-        what tells that later."""
+        """Those of ``items`` that have to be written.  The others are on disk as they are now: what tells that later is
+        put into ``saved``."""
         watch, values = self.state.cache.watch, self.state.cache.values
         new: list[Item] = []
         suspects: list[Item] = []

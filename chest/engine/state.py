@@ -35,7 +35,7 @@ __all__ = ["Flight", "State", "nothing"]
 
 K = TypeVar("K", bound=Hashable)
 
-BESIDE = 1 << 24  # bytes of values that left memory that may be kept, if not more, beside what the program has of them
+BESIDE = 1 << 24  # bytes, or more, of values that left memory that may be kept beside what the program has of them
 LOOK_AGAIN = 0.5  # seconds until who waits for another thread sees whether that is at it still
 NOBODY: frozenset[Any] = frozenset()
 
@@ -48,7 +48,7 @@ _HERE = os.path.dirname(nothing.__code__.co_filename)  # what frames say, also o
 
 
 class Flight:
-    """A load, or a batch of writes, of ``keys`` under way.  ``given`` are those whose values somebody got meanwhile."""
+    """A load, or a batch of writes, of ``keys`` under way.  ``given`` has those whose values somebody got."""
 
     __slots__ = ("counts", "given", "keys", "loads", "thread")
 
@@ -134,7 +134,7 @@ class State(Generic[K]):
     # With the lock.
 
     def mend(self) -> None:
-        """Where a section was interrupted: make all that is derived anew.  Called with the lock, in front of others.
+        """Where a section was interrupted: make all that is derived anew.  Called with the lock, before the next one.
 
         A finaliser of the user's may bring a thread here from the middle of its own section: that is no interruption.
         """
@@ -196,9 +196,9 @@ class State(Generic[K]):
             with self.section:
                 stale, replaced = self.index.refresh()
                 gone: list[object] = [self.drop(key) for key in stale]
-                self.index.stale.clear()  # else one that changes from now on would be dropped behind a rollback
+                self.index.stale.clear()  # else the next one drops what is loaded of these from now on
                 if replaced:  # a name may have been free, and taken again, in between
-                    self.index.uncertain = True  # until that is known, which the system may refuse
+                    self.index.uncertain = True  # so that all is read again if the system refuses to tell
                     gone += [self.drop(key) for key in self._of_other_files()]
                     self.index.uncertain = False
                 return gone
@@ -289,7 +289,7 @@ class State(Generic[K]):
     def in_flight(self, flight: Flight, choose: Callable[[], Sequence[K]] = tuple) -> Iterator[None]:
         """In this block ``flight`` is that of the keys that ``choose`` names, which is called with the lock.
 
-        Of bytes that no key names yet it has no key, and tells a commit that they are being written.
+        For bytes that no key names yet it has no keys: it tells a commit that they are being written.
         """
         try:
             with self.lock:
@@ -304,7 +304,7 @@ class State(Generic[K]):
             raise
 
     def check_landed(self, flight: Flight, error: BaseException) -> None:
-        """An error comes through: was what had to be done behind the flight done?"""
+        """``error`` came out of a flight: if that has not landed, all is to be mended."""
         if not _is_answer(error):
             self.index.untidy = True
         if flight in self.writing or any(other is flight for other in list(self.flights.values())):
@@ -319,7 +319,7 @@ class State(Generic[K]):
         return True
 
     def wait_for(self, done: Callable[[], bool], flight: Flight) -> None:
-        """Wait until another thread is through.  This lets go of the lock, even where the caller has it too."""
+        """Wait until another thread is through.  The lock is free meanwhile, however often this thread has taken it."""
         self._waiters += 1
         try:
             while not done():
