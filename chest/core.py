@@ -244,13 +244,13 @@ class Chest(DictMethods[K, V]):
         ...     c['from'], c['to'] = -10, 10
         """
         engine = self._engine.writable()
-        engine.here()
+        engine.ensure_directory()
         return engine.committer.transaction()
 
     def write_keys(self) -> None:
         """Commit the index as it stands, without the values that are not on disk yet.  Cost: O(keys)."""
         engine = self._engine.writable()
-        engine.here()
+        engine.ensure_directory()
         engine.committer.commit(True)
 
     def close(self, *, progress: Progress | None = None) -> None:

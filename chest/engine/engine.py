@@ -214,10 +214,10 @@ class Engine(Generic[K]):
     def save(self, plain: bool, empty: bool, progress: Progress = silent) -> None:
         """Write what is not on disk, and commit; see `Committer.save`."""
         self.writable()
-        self.here()
+        self.ensure_directory()
         self.committer.save(plain, empty, progress)
 
-    def here(self) -> None:
+    def ensure_directory(self) -> None:
         """Make the directory if it is not there; an error if it was there and was renamed or removed under us."""
         state, storage = self.state, self.state.storage
         if not storage.exists():
