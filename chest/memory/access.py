@@ -46,9 +46,10 @@ class Access(Generic[K]):
 
     While the process has one thread, the log's last entry says that; from the moment that there are more, each access
     notes its thread.  So it does from the start where references are not counted, as there a part of a value that a
-    thread has keeps no value.  The counter ends after some hits, so that the next one tells the engine.  Thread
-    safety: `used` and the counter may be called without a lock, all else with it, and but for `take` and `counted` when
-    the hits up to now were taken.
+    thread has keeps no value.  The counter ends after some hits, so that the next one tells the engine.
+
+    Thread safety: `used`, the counter and `count_on` need no lock.  All else is called with it, and, but for `take` and
+    `counted`, behind a `take`.
     """
 
     def __init__(self) -> None:
