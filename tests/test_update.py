@@ -1,5 +1,4 @@
 """`update`, `copy` and `|`: files are linked between chests, everything else is set value by value."""
-import json
 import os
 
 import pytest
@@ -20,15 +19,6 @@ def test_values_of_another_chest_are_linked_and_not_copied(tmp_path):
     assert a["x"] == [1, 2]
     assert inode(a, "x") == inode(b, "x")
     assert "x" in b.inmem, "the source is synced, not emptied"
-
-
-def test_between_formats_values_are_copied(tmp_path):
-    a = Chest(path=tmp_path / "a", dump=json.dump, load=json.load)
-    b = Chest({"x": [1]}, path=tmp_path / "b")
-    a.update(b)
-    a.flush()
-    with open(a.key_to_filename("x")) as file:
-        assert json.load(file) == [1]
 
 
 @pytest.mark.parametrize("pairs", [Chest.items, lambda chest: zip(chest, chest.values())], ids=["items", "iterator"])

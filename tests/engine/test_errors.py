@@ -354,14 +354,6 @@ def test_a_path_that_is_a_file_is_said_to_be_one(tmp_path):
     assert file.read_text() == "mine"
 
 
-@pytest.mark.parametrize(("settings", "error", "word"), [
-    ({"path": ""}, ValueError, "path"), ({"open": "gzip"}, TypeError, "open"), ({"data": 1}, TypeError, "iterable"),
-    ({"data": [1]}, TypeError, "unpack|sequence")])
-def test_arguments_that_make_no_sense_are_errors_at_once(settings, error, word, path):
-    with pytest.raises(error, match=word):
-        Chest(**{"path": path, **settings})
-
-
 # Signals.
 
 
