@@ -115,6 +115,8 @@ class Storage(Protocol[K]):
     def committed(self, plain: bool = False, pending: bool = False) -> None:
         """A commit, ``plain`` if of all keys, names what was written so far, but for what is ``pending``; what it
         superseded was removed."""
+    def left_bytes(self) -> None:
+        """Bytes may be there, or a file may, that nothing names: they stay listed until `reclaim` has looked."""
     def compact(self, refs: Mapping[K, Ref | None]) -> dict[int, int]:
         """Copy records out of packs that hold little else than garbage.  Returns old and new ref of each."""
     def reclaim(self, refs: Collection[Ref]) -> None:

@@ -229,12 +229,15 @@ class Directory(Generic[K]):
             with system.tolerated("warning", "%s, which no index names, stays: %s", self.file(name)):
                 self._tree.unlink(name)
                 continue
-            self._packs.left = True
+            self.left_bytes()
 
     def committing(self, superseded: Iterable[Ref]) -> None:
         for name in names_of(superseded):
             with system.tolerated():
                 self._packs.note(self._tree.status(name).st_ino, name)
+
+    def left_bytes(self) -> None:
+        self._packs.left = True
 
     def make(self) -> None:
         """With the directories above it.  `NotADirectoryError` if there is a file."""

@@ -71,7 +71,7 @@ class Packs:
         self._open: dict[int, _File] = {}
         self._own: _File | None = None  # in `_open` as well
         self._journal: _File | None = None
-        self.left = False  # is there a file that the journal lists, that nothing names, and that could not be removed?
+        self.left = False  # may there be a file that the journal lists and nothing names?
 
     # Out.
 

@@ -224,7 +224,7 @@ class Remote(Generic[K]):
     def _nothing(self, *what: object, **more: object) -> None:
         """There is nothing to make, `committed` reclaims, and no chest in a store is a temporary one."""
 
-    make = committing = reclaim = clear_away = _nothing
+    make = committing = left_bytes = reclaim = clear_away = _nothing
 
     def compact(self, refs: Mapping[K, Ref | None]) -> dict[int, int]:
         """Copy the records of committed packs that hold more than twice what lives in them to a new pack.
