@@ -87,6 +87,7 @@ def explain_load(error: Exception, key: object, path: str) -> Exception:
     """Why the value of ``key`` could not be loaded, and what to do about it."""
     if refused(error):
         return explain_os(error, f"load the value of {shown(key)}", path)
+    path = printable(path)  # as the index has it, which may be a stranger's
     if isinstance(error, DamagedError):
         return DamagedError(f"cannot load the value of {shown(key)}: {path} is damaged ({error}); put it back from a "
                             f"copy, or set or delete the key")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional
 from zlib import crc32
 
 from chest._version import __version__
-from chest.errors import ChestError, DamagedError, DumpError, LoadError, explain_os, of_the_process, refused
+from chest.errors import ChestError, DamagedError, DumpError, LoadError, explain_os, of_the_process, printable, refused
 from chest.index.filenames import Ref
 from chest.log import log
 
@@ -123,8 +123,8 @@ class Parser:
                 except Exception:
                     raise error from None
         if writer[0] != FORMAT:
-            raise ChestError(f"{self._path} was written by chest {writer[1]} in format {writer[0]}, which this one "
-                             f"({__version__}) does not know; upgrade chest to open it")
+            raise ChestError(f"{self._path} was written by chest {printable(writer[1])} in format {writer[0]}, which "
+                             f"this one ({__version__}) does not know; upgrade chest to open it")
         stop = end = 0
         while not end:
             stop = data.find(END_OF_LIST, stop + 1)  # it may stand in a key, too

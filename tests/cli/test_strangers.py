@@ -17,6 +17,7 @@ import pytest
 
 from chest import Chest
 from chest.cli.main import main
+from chest.errors import ChestError
 
 try:
     import numpy  # opens libraries of the system
@@ -116,6 +117,16 @@ def test_nothing_that_a_terminal_obeys_is_printed(tmp_path, index, contents):
         assert "\nfake line" not in out
         assert "Traceback" not in out
         assert found.returncode in (0, 1, 2)
+
+
+@pytest.mark.parametrize("index", [
+    [["x", ESCAPE]], [["x", "../" + ESCAPE]], [["x", "gone" + ESCAPE]], b"\x80\x05C\x15chest-keys 9 1.0\x1b[31m" + b"0."])
+@pytest.mark.parametrize("trusted", [True, False])
+def test_nothing_that_a_terminal_obeys_is_in_an_error_of_a_program(path, index, trusted):
+    make(path, pickle.dumps(index) if isinstance(index, list) else index, **{ESCAPE: pickle.dumps("cut off")[:-3]})
+    with pytest.raises((ChestError, KeyError)) as caught:
+        Chest(path=path, trusted=trusted)["x"]
+    assert str(caught.value).isprintable()
 
 
 def test_a_text_goes_to_a_terminal_escaped_and_to_a_pipe_as_it_is(capsys, path, monkeypatch):
