@@ -42,7 +42,7 @@ _LAZY = frozenset(("builtins", "dask", "dask_expr", "h5py", "pandas", "xarray", 
 # Types whose objects have no parts worth a look: data without references, and code and frames, which are shared.
 _PLAIN: frozenset[type] = frozenset(
     (bool, int, float, complex, str, bytes, bytearray, range, type(None), type)
-    + (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.CodeType)
+    + (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.CodeType)
     + (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType, types.FrameType, types.TracebackType)
     + (type(lru_cache(len)),))
 _NESTED: frozenset[type] = frozenset((dict, list, tuple))

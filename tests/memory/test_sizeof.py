@@ -149,6 +149,7 @@ def test_instances_count_their_attributes_and_slots_also_inherited_and_private_o
         child: Any = type("Child", (Slotted,), body)(bytes(MB))
         child.more = bytes(MB)
         assert 2 * MB < nbytes(child) < 2 * MB + 1000
+    assert MB < nbytes(record.__init__) < MB + 2000  # a method is pickled with what it is bound to
 
 
 @pytest.mark.parametrize("base", [list, dict, set, tuple, str, bytes, int, collections.deque])
