@@ -85,7 +85,7 @@ def explain_dump(error: Exception, key: object, path: str, more: str = "") -> Ex
 
 def explain_load(error: Exception, key: object, path: str) -> Exception:
     """Why the value of ``key`` could not be loaded, and what to do about it."""
-    if refused(error):
+    if refused(error) and not isinstance(error, FileNotFoundError):  # that of a file which the value's own code opens
         return explain_os(error, f"load the value of {shown(key)}", path)
     path = printable(path)  # as the index has it, which may be a stranger's
     if isinstance(error, DamagedError):

@@ -130,7 +130,9 @@ class Loader(Generic[K]):
                 state.refresh()
                 if not (ours and is_newest) or state.index.refs.get(key) != ref:
                     return ABSENT
-                gone = loaded is not None or isinstance(error, FileNotFoundError) or (
+                # A value's own code may open files, too.
+                files = state.storage.file(ref), state.storage.path
+                gone = loaded is not None or (isinstance(error, FileNotFoundError) and error.filename in files) or (
                     key in state.index.inherited and not self._is_as_inherited(key, state.storage.version(ref)))
             if gone:
                 raise KeyError(f"{key!r}: its file {state.storage.file(ref)} is gone; "

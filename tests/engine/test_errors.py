@@ -39,6 +39,30 @@ def saved(path):
     return c
 
 
+class Opens:
+    """Opens a file of its own as it is loaded, as a model with a companion does."""
+
+    def __init__(self, companion):
+        self.companion = companion
+
+    def __setstate__(self, state):
+        open(state["companion"]).close()
+        self.__dict__.update(state)
+
+
+@pytest.mark.parametrize("settings", [{}, {"min_file_size": 1000}, {"load": lambda file: pickle.load(file)}])
+def test_a_file_that_is_missing_to_the_values_own_code_is_not_taken_for_the_values(path, tmp_path, settings):
+    """`get` gave the default, and the error advised to delete the key."""
+    with Chest({"x": Opens(tmp_path / "companion")}, path=path, **settings):
+        pass
+    c = Chest(path=path, **settings)
+    for action in lambda: c["x"], lambda: c.get("x"), lambda: c.pop("x", None), lambda: c.prefetch("x"):
+        with pytest.raises(LoadError, match=r"'x'.*No such file or directory: '.*companion'.*Nothing proves it lost"):
+            action()
+    (tmp_path / "companion").touch()
+    assert c["x"].companion == tmp_path / "companion"
+
+
 # What cannot be dumped.
 
 
