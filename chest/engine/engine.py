@@ -200,7 +200,8 @@ class Engine(Generic[K]):
             for key, value in pairs.items():
                 self.set(key, value)
             return
-        with state.in_flight(Flight(False)):
+        mine = Flight(False)  # in this frame, where `Flight.under_way` looks for it
+        with state.in_flight(mine):
             done = self.spiller.write(list(pairs.items()))
             self.adopt((key, one, value) for (key, value), one in done if one.ref is not None)
         for (key, value), one in done:

@@ -57,6 +57,7 @@ def receive_chest(engine: Engine[Any], other: Engine[Any], overwrite: bool, prog
 def _take(engine: Engine[Any], other: Engine[Any], key: Any, saved: bool, linked: bool) -> None:
     """Give ``key`` the bytes of the other chest's value, or a copy made of them; where there are none, its object."""
     theirs, mine = other.state, engine.state
+    flight = Flight(False)  # in this frame, where `Flight.under_way` looks for it
     while True:
         with theirs.lock:
             theirs.refresh()
@@ -64,7 +65,7 @@ def _take(engine: Engine[Any], other: Engine[Any], key: Any, saved: bool, linked
             if ref is None or (not saved and (key in theirs.cache.watch or key in theirs.cache.left)):
                 break
         if linked:
-            with suppress(OSError, ChestError), mine.in_flight(Flight(False)):
+            with suppress(OSError, ChestError), mine.in_flight(flight):
                 made = mine.storage.link(key, theirs.storage, ref)
                 if made.ref is not None:
                     if newest():

@@ -262,6 +262,33 @@ def test_a_commit_has_saved_its_values_even_if_another_threads_operation_is_inte
     assert saved(chest) == {"x": "x"}
 
 
+@pytest.mark.parametrize("linked", [False, True])
+def test_what_an_update_wrote_is_not_reclaimed_as_another_threads_operation_is_interrupted(path, tmp_path, linked, monkeypatch):
+    new = {"x": "x", "y": "y"}
+    c = Chest(path=path, min_file_size=4096, available_memory=0)
+    if linked:
+        new = Chest(new, path=tmp_path / "source", min_file_size=4096)
+        new.flush()
+    append = Packs.append
+
+    def others():
+        assert Interruption(1, Cache.put).during(lambda: Chest.__setitem__(c, "z", "z"))
+        c.flush()
+
+    def append_and_let_others_run(self, records):
+        refs = append(self, records)
+        monkeypatch.undo()
+        with thread(others):
+            pass
+        return refs
+
+    monkeypatch.setattr(Packs, "append", append_and_let_others_run)
+    c.update(new)
+    assert dict(c) == {"x": "x", "y": "y"}
+    c.flush()
+    assert dict(Chest(path=path)) == {"x": "x", "y": "y"}
+
+
 def test_a_sync_that_waits_for_the_begin_of_a_transaction_commits_no_part_of_it(chest, gates):
     def transact():
         with chest.transaction():
