@@ -150,9 +150,10 @@ class State(Generic[K]):
             mine = _thread.get_ident()
             self.writing = {one: None for one in list(self.writing) if one.thread != mine and one.under_way()}
             self.index.rebuild(self.cache.values)
-            refs, saved = self.index.refs, self.cache.saved
-            for key in [key for key in list(self.cache.values) if refs.get(key) is not None and key not in saved]:
-                self.index.set(key)  # it was being set, or written
+            refs, values, saved, stale = self.index.refs, self.cache.values, self.cache.saved, self.index.stale
+            for key in [key for key in list(values) if key in values and key not in saved and (
+                    refs[key] is not None if key in refs else key not in stale)]:
+                self.index.set(key)  # it was being set, which a hit may have shown since, or written
             self.cache.rebuild(refs)
             # What other threads write is theirs to note: else their sync would return, and not have saved it.
             self.flights = {key: one for key, one in self.flights.items()

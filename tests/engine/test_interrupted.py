@@ -22,6 +22,7 @@ from invariants import Model, check
 
 import chest
 from chest import Chest
+from chest.engine.state import State
 from chest.memory import hit_density
 from chest.storage import system
 
@@ -361,6 +362,14 @@ def test_ctrl_c_while_others_changes_are_taken_over_loses_none_of_them(tmp_path,
     assert n > 1
     del c
     gc.collect()
+
+
+def test_a_key_whose_set_was_interrupted_stays_if_a_hit_showed_it(path):
+    c = Chest(path=path)
+    assert Interruption(1, State.count_change).during(lambda: Chest.__setitem__(c, "x", [1]))
+    c["x"].append(2)
+    c.sync()
+    assert dict(c) == dict(Chest(path=path)) == {"x": [1, 2]}
 
 
 def test_a_deletion_that_ctrl_c_found_committed_is_not_committed_again(path, monkeypatch):
