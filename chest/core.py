@@ -251,7 +251,7 @@ class Chest(DictMethods[K, V]):
         """Commit the index as it stands, without the values that are not on disk yet.  Cost: O(keys)."""
         engine = self._engine.writable()
         engine.ensure_directory()
-        engine.committer.commit(True)
+        engine.committer.commit()
 
     def close(self, *, progress: Progress | None = None) -> None:
         """Save everything, commit, and free memory; a temporary chest removes its directory instead.

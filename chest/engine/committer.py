@@ -44,13 +44,13 @@ class Committer(Generic[K]):
         self.transacts: Flight | None = None  # what stands for the transaction that is open
         self._saves: Flight | None = None  # the save or commit that is under way
 
-    def save(self, plain: bool, empty: bool, progress: Progress = silent, strict: bool = False) -> None:
+    def save(self, plain: bool, empty: bool, progress: Progress) -> None:
         """Write what is not on disk as it is now, and commit; with ``empty`` let all that is saved leave memory.
 
         With ``plain`` the index is left as one list, and space is reclaimed.  `OSError`: nothing was committed.
-        `DumpError`: all was, but for the keys that it names; with ``strict`` nothing.
+        `DumpError`: all was, but for the keys that it names.
         """
-        self._explain(self._in_turn(lambda: self._save(plain, empty, progress, strict)))
+        self._explain(self._in_turn(lambda: self._save(plain, empty, progress)))
 
     def _explain(self, errors: Errors) -> None:
         if errors:
@@ -91,7 +91,8 @@ class Committer(Generic[K]):
                 self._saves = None  # Ctrl-C ended it before it could say so
         return self._saves
 
-    def _save(self, plain: bool, empty: bool, progress: Progress, strict: bool) -> Errors:
+    def _save(self, plain: bool, empty: bool, progress: Progress = silent, strict: bool = False) -> Errors:
+        """As `save`; with ``strict`` nothing is committed if anything cannot be dumped."""
         state, cache = self.state, self.state.cache
         with state.lock:
             state.mend()
@@ -126,9 +127,9 @@ class Committer(Generic[K]):
 
     # The index.
 
-    def commit(self, plain: bool) -> Errors:
-        """Commit the index as it stands.  Returns the keys that cannot be pickled, left out."""
-        return self._in_turn(lambda: self._commit(plain))
+    def commit(self) -> None:
+        """Commit the index as it stands, as one list.  Keys that cannot be pickled are left out."""
+        self._in_turn(lambda: self._commit(True))
 
     def _commit(self, plain: bool, strict: bool = False) -> Errors:
         state = self.state
@@ -194,14 +195,14 @@ class Committer(Generic[K]):
         mine = Flight(False)
 
         def begin() -> Errors:
-            errors = self._save(False, False, silent, False)
+            errors = self._save(False, False)
             self.transacts = None if errors else mine
             return errors
 
         try:
             self._explain(self._in_turn(begin))
             yield
-            self._explain(self._in_turn(lambda: self._save(False, False, silent, True), mine))
+            self._explain(self._in_turn(lambda: self._save(False, False, strict=True), mine))
             self.transacts = None
         except BaseException:
             if self.transacts is mine:

@@ -247,7 +247,7 @@ class Engine(Generic[K]):
             self.committer.save(bool(self.unsaved()), True, progress)
             if state.index.untidy:  # all is saved: what the system refuses now is left to the next
                 with tolerated("warning", "%s is saved, and cannot be tidied: %s", self.path):
-                    self.committer.commit(True)
+                    self.committer.commit()
         with state.lock:
             if not self.committer.is_busy():  # else other threads' files would be taken for a dead writer's
                 state.close()

@@ -126,7 +126,7 @@ class Spiller(Generic[K]):
             raise explain_dump(error, key, state.storage.path) from error
         return True
 
-    def save(self, keys: Sequence[K], leaves: bool = False) -> Errors:
+    def save(self, keys: Sequence[K], leaves: bool) -> Errors:
         """Write those of these keys' values that are not on disk as they are now.  With ``leaves`` they leave memory,
         but for what other threads were given last.  Returns what went wrong; `OSError` if the system refused one."""
         access, flight = self.state.cache.access, Flight(False)
