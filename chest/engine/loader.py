@@ -196,11 +196,9 @@ class Loader(Generic[K]):
                 with state.lock:
                     if cache.usage + size > state.available:
                         return False
-                    if not newest():  # it is still the key's value, unless its name is another file's by now
-                        state.refresh()
+                    if not newest():
+                        state.refresh()  # the flight of a key that may have another value now is void then
                         newest = state.newest_check()
-                        if state.storage.version(refs[key]) != loaded.version:
-                            continue
                     if state.flights.get(key) is flight and self._is_as_inherited(key, loaded.version):
                         with state.section:
                             self._arrive(key, loaded, size)
