@@ -33,6 +33,6 @@ class Stats(NamedTuple):
 
 
 class Counts:
-    """The running counts, but for the hits, which `Access` counts.  Changed with the lock."""
+    """The running counts, but for the hits that took no lock, which `Access` counts.  Changed with the lock."""
 
-    misses = spills = bytes_read = bytes_written = 0
+    hits = misses = spills = bytes_read = bytes_written = 0

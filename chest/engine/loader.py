@@ -97,8 +97,7 @@ class Loader(Generic[K]):
             if value is not ABSENT:
                 cache.put(key, value, nbytes(value), saved)
         if value is not ABSENT:
-            if next(cache.access.hits, ABSENT) is ABSENT:
-                cache.access.count_on(state.growth.interval)
+            state.counts.hits += 1
             if key in state.flights:
                 state.flights[key].given |= {key}
         state.torn = torn

@@ -110,7 +110,7 @@ class Access(Generic[K]):
         self.hits = iter((None,) * hits)
 
     def counted(self) -> int:
-        """The number of hits up to now."""
+        """The number of hits up to now that took no lock."""
         return self._end - length_hint(self.hits)
 
     def clear(self) -> None:
