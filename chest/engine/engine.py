@@ -95,9 +95,7 @@ class Engine(Generic[K]):
                     state.storage.remove(orphans)
             state.torn = torn
         del gone
-        if cache.policy.now >= state.growth.due:
-            state.look_for_growth()
-        if cache.usage > state.available:
+        if cache.usage > state.available or cache.policy.now >= state.growth.due:
             self.spiller.make_room()
 
     def delete(self, key: K) -> bool:

@@ -76,9 +76,7 @@ class Loader(Generic[K]):
                 with state.lock:
                     state.land(flight)
             raise
-        if state.cache.policy.now >= state.growth.due:
-            state.look_for_growth()
-        if state.cache.usage > state.available:
+        if state.cache.usage > state.available or state.cache.policy.now >= state.growth.due:
             self.spiller.make_room_quietly()
         return value
 

@@ -62,6 +62,8 @@ class Spiller(Generic[K]):
     def make_room(self) -> None:
         """Spill until memory is within the budget, or nothing more can leave; `OSError` if the disk refuses."""
         state, cache = self.state, self.state.cache
+        if cache.policy.now >= state.growth.due:
+            state.look_for_growth()
         for _ in range(ROUNDS):
             if cache.usage <= state.available:
                 return
