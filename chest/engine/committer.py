@@ -179,7 +179,7 @@ class Committer(Generic[K]):
             with state.section:
                 gone = state.cache.clear()  # first: what the index has of a value that is nowhere is not taken for one
                 unnamed = state.index.rollback()
-                state.index.untidy = True
+                state.may_have_left_bytes()
                 state.flights.clear()
                 state.count_change()
                 state.landed.notify_all()

@@ -140,7 +140,7 @@ class State(Generic[K]):
         """
         if self.torn and not self._in_a_section():
             log("debug", "an operation was interrupted; what is derived is made anew")
-            self._may_have_left_bytes()
+            self.may_have_left_bytes()
             if self.section.depth and self.section.collects:
                 gc.enable()
             self.section = _Section(self)
@@ -307,12 +307,12 @@ class State(Generic[K]):
     def check_landed(self, flight: Flight, error: BaseException) -> None:
         """``error`` came out of a flight: if that has not landed, all is to be mended."""
         if not _is_answer(error):
-            self._may_have_left_bytes()
+            self.may_have_left_bytes()
         if flight in self.writing or any(other is flight for other in list(self.flights.values())):
             self.torn = True
 
-    def _may_have_left_bytes(self) -> None:
-        """An operation was interrupted, maybe before anything named what it had written: a plain commit has to look."""
+    def may_have_left_bytes(self) -> None:
+        """Bytes may be there that nothing names, as of an operation that was cut off: a plain commit has to look."""
         self.index.untidy = True
         self.storage.left_bytes()
 
