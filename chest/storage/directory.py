@@ -104,14 +104,8 @@ class Directory(Generic[K]):
                     done[place] = Written(None, 0, 0, None, error)
             if batch:
                 self._append(batch, done, items)
-            names = {one.ref: place for place, one in enumerate(done) if type(one.ref) is str} if self._durable else {}
-            if names:
-                try:
-                    self._tree.sync_folders(names)
-                except OSError as error:  # who knows whether the names are on the disk
-                    self.remove(names)
-                    for place in names.values():
-                        done[place] = Written(None, 0, 0, None, error)
+            if self._durable:
+                self._sync_names(done)
             return done
         except BaseException:
             new.cancel()
@@ -119,6 +113,18 @@ class Directory(Generic[K]):
             raise
         finally:
             new.opened.close()
+
+    def _sync_names(self, done: list[Written]) -> None:
+        """Sync the folders of the new files.  Where the system refuses, who knows whether their names are on the disk:
+        they are removed, and count as not written."""
+        names = {one.ref: place for place, one in enumerate(done) if type(one.ref) is str}
+        try:
+            if names:
+                self._tree.sync_folders(names)
+        except OSError as error:
+            self.remove(names)
+            for place in names.values():
+                done[place] = Written(None, 0, 0, None, error)
 
     def _append(self, batch: list[Record], done: list[Written], items: Sequence[tuple[K, object]]) -> None:
         """Write records, and put what became of them in their places in ``done``."""
