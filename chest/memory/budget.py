@@ -86,18 +86,18 @@ class Growth:
         self.due = self.interval = LEAST
         self._steps = max(STEP, available / 16), max(STEP, available / 2)
         self._step = self._steps[0]
-        self._beside = self._least = _resident()  # bytes that the sizes do not explain, now and at the least
+        self._unexplained = self._least = _resident()  # bytes that the sizes do not explain, now and at the least
 
     def seen(self, uses: int, usage: int) -> bool:
         """Look: is it more than a step, 16 MB or a sixteenth of the budget, beyond the least?  ``usage`` in bytes."""
-        before, self._beside = self._beside, _resident() - usage
-        self.interval = LEAST if self._beside > before + self._step / 8 else min(2 * self.interval, MOST)
+        before, self._unexplained = self._unexplained, _resident() - usage
+        self.interval = LEAST if self._unexplained > before + self._step / 8 else min(2 * self.interval, MOST)
         self.due = uses + self.interval
-        self._least = min(self._least, self._beside)
-        return self._beside > self._least + self._step
+        self._least = min(self._least, self._unexplained)
+        return self._unexplained > self._least + self._step
 
     def explained(self, more: int) -> None:
         """The values were sized anew, and take ``more`` bytes than was known."""
         least, most = self._steps
         self._step = least if more > self._step / 4 else min(2 * self._step, most)
-        self._beside = self._least = self._beside - more
+        self._unexplained = self._least = self._unexplained - more

@@ -72,10 +72,10 @@ class Cache(Generic[K]):
     they are not in the policy's order, lest they stand in the others' way.
 
     ``left`` has values that left memory and that the program still refers to, so that the next read gives the same
-    object and a commit looks at it: by a plain reference for as long as the reference counts say that the program has
-    it too, and so keeps its memory anyway; but what has weak references (arrays, frames), and is not quickly looked at
-    once more or does not fit into ``most_beside`` bytes, by such a one.  In these bytes the chest also keeps the
-    rest of values of which the program has only a part.
+    object and a commit looks at it.  Those in ``kept`` are held by a plain reference until the reference counts say
+    that the program has them no more; till then it keeps their memory anyway.  Values that have weak references
+    (arrays, frames) are among them only where they fit into ``most_beside`` bytes and are quick to look at once more;
+    else a weak one holds them.  These bytes are also for the rest of values of which the program has only a part.
     """
 
     def __init__(self, writeback: bool, most_beside: float):
@@ -91,9 +91,10 @@ class Cache(Generic[K]):
         self.watch: dict[K, None] = {}
         self.stuck: set[K] = set()
         self.left: dict[K, Any] = {}
-        self.kept: dict[K, Any] = {}  # those kept by plain references, the ones looked at longest ago first
-        self._beside = 0
-        self._besides: dict[K, int] = {}  # bytes of kept values of such types, and of those of which it has only a part
+        self.kept: dict[K, Any] = {}  # the ones looked at longest ago first
+        # In the ``most_beside`` bytes: kept values that have weak references, and what is kept beside a held part.
+        self._sizes_beside: dict[K, int] = {}
+        self._usage_beside = 0
 
     def put(self, key: K, value: Any, size: int, saved: Saved | None) -> None:
         """The value of ``key`` is ``value``, of ``size`` bytes; ``saved`` if it is on disk, else it is dirty."""
@@ -219,10 +220,10 @@ class Cache(Generic[K]):
             # A large copy that did not change would be compared with its file twice, which takes longer than a load.
             is_slow = (type(value).__name__ == "ndarray" and value.base is None and value.nbytes >= MAPPED_FROM
                        and key in self.saved and self.saved[key] is saved)
-            if (self._beside + size <= self.most_beside and COUNTED and self.writeback and not is_slow
+            if (self._usage_beside + size <= self.most_beside and COUNTED and self.writeback and not is_slow
                     and can_change(value)):
-                self._besides[key] = size
-                self._beside += size
+                self._sizes_beside[key] = size
+                self._usage_beside += size
             elif (base := owner(value)) is not None:
                 try:
                     reference = _Reference(base, self._died)
@@ -246,12 +247,12 @@ class Cache(Generic[K]):
 
     def _is_worth_keeping(self, key: K, value: Any, parts: list[Any]) -> bool:
         """The program has ``parts`` of ``value``, and may change them: is there room to keep the rest?"""
-        if key not in self._besides:
-            besides = max(0, nbytes(value) - nbytes(parts))
-            if not self.writeback or self._beside + besides > self.most_beside:
+        if key not in self._sizes_beside:
+            size = max(0, nbytes(value) - nbytes(parts))
+            if not self.writeback or self._usage_beside + size > self.most_beside:
                 return False
-            self._besides[key] = besides
-            self._beside += besides
+            self._sizes_beside[key] = size
+            self._usage_beside += size
         return True
 
     def _died(self, reference: _Reference) -> None:
@@ -296,18 +297,19 @@ class Cache(Generic[K]):
         """A value that left memory, and that is as its bytes are, is kept no more."""
         self.left.pop(key, None)
         self.kept.pop(key, None)
-        if key in self._besides:
-            self._beside -= self._besides.pop(key)
+        if key in self._sizes_beside:
+            self._usage_beside -= self._sizes_beside.pop(key)
 
     # The whole.
 
     def clear(self) -> list[Any]:
         """Empty memory.  Returns what was there, so that finalisers of the user's run when the caller is through."""
         kept = [*self.values.values(), *self.left.values()]
-        for part in (self.values, self.sizes, self.saved, self.watch, self.stuck, self.left, self.kept, self._besides):
+        for part in (self.values, self.sizes, self.saved, self.watch, self.stuck, self.left, self.kept,
+                     self._sizes_beside):
             part.clear()
         self.access.clear()
-        self.usage = self._beside = 0
+        self.usage = self._usage_beside = 0
         self.policy.clear()
         return kept
 
@@ -324,8 +326,8 @@ class Cache(Generic[K]):
         self.left = {key: found for key, found in self.left.copy().items() if refs.get(key) is not None
                      and key not in self.values}
         self.kept = {key: value for key, (value, _) in self.left.copy().items() if type(value) is not _Reference}
-        self._besides = {key: size for key, size in self._besides.items() if key in self.kept}
-        self._beside = sum(self._besides.values())
+        self._sizes_beside = {key: size for key, size in self._sizes_beside.items() if key in self.kept}
+        self._usage_beside = sum(self._sizes_beside.values())
         self.sizes = {key: nbytes(value) for key, value in self.values.items()}
         self.usage = sum(self.sizes.values())
         self.stuck &= self.values.keys()
