@@ -2,10 +2,10 @@
 
 How a commit goes:
 
-1.  What is dirty, or may have been changed in place, is written as a spill does it, a megabyte at a time; a flush lets
-    it leave memory.  If the system refuses one of the values, nothing is committed.
-2.  Under the lock, and that of the directory: what others committed is taken over, and ``.keys`` appended to or
-    replaced.  A key or a value that cannot be dumped is left out, alone, and named by the error at the end.
+1.  What is dirty, or may have been changed in place, is written as a spill does it, a megabyte at a time (`_save`); a
+    flush lets it leave memory.  If the system refuses one of the values, nothing is committed.
+2.  Under the lock, and that of the directory (`_commit`): what others committed is taken over, and ``.keys`` appended
+    to or replaced.  A key or a value that cannot be dumped is left out, alone, and named by the error at the end.
 3.  What the commit superseded is removed.
 """
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
 How a value is loaded:
 
-1.  Under the lock: where does it lie?  If another thread loads it already, wait for that one.
-2.  Without it: the user's ``on_miss``, then the load.
+1.  Under the lock (`get`): where does it lie?  If another thread loads it already, wait for that one.
+2.  Without it: the user's ``on_miss``, then the load (`_load`).
 3.  Under the lock: is the key still what it was, and is the index the one in which it was looked up?  Then the value
-    enters memory; else the key is looked up anew.
+    enters memory (`_arrive`); else the key is looked up anew.
 
 The last question is asked when the bytes were read, as a name may be freed and taken again by other processes.
 """
@@ -215,7 +215,7 @@ class Loader(Generic[K]):
 
             def size(key: K, ahead: dict[K, Ref] = ahead) -> int:
                 ref = ahead.get(key, 0)
-                return max(record_size(ref) if type(ref) is int else PASSED, PASSED // SWEPT)
+                return max(record_size(ref) if type(ref) is int else PASSED, PASSED // SWEPT)  # so 64 at most
 
             for few in batches(some, PASSED, size):
                 wanted = [key for key in few if key in ahead]
@@ -245,7 +245,7 @@ class Loader(Generic[K]):
             refs = {key: ref for key in keys if (type(ref := state.index.refs.get(key)) is int or (remote and ref))
                     and key not in cache.values and key not in cache.left}
             least = sum([record_size(ref) if type(ref) is int else 1 << 16 for ref in refs.values()])
-            return refs if cache.usage + 4 * least > state.available else {}
+            return refs if cache.usage + 4 * least > state.available else {}  # in memory they take more than on disk
 
     def _pass(self, keys: list[K], found: list[Loaded | Exception], ahead: dict[K, Ref]) -> dict[K, Any]:
         """Of values that were read ahead those that are still their keys', and that nobody else has.

@@ -2,12 +2,12 @@
 
 How it goes:
 
-1.  Under the lock: the policy, or a commit, names keys; they are taken out of ``given``, so that who asks for one from
-    now on is noticed; those that a thread was given last stay.
-2.  Without it: what no file holds is written; what may have been changed in place is compared, and written if it
-    differs.
-3.  Under the lock: what a write or a comparison returned as saved leaves, unless its key was set, deleted or given to
-    somebody meanwhile, or is to stay.  Everything else stays as it was.
+1.  Under the lock: the policy (`_choose`), or a commit, names keys; they are taken out of ``given`` (`_withdraw`), so
+    that who asks for one from now on is noticed; those that a thread was given last stay.
+2.  Without it: what may have been changed in place is compared (`_divide`); what differs, or no file holds, is written
+    (`write`).
+3.  Under the lock (`_settle`): what a write or a comparison returned as saved leaves, unless its key was set, deleted
+    or given to somebody meanwhile, or is to stay.  Everything else stays as it was.
 """
 from __future__ import annotations
 
@@ -267,7 +267,7 @@ class Spiller(Generic[K]):
                 if is_free and alone is None:
                     state.counts.spills += 1
                     continue
-                if key in saved:
+                if key in saved:  # it stays, and is known to be saved
                     lengths = lengths or {one[0][0]: one[1].nbytes for one in written}
                     cache.wrote(key, saved.pop(key), lengths.get(key))
                     # Nobody has it, nor had as it was compared, but `kept`, `left` and its item.
