@@ -163,7 +163,7 @@ class Engine(Generic[K]):
         """The full path of the file where the value of ``key`` is, or would be, kept."""
         state = self.alive().state
         with state.lock:
-            state.known(key)
+            state.known(key)  # looks at what others committed, if need be
             ref = state.index.refs.get(key)
             return state.storage.file(state.storage.reserve(key) if ref is None else ref)
 

@@ -55,8 +55,7 @@ class Loader(Generic[K]):
                     value = self._at_hand(key)
                     if value is not ABSENT:
                         break
-                    refs = state.index.refs
-                    ref = refs[key] if key in refs else state.index.refs[key] if state.known(key) else None
+                    ref = state.index.refs[key] if key in state.index.refs or state.known(key) else None
                     if ref is None:
                         break
                     if key in state.flights and state.waited(key, True):
