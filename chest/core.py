@@ -211,7 +211,7 @@ class Chest(DictMethods[K, V]):
         >>> c.memory_usage
         0
         """
-        self._engine.save(True, True, _wrapper(progress))
+        self._engine.save(plain=True, empty=True, progress=_wrapper(progress))
 
     def sync(self, *, progress: Progress | None = None) -> None:
         """Save everything and commit, but keep values in memory.  Errors are those of `flush`.
@@ -223,7 +223,7 @@ class Chest(DictMethods[K, V]):
         >>> c.inmem
         {'x': 1}
         """
-        self._engine.save(False, False, _wrapper(progress))
+        self._engine.save(plain=False, empty=False, progress=_wrapper(progress))
 
     def rollback(self) -> None:
         """Forget what was not committed: keys that were set or deleted, and changes in place.  Cost: O(keys).

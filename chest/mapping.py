@@ -184,7 +184,7 @@ class DictMethods(MutableMapping[K, V]):
                 raise DumpError(f"{self} is temporary, and gone with its handle: give a path= to a chest that is part "
                                 f"of a value")
         elif settings.flag != "r":
-            engine.save(False, False)
+            engine.save(plain=False, empty=False)
         for name, value in settings._asdict().items():
             try:
                 pickle.dumps(value)

@@ -73,7 +73,7 @@ class Committer(Generic[K]):
         with state.lock:
             before = self._wait_for_others()
             self.no_transaction(within)
-            mine = self._saves = Flight(False)  # in this frame, where `Flight.under_way` looks for it
+            mine = self._saves = Flight()  # in this frame, where `Flight.under_way` looks for it
         try:
             return action()
         finally:
@@ -129,7 +129,7 @@ class Committer(Generic[K]):
 
     def commit(self) -> None:
         """Commit the index as it stands, as one list.  Keys that cannot be pickled are left out."""
-        self._in_turn(lambda: self._commit(True))
+        self._in_turn(lambda: self._commit(plain=True))
 
     def _commit(self, plain: bool, strict: bool = False) -> Errors:
         state = self.state
@@ -192,17 +192,17 @@ class Committer(Generic[K]):
 
         It begins and ends within a save, so that no other thread's sync comes between and commits a part of it.
         """
-        mine = Flight(False)
+        mine = Flight()
 
         def begin() -> Errors:
-            errors = self._save(False, False)
+            errors = self._save(plain=False, empty=False)
             self.transacts = None if errors else mine
             return errors
 
         try:
             self._explain(self._in_turn(begin))
             yield
-            self._explain(self._in_turn(lambda: self._save(False, False, strict=True), mine))
+            self._explain(self._in_turn(lambda: self._save(plain=False, empty=False, strict=True), mine))
             self.transacts = None
         except BaseException:
             if self.transacts is mine:

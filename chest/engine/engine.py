@@ -198,7 +198,7 @@ class Engine(Generic[K]):
             for key, value in pairs.items():
                 self.set(key, value)
             return
-        mine = Flight(False)  # in this frame, where `Flight.under_way` looks for it
+        mine = Flight()  # in this frame, where `Flight.under_way` looks for it
         with state.in_flight(mine):
             done = self.spiller.write(list(pairs.items()))
             self.adopt((key, one, value) for (key, value), one in done if one.ref is not None)
@@ -242,7 +242,7 @@ class Engine(Generic[K]):
                 if self.owner == os.getpid():
                     state.storage.clear_away()
         elif not self._forgets_all() and not self._is_gone():
-            self.committer.save(bool(self.unsaved()), True, progress)
+            self.committer.save(plain=bool(self.unsaved()), empty=True, progress=progress)
             if state.index.untidy:  # all is saved: what the system refuses now is left to the next
                 with tolerated("warning", "%s is saved, and cannot be tidied: %s", self.path):
                     self.committer.commit()

@@ -58,10 +58,10 @@ class Loader(Generic[K]):
                     ref = state.index.refs[key] if key in state.index.refs or state.known(key) else None
                     if ref is None:
                         break
-                    if key in state.flights and state.waited(key, True):
+                    if key in state.flights and state.waited(key, loads=True):
                         continue
                     if announced:
-                        flight = state.flights[key] = Flight(True, (key,))
+                        flight = state.flights[key] = Flight(loads=True, keys=(key,))
                         newest = state.newest_check()
                 if flight is None:
                     announced = True
@@ -167,11 +167,11 @@ class Loader(Generic[K]):
             if not self._bring(some, failed):
                 break
         for key in failed:
-            self.get(key, True)  # says what is wrong with it, if anything still is
+            self.get(key, announced=True)  # says what is wrong with it, if anything still is
 
     def _bring(self, keys: list[K], failed: list[K]) -> bool:
         """Load values as long as there is room.  Returns whether there was room for all but those that ``failed``."""
-        state, cache, flight = self.state, self.state.cache, Flight(True)
+        state, cache, flight = self.state, self.state.cache, Flight(loads=True)
         refs: dict[K, Ref] = {}
 
         def choose() -> list[K]:

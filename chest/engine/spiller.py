@@ -69,7 +69,7 @@ class Spiller(Generic[K]):
                 return
             if self._due:
                 self.sweep(self._due)
-            flight = Flight(False)
+            flight = Flight()
             self._spill(flight, self._choose)
             if not flight.keys:
                 return
@@ -122,7 +122,7 @@ class Spiller(Generic[K]):
             state.mend()
             if not state.known(key):
                 return False
-            while state.waited(key, False):
+            while state.waited(key, loads=False):
                 pass
         for _, error in self.save([key], leaves=True):
             raise explain_dump(error, key, state.storage.path) from error
@@ -131,7 +131,7 @@ class Spiller(Generic[K]):
     def save(self, keys: Sequence[K], leaves: bool) -> Errors:
         """Write those of these keys' values that are not on disk as they are now.  With ``leaves`` they leave memory,
         but for what other threads were given last.  Returns what went wrong; `OSError` if the system refused one."""
-        access, flight = self.state.cache.access, Flight(False)
+        access, flight = self.state.cache.access, Flight()
 
         def choose() -> Sequence[K]:
             self.state.cache.take_hits()

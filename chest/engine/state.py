@@ -52,7 +52,7 @@ class Flight:
 
     __slots__ = ("counts", "given", "keys", "loads", "thread")
 
-    def __init__(self, loads: bool, keys: Sequence[Any] = ()) -> None:
+    def __init__(self, loads: bool = False, keys: Sequence[Any] = ()) -> None:
         self.thread = _thread.get_ident()
         self.loads = loads
         self.keys = keys

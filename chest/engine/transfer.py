@@ -45,7 +45,7 @@ def receive_chest(engine: Engine[Any], other: Engine[Any], overwrite: bool, prog
     saved = False
     with suppress(ChestError, OSError):
         if other.settings.flag != "r":
-            other.save(False, False)
+            other.save(plain=False, empty=False)
             saved = True
     linked = engine.state.codec.same_format(other.state.codec)
     keys = other.alive().state.keys()
@@ -57,7 +57,7 @@ def receive_chest(engine: Engine[Any], other: Engine[Any], overwrite: bool, prog
 def _take(engine: Engine[Any], other: Engine[Any], key: Any, saved: bool, linked: bool) -> None:
     """Give ``key`` the bytes of the other chest's value, or a copy made of them; where there are none, its object."""
     theirs, mine = other.state, engine.state
-    flight = Flight(False)  # in this frame, where `Flight.under_way` looks for it
+    flight = Flight()  # in this frame, where `Flight.under_way` looks for it
     while True:
         with theirs.lock:
             theirs.refresh()

@@ -52,7 +52,7 @@ class Directory(Generic[K]):
         self._loose = Loose(self._tree, self._packs, names, codec.durable)
         self.reserve, self.reclaim, self.compact = self._loose.reserve, self._packs.reclaim, self._packs.compact
         self.committed, self.after_fork = self._packs.committed, self._packs.after_fork
-        self._left = False  # was it dropped?
+        self._is_left = False  # was it dropped, and is the directory there still?
 
     # Out.
 
@@ -247,7 +247,7 @@ class Directory(Generic[K]):
 
     def make(self) -> None:
         """With the directories above it.  `NotADirectoryError` if there is a file."""
-        self._left = False
+        self._is_left = False
         self._tree.make(self._durable)
 
     def exists(self) -> bool:
@@ -278,7 +278,7 @@ class Directory(Generic[K]):
             self._tree.prune(name)
         with system.tolerated():  # if anything of anyone else's is in it
             os.rmdir(self.path)
-        self._left = self.exists()
+        self._is_left = self.exists()
         if self._durable:
             with suppress(FileNotFoundError, PermissionError):
                 system.sync_directory(self.path if self.exists() else os.path.dirname(os.path.abspath(self.path)))
@@ -288,9 +288,9 @@ class Directory(Generic[K]):
     def close(self) -> None:
         self._packs.close()
         with system.tolerated():  # again, as on Windows the file of the lock was in use until now
-            if self._left:
+            if self._is_left:
                 os.rmdir(self.path)
-        self._left = False
+        self._is_left = False
 
     def clear_away(self) -> None:
         import shutil

@@ -48,7 +48,7 @@ class Loose(Generic[K]):
         self.names = names
         self.durable = durable
         self.exact = False  # the file system keeps times to the nanosecond: no need to ask what it made of one
-        self.last = 0
+        self.last = 0  # the time that the newest file was marked with, in ns
 
     @cached_property
     def device(self) -> int:
