@@ -122,20 +122,6 @@ def test_loads_and_dumps_go_on_side_by_side_and_a_hit_waits_for_none(chest, gate
     assert set(chest.inmem) == {"c", "d", "last"}
 
 
-def test_others_go_on_while_a_commit_writes_a_value(chest, gates):
-    chest.update(x="x", y="y", z="z")
-    chest.move_to_disk("z")
-    with gates.during("dump", "x", chest.flush) as done:
-        assert (chest["y"], chest["z"]) == ("y", "z")
-        chest["new"] = "new"
-        del chest["y"]
-        assert list(chest) == ["x", "z", "new"]
-        assert len(chest) == 3
-        assert not done
-    chest.flush()
-    assert saved(chest) == {"x": "x", "z": "z", "new": "new"}
-
-
 def test_two_threads_that_ask_for_one_key_load_it_once(chest, gates):
     chest["x"] = "x"
     chest.flush()

@@ -64,20 +64,6 @@ def test_with_nothing_learnt_the_least_recently_used_leave_first_and_no_more_tha
     assert all_of(policy) == [4, 7, *range(10, keys), 3, 0, 5, 2, 6]
 
 
-@pytest.mark.parametrize("key", [None, "", 0, ("a", 1), False, frozenset()])
-def test_any_hashable_is_a_key_and_what_is_unknown_or_unhashable_is_passed_over(key: Hashable) -> None:
-    policy: HitDensity[Any] = HitDensity()
-    put_many(policy, ["a", key, "b"], [10, 10, 10], dirty=False)
-    policy.used(["nobody", ["unhashable"], {}])
-    policy.leave("nobody")
-    policy.forget("nobody")
-    policy.resized("nobody", 10, False)
-    assert policy.choose(1, {"a"}) == [key]
-    policy.leave(key)
-    policy.put(key, 10, dirty=True)
-    assert all_of(policy) == ["a", "b", key]
-
-
 Steps = st.lists(st.tuples(
     st.sampled_from(["put", "load", "used", "choose", "stay", "leave", "forget", "saved"]),
     st.integers(0, 12), st.integers(0, 3000)), max_size=80)

@@ -159,7 +159,7 @@ def test_pieces_are_passed_on_before_they_are_too_many():
 
 
 def test_dump_writes_what_encode_gives_and_needs_only_write():
-    for value in (*SMALL, np.arange(N), VALUES["dict of arrays"]()):
+    for value in (*SMALL, np.arange(N), VALUES["dict of arrays"](), list(range(3_000_000))):  # the last is passed on in parts
         pieces = []
         dump(value, types.SimpleNamespace(write=lambda data, pieces=pieces: pieces.append(bytes(data))))
         assert b"".join(pieces) == content(value)

@@ -64,12 +64,17 @@ def test_an_error_leaves_no_file_of_its_value_and_ctrl_c_none_of_the_call(handle
     assert not [name for name in files(tmp_path / "c") if "wrong" in name]  # no pack's name has such letters
 
 
-def test_a_reserved_name_is_the_one_that_is_used(handle, tmp_path):
-    (tmp_path / "c" / "x").write_text("mine")
+@pytest.mark.parametrize("codec", [{}, {"dump": json.dump, "load": json.load}, {"open": gzip.open}], ids=["native", "json", "gzip"])
+def test_a_name_that_is_taken_is_left_alone_and_a_reserved_one_is_the_one_that_is_used(tmp_path, codec):
+    handle = directory(tmp_path / "c", **codec)
+    for name in "xy":
+        (tmp_path / "c" / name).write_text("mine")
     assert handle.reserve("x") == handle.reserve("x") == "x~1"
     assert handle.reserve(("a", "b")) == "_a/b"
-    done = handle.write([("x", 1), (("a", "b"), 2)], 0)
-    assert [one.ref for one in done] == ["x~1", "_a/b"]
+    done = handle.write([("x", 1), (("a", "b"), 2), ("y", 3)], 0)
+    assert [one.ref for one in done] == ["x~1", "_a/b", "y~1"]
+    assert values(handle, ["x~1", "_a/b", "y~1"]) == [1, 2, 3]
+    assert {(tmp_path / "c" / name).read_text() for name in "xy"} == {"mine"}
 
 
 @pytest.mark.parametrize("codec", [{}, {"dump": json.dump, "load": json.load}], ids=["native", "json"])
@@ -308,20 +313,6 @@ def test_the_umask_decides_who_may_read(path):
         assert {os.stat(os.path.join(path, name)).st_mode & 0o777 for name in (".packs", "_a")} == {0o775}
     finally:
         os.umask(before)
-
-
-def dump_by_number(value, file):
-    os.write(file.fileno(), json.dumps(value).encode())
-
-
-@pytest.mark.parametrize("codec, value", [
-    ({"dump": dump_by_number, "load": json.load}, [1, "x"]),  # needs a file of the system
-    ({"load": pickle.load}, list(range(3_000_000))),  # more opcodes than are held before they are passed on
-], ids=["by number", "long"])
-def test_a_dump_of_any_size_that_goes_wherever_it_likes_is_whole(tmp_path, codec, value):
-    handle = directory(tmp_path / "c", **codec)
-    for small in (0, 4096):
-        assert values(handle, saved(handle, small, x=value)) == [value]
 
 
 def test_values_between_the_picklers_blocks_and_a_large_limit_are_records(handle):
