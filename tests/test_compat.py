@@ -170,18 +170,6 @@ def test_settings_that_people_use_round_trip(path, settings):
     round_trip(path, **settings[1])
 
 
-def test_keys_that_json_would_make_others_of_come_back(path):
-    c = Chest({"x": [1], ("a", "b"): 2}, path=path, dump=json.dump, load=json.load)
-    c.flush()
-    with open(os.path.join(path, ".keys")) as file:
-        assert json.load(file) == [["x", "x"], [["a", "b"], "_a/b"]]
-    c[None] = 3  # json makes null of it, and null of None alone: but of a float it makes nan
-    c[float("inf"), 1.0] = 4
-    c.flush()
-    assert {str(key): value for key, value in Chest(path=path, dump=json.dump, load=json.load).items()} == {
-        "x": [1], "('a', 'b')": 2, "None": 3, "(inf, 1.0)": 4}
-
-
 def test_gzip_files_are_gzip(path):
     c = Chest({"x": "x" * 10_000}, path=path, open=gzip.open)
     c.flush()

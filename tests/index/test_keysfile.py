@@ -265,9 +265,10 @@ def json_keys(keys, mode="t"):
 
 @pytest.mark.parametrize("mode", ["b", "t"])
 def test_json_is_written_where_it_gives_back_the_same_keys_and_a_pickle_is_read_all_the_same(keys, mode):
-    pairs = [("x", "x"), (("a", ("b", "c")), "_a/b"), (3, 5 << 104)]
+    pairs = [("x", "x"), (("a", ("b", "c")), "_a/b"), (3, 5 << 104), (None, "n"), ((float("inf"), 1.0), "i")]
     json_keys(keys, mode).replace(pairs)
-    assert json.loads(content(keys)) == [["x", "x"], [["a", ["b", "c"]], "_a/b"], [3, 5 << 104]]
+    assert json.loads(content(keys)) == [["x", "x"], [["a", ["b", "c"]], "_a/b"], [3, 5 << 104], [None, "n"],
+                                         [[float("inf"), 1.0], "i"]]
     found = json_keys(keys, mode)
     assert found.read() == (True, dict(pairs))
     assert found.plain()

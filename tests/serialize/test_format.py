@@ -6,9 +6,7 @@ import os
 import pickle
 import pickletools
 import random
-import struct
 import types
-import zlib
 
 import pytest
 from children import python
@@ -116,21 +114,6 @@ def test_values_are_pickled_for_records_without_large_arrays_and_whatever_they_r
 def test_a_pickle_for_a_record_becomes_the_file_that_the_value_has(value):
     encoded = Encoded.of(Codec().dump_short(value), noted=True)
     assert b"".join([*encoded.pieces, encoded.note(7)]) == b"".join([*(whole := Codec().encode(value)).pieces, whole.note(7)])
-
-
-@pytest.mark.parametrize("name", ARRAYS)
-def test_each_large_array_is_aligned_and_stands_in_the_note(name):
-    value = [ARRAYS[name]() + 0 if name == "every other" else ARRAYS[name](), "x" * 1000, np.arange(N)]
-    data = content(value)
-    magic, stop, count, crc, _, _ = struct.unpack("<8sQIIII", data[-32:])
-    arrays = list(struct.iter_unpack("<QQHHI", data[stop:-32]))
-    assert magic == b"\xffchest2\n" and len(arrays) == count > 0
-    at = opcodes = 0
-    for begin, size, _gap, _flags, _ in arrays:
-        assert begin % 64 == 0 and size >= 64 * 1024
-        opcodes, at = zlib.crc32(data[at:begin], opcodes), begin + size
-    assert zlib.crc32(data[at:stop], opcodes) == crc
-    assert bytes(memoryview(data)[arrays[-1][0] :][: N * 8]) == np.arange(N).tobytes()
 
 
 def test_an_array_is_not_copied_when_it_is_encoded_and_views_of_a_loaded_one_keep_it(tmp_path):

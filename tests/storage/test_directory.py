@@ -26,27 +26,6 @@ def handle(tmp_path):
     return directory(tmp_path / "c")
 
 
-@pytest.mark.parametrize("codec", [
-    {}, {"dump": json.dump, "load": json.load}, {"dump": json.dump, "load": json.load, "mode": "t"},
-    {"dump": pickle.dump, "load": pickle.load, "open": gzip.open}], ids=["native", "json", "text", "gzip"])
-@pytest.mark.parametrize("small", [0, 4096])
-def test_values_come_back_by_their_refs(tmp_path, codec, small):
-    handle = directory(tmp_path / "c", **codec)
-    items = {"a": {"x": 1}, "b": "é" * 5000, "c": [1, 2, 3]}
-    refs = saved(handle, small, **items)
-    assert [type(ref) for ref in refs] == ([int, str, int] if small else [str, str, str])
-    assert values(handle, refs) == list(items.values())
-    assert [one.value for one in handle.load_many(refs * 2)] == list(items.values()) * 2
-    for ref, value, done in zip(refs, items.values(), handle.write(list(items.items()), small)):
-        assert handle.same(ref, value)
-        assert not handle.same(ref, "other")
-        assert handle.size(ref) == handle.load(ref).nbytes
-        assert handle.version(ref) == handle.load(ref).version
-        loaded = handle.load(done.ref)
-        assert (loaded.version, loaded.stamp) == (done.version, done.stamp if loaded.stamp else None)
-        assert handle.codec.unchanged(value, done.stamp) is (True if done.stamp else None)
-
-
 class Interrupts:
     def __reduce__(self):
         raise KeyboardInterrupt

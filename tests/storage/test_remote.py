@@ -392,17 +392,6 @@ def test_a_pack_goes_with_the_last_of_its_records(objects, committed):
     assert objects.names() == [".keys"]
 
 
-def test_packs_go_also_if_it_is_the_last_sync_that_supersedes_them():
-    place = Place("memory://a/chest")
-    with Chest(path=place.url, min_file_size=1000) as chest:
-        chest.update({n: [n] * 20 for n in range(100)})
-        chest.flush()
-        chest.update({n: [n] * 30 for n in range(100)})
-        chest.sync()
-    places = {ref.partition(":")[0] for ref in Chest(path=place.url)._keys.values()}
-    assert set(place.names()) == {".keys", *places}
-
-
 @pytest.mark.parametrize("small", [0, 1000])
 def test_what_is_superseded_goes_and_what_is_committed_stays_however_many_handles_there_were(small):
     place, model = Place("memory://a/chest"), {}
