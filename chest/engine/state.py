@@ -150,9 +150,11 @@ class State(Generic[K]):
             mine = _thread.get_ident()
             self.writing = {one: None for one in list(self.writing) if one.thread != mine and one.under_way()}
             self.index.rebuild(self.cache.values)
-            refs, values, saved, stale = self.index.refs, self.cache.values, self.cache.saved, self.index.stale
-            for key in [key for key in list(values) if key in values and key not in saved and (
-                    refs[key] is not None if key in refs else key not in stale)]:
+            gone = [self.drop(key) for key in self.index.stale if key not in self.index.pending]
+            self.index.stale.clear()  # else the next refresh drops what is loaded of these from now on
+            refs, values, saved = self.index.refs, self.cache.values, self.cache.saved
+            for key in [key for key in list(values)
+                        if key in values and key not in saved and refs.get(key, "") is not None]:
                 self.index.set(key)  # it was being set, which a hit may have shown since, or written
             self.cache.rebuild(refs)
             # What other threads write is theirs to note: else their sync would return, and not have saved it.
@@ -160,6 +162,7 @@ class State(Generic[K]):
                             if one in self.writing and key in self.cache.values}
             self.torn = False
             self.landed.notify_all()
+            del gone
 
     def _in_a_section(self) -> bool:
         """Is another operation of this handle further up this thread's stack?"""

@@ -372,6 +372,17 @@ def test_a_key_whose_set_was_interrupted_stays_if_a_hit_showed_it(path):
     assert dict(c) == dict(Chest(path=path)) == {"x": [1, 2]}
 
 
+def test_what_is_read_behind_an_interrupted_look_at_others_commits_may_change_in_place(path):
+    c, other = Chest({"x": [1]}, path=path), Chest(path=path)
+    c.flush()
+    other["x"] = [2]
+    other.sync()
+    assert Interruption(1, State.drop).during(lambda: len(c))
+    c["x"].append(3)
+    c.sync()
+    assert dict(c) == dict(Chest(path=path)) == {"x": [2, 3]}
+
+
 def test_a_deletion_that_ctrl_c_found_committed_is_not_committed_again(path, monkeypatch):
     c, replace = Chest({"x": 1}, path=path), system.replace
     c.flush()
