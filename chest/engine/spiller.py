@@ -51,7 +51,7 @@ class Spiller(Generic[K]):
         self.state = state
         self._min_file_size = min_file_size
         self.on_overflow = on_overflow
-        self._due = 0  # how many values are to be looked at by a sweep
+        self._due = 0  # how many values the next sweep looks at
 
     def threshold(self) -> int:
         """Values that serialise to fewer bytes than this go into packs."""
@@ -282,7 +282,7 @@ class Spiller(Generic[K]):
             if cache.kept:
                 kept = [*islice(cache.kept, 2 * SWEPT)]
                 is_due = ALONE in map(references, map(cache.kept.__getitem__, kept)) or kept[2 * SWEPT - 1 :]
-                self._due = 2 * len(items) + 8 if is_due else 0
+                self._due = 2 * len(items) + 8 if is_due else 0  # more than can have come, so that few stay
             if orphans:
                 state.storage.remove(orphans)
             state.land(flight)
