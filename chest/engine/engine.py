@@ -186,7 +186,8 @@ class Engine(Generic[K]):
                         state.counts.bytes_written += one.nbytes
                 if len(refs) > before:
                     state.count_change()
-                state.storage.remove(orphans)
+                if orphans:
+                    state.storage.remove(orphans)
         del gone
 
     def set_many(self, pairs: Mapping[K, Any]) -> None:
