@@ -14,7 +14,7 @@ from chest.index import KEYS, Index, Names
 from chest.serialize import Codec
 from chest.storage.directory import Directory
 from chest.storage.keysfile import KeysFile
-from chest.storage.locks import check
+from chest.storage.locks import check_file_system
 
 __all__ = ["Settings", "open_parts"]
 
@@ -69,14 +69,18 @@ def _warn_of_others(path: str) -> None:
 _warned: set[str] = set()
 
 
-def open_parts(asked: str | os.PathLike[str] | None, settings: Settings, available: float) -> State[Any]:
-    """The parts of the chest at the path ``asked`` for, with everything read that was committed there."""
+def _check_settings(settings: Settings) -> None:
     if settings.flag not in ("r", "w", "c", "n"):
         raise ValueError(f"flag is 'r' (read only), 'w' (must exist), 'c' (made if needed) or 'n' (new and empty), "
                          f"not {settings.flag!r}")
     for name in ("dump", "load", "open", "key_to_filename", "on_miss", "on_overflow"):
         if not callable(getattr(settings, name)):
             raise TypeError(f"{name} is a function, not {getattr(settings, name)!r}")
+
+
+def open_parts(asked: str | os.PathLike[str] | None, settings: Settings, available: float) -> State[Any]:
+    """The parts of the chest at the path ``asked`` for, with everything read that was committed there."""
+    _check_settings(settings)
     codec = Codec(settings.dump, settings.load, settings.open, settings.mode, settings.mmap_mode, settings.trusted,
                   settings.durable)
     names: Names[Any] = Names(settings.key_to_filename)
@@ -99,7 +103,7 @@ def open_parts(asked: str | os.PathLike[str] | None, settings: Settings, availab
     if settings.flag in "rw" and not is_there:
         raise FileNotFoundError(errno.ENOENT, f"there is no chest (flag={settings.flag!r} makes none)", path)
     if not storage.remote:
-        check(path, settings.flag != "r")
+        check_file_system(path, settings.flag != "r")
         if is_there and settings.trusted:
             _warn_of_others(path)
     if settings.flag != "r":

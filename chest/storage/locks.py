@@ -18,7 +18,7 @@ from chest.log import log
 from chest.storage import descriptors, system
 from chest.storage.descriptors import Descriptor
 
-__all__ = ["DirectoryLock", "after_fork", "check", "directory_lock"]
+__all__ = ["DirectoryLock", "after_fork", "check_file_system", "directory_lock"]
 
 WARN = 5.0  # seconds of waiting after which the log says for what
 _QUICK = 60  # looks before the first sleep: a commit is over in less time than it takes to sleep and be woken
@@ -128,7 +128,7 @@ def _no_locks(error: OSError, directory: str) -> OSError:
                    directory)
 
 
-def check(directory: str, writes: bool) -> None:
+def check_file_system(directory: str, writes: bool) -> None:
     """`OSError` if the file system of ``directory`` lacks what a chest cannot do without: it says what, and why.
 
     If it is not there yet, that of the folder that is to hold it.  What else goes wrong here is left to whoever needs
