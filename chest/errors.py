@@ -7,7 +7,8 @@ from types import FrameType
 from typing import Any
 
 __all__ = ["ChestError", "DamagedError", "DumpError", "LoadError", "explain_dump", "explain_load", "explain_os",
-           "of_the_process", "printable", "raise_of_a_signal", "raised_by_signal", "refused", "shown"]
+           "of_the_process", "printable", "raise_of_a_signal", "raise_of_a_value", "raised_by_signal", "refused",
+           "shown"]
 
 # What `signal` stands on: that makes an enumeration of each number, which takes 30 times as long.
 _signal: Any = import_module("_signal")
@@ -65,6 +66,13 @@ def raise_of_a_signal(error: BaseException) -> None:
 def refused(error: object) -> bool:
     """Is this what the system refuses?  Its errors have numbers; those of a value's own code, or of ``dump``, none."""
     return isinstance(error, OSError) and error.errno is not None
+
+
+def raise_of_a_value(error: OSError) -> None:
+    """Raise a `DumpError` for what a value's own code raised, as where no server answers: what the system refuses
+    stops a whole commit."""
+    if refused(error) and not raised_by_signal(error):
+        raise DumpError(f"{type(error).__name__}: {error}") from error
 
 
 def explain_os(error: Any, what: str, path: str, kept: str = "") -> OSError:

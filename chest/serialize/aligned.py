@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any, Callable, NamedTuple, Optional, Union
 from zlib import crc32
 
-from chest.errors import DamagedError
+from chest.errors import DamagedError, raise_of_a_value
 
 MARK = b"\x80\x05C\x05chest0"
 """The opcodes at the start of each loose file: PROTO 5, then a short bytes object "chest" pushed and popped."""
@@ -117,6 +117,7 @@ class Encoded:
         self.nbytes = self._crc = self._gathered = self._count = 0
         self._arrays = b""  # as the note has them
         self._overflow, self._checked, self._noted = overflow, checked, noted
+        self._passing_on = False  # an error of the system comes from there, any other from the value's own code
         self._announced: memoryview | None = None  # an array whose header comes next
         self._payload: tuple[memoryview, int, bool] | None = None  # one whose bytes come next, with its gap and flag
 
@@ -151,7 +152,12 @@ class Encoded:
 
     def dump(self, value: object, pickler: type[pickle.Pickler] = pickle.Pickler) -> None:
         """Pickle a value into this, once."""
-        pickler(self, 5, buffer_callback=self._announce).dump(value)
+        try:
+            pickler(self, 5, buffer_callback=self._announce).dump(value)
+        except OSError as error:
+            if not self._passing_on:
+                raise_of_a_value(error)
+            raise
         self._announced = None
 
     def _announce(self, buffer: pickle.PickleBuffer) -> bool:
@@ -192,7 +198,9 @@ class Encoded:
         self._gathered += len(piece)
         if self._overflow is not None and (self._gathered > _GATHERED or type(piece) is memoryview):
             pieces, self.pieces, self._gathered = self.pieces, [], 0
+            self._passing_on = True
             self._overflow(pieces)
+            self._passing_on = False
 
     def put_plain(self, view: memoryview, readonly: bool, template: Template) -> None:
         """Dump a value that is one array, with the opcodes of the template."""

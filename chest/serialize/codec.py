@@ -16,6 +16,8 @@ from itertools import repeat
 from typing import IO, TYPE_CHECKING, Any, Callable, cast
 from zlib import crc32
 
+from chest.errors import raise_of_a_value
+
 from . import aligned, arrays, compare
 from .aligned import LEAST, Encoded, Map, Overflow, stamp_of, without_mark
 from .compare import Stamp
@@ -123,6 +125,9 @@ class Codec:
             return pickle.dumps(value, 5, buffer_callback=_in_line) if self._own_dump else b""
         except _Large:
             return b""
+        except OSError as error:
+            raise_of_a_value(error)
+            raise
 
     def _writer(self, raw: Any) -> io.TextIOWrapper | io.BufferedWriter:
         file = _EncodingFile(raw)
@@ -199,7 +204,7 @@ class Codec:
         False for a value that serialises to other bytes: `same` may find that these mean the same.
         """
         if type(stamp) is int and self._own_dump:
-            return hash(pickle.dumps(value, 5)) == stamp
+            return hash(self.dump_short(value)) == stamp
         if type(stamp) is Map:
             return compare.map_unchanged(value, stamp)
         return None if stamp is None else self.encode(value).whole_stamp() == stamp

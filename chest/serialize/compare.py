@@ -183,7 +183,8 @@ def same_as_file(value: object, descriptor: int, status: os.stat_result, stop: i
 
 
 def same_as_loaded(value: object, load: Callable[[], object], encode: Encode) -> bool:
-    """Does ``value`` pickle as another does that is loaded from its bytes now?  False also for what cannot be loaded.
+    """Does ``value`` pickle as another does that is loaded from its bytes now?  False also for what cannot be loaded,
+    whatever its own code raises.
 
     What was loaded need not pickle as it did before: attribute names are interned, an array that numpy had to copy is
     contiguous now.  Two values loaded from the same bytes do pickle alike, but for pandas' caches, which are left out.
@@ -191,7 +192,7 @@ def same_as_loaded(value: object, load: Callable[[], object], encode: Encode) ->
     try:
         other = load()
     except Exception as error:
-        if isinstance(error, OSError) or of_the_process(error):
+        if of_the_process(error):
             raise
         return False
     for way in (encode, _encode_bare) if "pandas" in sys.modules else (encode,):

@@ -66,6 +66,45 @@ def test_a_file_that_is_missing_to_the_values_own_code_is_not_taken_for_the_valu
 # What cannot be dumped.
 
 
+class Connects:
+    """Asks a server as it is dumped and loaded, which does not answer if it is ``down``."""
+
+    down = ()
+
+    def __getstate__(self):
+        return self._ask("dump") or self.__dict__
+
+    def __setstate__(self, state):
+        self.__dict__.update(self._ask("load") or state)
+
+    def _ask(self, what):
+        if what in Connects.down:
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "nobody listens")
+
+
+@pytest.mark.parametrize("settings", [{}, {"min_file_size": 1000}, {"durable": True}])
+@pytest.mark.parametrize("size", [10, 100_000, 10_000_000])
+def test_a_server_that_does_not_answer_a_values_own_code_keeps_no_other_from_being_saved(
+        path, monkeypatch, settings, size):
+    """It was taken for a refusal of the system, for which nothing is committed."""
+    value = Connects()
+    value.content = [bytes(size)]
+    c = Chest({"x": value, "y": [1]}, path=path, **settings)
+    c.sync()
+    for n, (down, error) in enumerate([("load", contextlib.nullcontext()), ("dump", pytest.raises(DumpError, match="'x'"))]):
+        value.n = n
+        c["y"].append(n)
+        monkeypatch.setattr(Connects, "down", down)
+        with error:
+            c.sync()
+        monkeypatch.setattr(Connects, "down", ())
+        with Chest(path=path) as again:
+            assert (again["y"], again["x"].n) == (c["y"], 0)
+    c.sync()
+    assert Chest(path=path)["x"].n == 1
+
+
+
 class Changing:
     def __init__(self, number):
         self.number = number
