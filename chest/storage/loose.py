@@ -123,7 +123,8 @@ class Loose(Generic[K]):
         def make(new: str) -> None:
             nonlocal linked
             with self.tree.entry(new, make=True) as (path, ours), source.tree.entry(name) as (old, theirs):
-                linked = new  # first, as Ctrl-C comes when the system is through
+                self.packs.note(inode, new)  # first, as a kill comes behind it; and Ctrl-C when the system is through
+                linked = new
                 if system.WALKS:
                     os.link(old, path, src_dir_fd=theirs, dst_dir_fd=ours, follow_symlinks=False)
                 else:
@@ -136,7 +137,6 @@ class Loose(Generic[K]):
             self.place(key, make)
             with system.Opened() as opened:
                 status = self.tree.open(linked, system.READ, opened)
-                self.packs.note(status.st_ino, linked)
                 if self.durable:
                     system.sync_file(opened[0])
                     self.tree.sync_folders([linked])

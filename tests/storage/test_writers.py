@@ -75,6 +75,28 @@ def test_what_a_killed_writer_made_or_was_to_supersede_stays_if_committed_or_of_
     assert values(mine, refs) == ["mine"]
 
 
+@pytest.mark.skipif(not hasattr(os, "link"), reason="the system has no hard links")
+def test_a_link_behind_which_its_writer_was_killed_is_reclaimed(path, tmp_path):
+    other = directory(tmp_path / "other")
+    ref, = saved(other, x=1)
+
+    def child():
+        real = os.link
+
+        def link(*names, **more):
+            real(*names, **more)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        os.link = link
+        directory(path).link("x", other, ref)
+
+    assert forked(child) == signal.SIGKILL
+    assert "x" in files(path)
+    commit(directory(path))
+    assert files(path) == []
+    assert values(other, [ref]) == [1]
+
+
 def test_a_journal_goes_though_the_folder_of_what_it_lists_is_a_file_by_now(path):
     def child():
         handle = directory(path)
