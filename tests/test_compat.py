@@ -170,16 +170,6 @@ def test_settings_that_people_use_round_trip(path, settings):
     round_trip(path, **settings[1])
 
 
-def test_gzip_files_are_gzip(path):
-    c = Chest({"x": "x" * 10_000}, path=path, open=gzip.open)
-    c.flush()
-    with gzip.open(os.path.join(path, "x")) as file:
-        assert pickle.load(file) == "x" * 10_000
-    assert os.path.getsize(os.path.join(path, "x")) < 1000
-    with gzip.open(os.path.join(path, ".keys")) as file:
-        assert pickle.load(file) == [("x", "x")]
-
-
 @pytest.mark.parametrize("small", [0, 500])
 @pytest.mark.parametrize("open", [open, gzip.open, bz2.open, lzma.open, lambda path, mode: open(path, mode)],
                          ids=["open", "gzip", "bz2", "lzma", "another"])

@@ -13,26 +13,6 @@ from chest.storage.keysfile import KeysFile
 # They see each other as two processes do; `test_protocol` has every order of what they do.
 
 
-@pytest.mark.parametrize("between", ["set", "delete"])
-def test_a_value_in_memory_is_dropped_though_its_file_has_the_same_name_again(path, between):
-    a = Chest({"x": [1]}, path=path)
-    a.flush()
-    b = Chest(path=path)
-    assert b["x"] == [1]
-    name = a.key_to_filename("x")
-    a["x"] = [2]
-    if between == "delete":
-        del a["x"]
-    a.flush()
-    a["x"] = [3]
-    a.flush()
-    assert a.key_to_filename("x") == name, "then this test shows nothing"
-    assert len(b) == 1
-    assert b["x"] == [3]
-    b.sync()
-    assert Chest(path=path)["x"] == [3]
-
-
 def test_values_whose_files_did_not_change_stay_in_memory_when_others_commit(path):
     a = Chest({"x": [1], "y": [2]}, path=path)
     a.flush()

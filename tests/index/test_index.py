@@ -2,14 +2,12 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import os
 import pickle
 import threading
 from contextlib import contextmanager, suppress
 
 import pytest
-from children import Interruption
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from index.handles import commit, content, index_on, on_disk
@@ -172,18 +170,6 @@ def test_a_record_that_moved_is_the_same_value(tmp_path, plain):
     assert commit(other)[0] == [third]
 
 
-def test_an_index_that_is_gone_takes_what_was_committed_with_it_and_not_what_is_pending(tmp_path):
-    one, other = two(tmp_path, {"x": "x", "y": "y"})
-    other.set("y", "y~1")
-    one.keys.erase()
-    assert one.known_refs() == {"x", "y"}
-    one.forget()
-    assert one.refs == {} and one.is_current()
-    assert other.refresh() == (["x"], True)
-    commit(other)
-    assert on_disk(tmp_path) == {"y": "y~1"}
-
-
 def test_a_damaged_index_is_an_error_each_time_and_what_is_known_stays(tmp_path):
     one, other = two(tmp_path, {"x": "x"})
     one.set("y", "y")
@@ -245,64 +231,6 @@ def test_a_child_of_a_fork_removes_nothing_of_its_parents(tmp_path):
     assert index.set("y", "y~1") == ()
     assert index.delete("y") == ("y~1",)
     assert index.set("y") == ()
-
-
-ACTIONS = {
-    "set": lambda index, values: (values.update(x=1), index.set("x")),
-    "set in memory": lambda index, values: (values.update(new=1), index.set("new")),
-    "write": lambda index, values: index.set("x", "x~2"),
-    "write again": lambda index, values: index.set("fresh", "fresh~1"),
-    "delete": lambda index, values: index.delete("x"),
-    "delete fresh": lambda index, values: index.delete("fresh"),
-    "set deleted": lambda index, values: (values.update(deleted=1), index.set("deleted")),
-    "write deleted": lambda index, values: index.set("deleted", "deleted~1"),
-    "refresh": lambda index, values: index.refresh(),
-    "commit": lambda index, values: commit(index),
-    "flush": lambda index, values: commit(index, True),
-    "rollback": lambda index, values: index.rollback(),
-}
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Ctrl-C may come in a finaliser
-@pytest.mark.parametrize("kind", ACTIONS)
-def test_whatever_line_is_interrupted_the_action_was_done_or_not_and_nothing_else_is_lost(tmp_path, kind):
-    seen = set()
-    for line in itertools.count(1):
-        place = tmp_path / str(line)
-        place.mkdir()
-        index, other = two(place, {"x": "x", "kept": "kept", "deleted": "deleted", "theirs": "theirs"})
-        values = {}
-        index.set("fresh", "fresh", 1)
-        index.set("own", "own", 1)
-        index.delete("deleted")
-        removed = set()
-        other.set("theirs", "theirs~1")
-        removed.update(commit(other)[0])
-        was = dict(index.refs)
-        reached = Interruption(line).during(functools.partial(ACTIONS[kind], index, values))
-        if reached:
-            index.rebuild(values)
-        found = dict(index.refs)
-        seen.add(frozenset(found.items()))
-        assert all(ref is not None or key in values for key, ref in found.items())
-        assert found.keys() ^ was.keys() <= {"x", "new", "fresh", "deleted", "own"}
-        assert found["kept"] == was["kept"]
-        assert found["theirs"] in ("theirs", "theirs~1")
-        assert found.get("own") == "own" or kind == "rollback"
-        assert not any(type(ref) is str and index.names.is_free("", ref) for ref in found.values())
-        index.refresh()
-        expected = {key: ref for key, ref in index.refs.items() if ref is not None}
-        assert expected["theirs"] == "theirs~1"
-        orphans, _ = commit(index)
-        disk = on_disk(place)
-        memory_only = {"x": "x"} if index.refs.get("x", "") is None else {}
-        assert {**expected, **memory_only} == {key: ref for key, ref in disk.items() if key != "deleted" or key in expected
-                                               or index.refs.get(key, "") is not None}
-        assert not (removed | set(orphans)) & set(disk.values()), "what is named was removed"
-        if not reached:
-            break
-    assert line > 3
-    assert len(seen) <= 8
 
 
 def test_names_are_asked_for_while_another_thread_sets_keys(tmp_path):

@@ -56,27 +56,6 @@ def test_a_name_that_is_taken_is_left_alone_and_a_reserved_one_is_the_one_that_i
     assert {(tmp_path / "c" / name).read_text() for name in "xy"} == {"mine"}
 
 
-@pytest.mark.parametrize("codec", [{}, {"dump": json.dump, "load": json.load}], ids=["native", "json"])
-@pytest.mark.parametrize("stands", ["a key's file", "a file", "a link"])
-def test_a_key_whose_folder_is_something_else_there_gets_a_name_without_one(tmp_path, codec, stands):
-    handle, other = directory(tmp_path / "c", **codec), directory(tmp_path / "other", **codec)
-    if stands == "a key's file":
-        assert saved(handle, _a=0) == ["_a"]
-    elif stands == "a file":
-        (tmp_path / "c" / "_a").write_text("mine")
-    else:
-        (tmp_path / "c" / "_a").symlink_to(tmp_path / "other")
-    done = handle.write([(("a", "b"), [1]), (("a", "b", "c"), [2])], 0)
-    theirs, = other.write([(("a", "b"), [3])], 0)
-    assert theirs.ref == "_a/b"
-    third = handle.link(("a", "d"), other, theirs.ref) if hasattr(os, "link") else handle.write([(("a", "d"), [3])], 0)[0]
-    refs = [one.ref for one in [*done, third]]
-    assert values(handle, refs) == [[1], [2], [3]] and "/" not in "".join(refs)
-    handle.remove(refs)
-    commit(handle, ["_a"])
-    assert os.listdir(tmp_path / "c") == ["_a"]
-
-
 # What a hostile directory holds.
 
 
