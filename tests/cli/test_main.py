@@ -248,9 +248,9 @@ def test_what_a_killed_writer_left_is_removed_and_nobody_elses_files_are(run, fi
         import os, sys
         from chest import Chest
         chest = Chest(path=sys.argv[1], min_file_size=100)
-        chest["small"], chest["large"] = 1, bytes(1000)
-        chest.move_to_disk("small")
-        chest.move_to_disk("large")
+        chest["small"], chest["large"], chest["in", "a folder"] = 1, bytes(1000), bytes(1000)
+        for key in list(chest):
+            chest.move_to_disk(key)
         os._exit(0)"""
     subprocess.run([sys.executable, "-c", killed, filled], check=True, timeout=60)
     marked, mine, link = (os.path.join(filled, name) for name in ("marked", "mine", "link"))
@@ -259,7 +259,8 @@ def test_what_a_killed_writer_left_is_removed_and_nobody_elses_files_are(run, fi
         pickle.dump("kept", other)
     os.symlink(mine, link)
     status, out = run("check", filled, "--repair", "--leftovers", "--yes")
-    assert (status, "6 leftovers" in out) == (OK, True)
+    assert (status, "7 leftovers" in out) == (OK, True)
+    assert not os.path.exists(os.path.join(filled, "_in"))
     assert "5 keys, 0 damaged; 3 leftovers\n" in run("check", filled)[1]
     assert all(map(os.path.lexists, (marked, mine, link)))
     living = Chest(path=filled, min_file_size=100)

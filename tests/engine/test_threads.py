@@ -211,16 +211,6 @@ def test_a_change_in_place_while_a_value_is_written_is_not_lost(chest, gates, ho
     assert saved(chest)["x"] == ["mine", "late"]
 
 
-def test_two_commits_of_one_handle_do_not_disturb_each_other(chest, gates):
-    chest.update(x="x", y="y")
-    with gates.during("dump", "x", chest.sync) as one:
-        chest["z"] = "z"
-        with thread(chest.sync) as two:  # waits for its turn
-            gates.go_on.set()
-    assert one == two == [None]
-    assert saved(chest) == {"x": "x", "y": "y", "z": "z"}
-
-
 @pytest.mark.parametrize("commit", ["sync", "flush"])
 @pytest.mark.parametrize("first", ["commit", "spill"])
 def test_a_commit_has_saved_its_values_even_if_another_thread_is_writing_them_too(chest, gates, commit, first):

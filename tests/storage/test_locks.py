@@ -115,36 +115,23 @@ def test_ctrl_c_ends_the_wait_for_another_process_whose_death_frees_the_lock(tmp
         assert not is_free(tmp_path)
 
 
-def test_ctrl_c_at_any_line_leaves_the_lock_free_or_to_be_mended(tmp_path, leaks_nothing):
+@pytest.mark.parametrize("functions", [(), (DirectoryLock.__enter__,)], ids=["anywhere", "on the way in"])
+def test_ctrl_c_at_any_line_leaves_the_lock_free_or_to_be_mended_and_on_the_way_in_free(tmp_path, functions, leaks_nothing):
     def within():
         with lock:
             pass
 
     count, lock = 1, DirectoryLock(str(tmp_path))
-    while Interruption(count).during(within):
-        lock.mend()
+    while Interruption(count, *functions).during(within):
+        if not functions:
+            lock.mend()
         thread = threading.Thread(target=within, daemon=True)
         thread.start()
         thread.join(60)
         assert not thread.is_alive(), f"interrupted at line {count}: another thread waits for ever"
         assert is_free(tmp_path)
         count, lock = count + 1, DirectoryLock(str(tmp_path))
-    assert count > 15
-
-
-def test_ctrl_c_at_any_line_of_the_way_in_leaves_the_lock_free_for_other_threads(tmp_path, leaks_nothing):
-    def within():
-        with lock:
-            pass
-
-    count, lock = 1, DirectoryLock(str(tmp_path))
-    while Interruption(count, DirectoryLock.__enter__).during(within):
-        thread = threading.Thread(target=within, daemon=True)
-        thread.start()
-        thread.join(60)
-        assert not thread.is_alive(), f"interrupted at line {count}: another thread waits until this one mends the lock"
-        count += 1
-    assert count > 5
+    assert count > (5 if functions else 15)
 
 
 def test_ctrl_c_while_a_lock_is_let_go_of_is_not_lost(tmp_path):

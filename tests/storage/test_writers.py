@@ -41,21 +41,6 @@ def killed(path, **items):
     assert forked(child) == signal.SIGKILL
 
 
-def test_what_a_killed_writer_left_is_reclaimed_and_what_is_committed_or_alive_is_not(path):
-    alive, mine = directory(path), directory(path)
-    living = saved(alive, a=1) + saved(alive, 4096, b=2)
-    killed(path, x=1, y=2)
-    committed = saved(mine, c=3) + saved(mine, 4096, d=4)
-    assert "loose_x" in files(path) and "_t/y" in files(path)
-    commit(mine, committed)
-    assert values(mine, committed) + values(alive, living) == [3, 4, 1, 2]
-    left = [name for name in files(path) if not name.startswith(".packs/")]
-    assert left == ["a", "c"] and not (path / "_t").exists()
-    assert len(os.listdir(path / ".packs")) == 3  # two packs, and the journal of the living one
-    commit(alive, committed + living)
-    assert len(os.listdir(path / ".packs")) == 2
-
-
 def test_what_a_killed_writer_made_or_was_to_supersede_stays_if_committed_or_of_another(path, tmp_path):
     mine = directory(path)
     saved(mine, x=1, y=2)
