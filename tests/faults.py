@@ -71,19 +71,22 @@ def short(name, real, args):
     raise AssertionError(name)
 
 
+def put_between(patch, name, real, call):
+    """Have ``call`` called for the ``real`` function of this name in `os`, however chest holds that."""
+    patch.setattr(os, name, call)
+    for support in (os.supports_fd, os.supports_dir_fd, os.supports_follow_symlinks):
+        if real in support:
+            support.add(call)
+    for module in [module for key, module in list(sys.modules.items()) if key.startswith("chest.")]:
+        for held in [held for held, value in vars(module).items() if value is real]:  # bound to a name of its own at import
+            patch.setattr(module, held, call)
+
+
 def install(monkeypatch):
     """Put the faults between chest and the system."""
     faults = Faults()
     for name in CALLS:
         if hasattr(os, name):
             real = getattr(os, name)
-            wrapped = faults.wrap(name, real)
-            monkeypatch.setattr(os, name, wrapped)
-            for support in (os.supports_fd, os.supports_dir_fd, os.supports_follow_symlinks):
-                if real in support:
-                    support.add(wrapped)
-            for module in [module for key, module in list(sys.modules.items()) if key.startswith("chest.")]:
-                for held, value in list(vars(module).items()):
-                    if value is real:  # bound to a name of its own at import
-                        monkeypatch.setattr(module, held, wrapped)
+            put_between(monkeypatch, name, real, faults.wrap(name, real))
     return faults

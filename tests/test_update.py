@@ -46,13 +46,6 @@ def test_a_chest_may_be_updated_with_another_handle_of_itself(path):
     assert dict(Chest(path=path)) == {"x": [1]}
 
 
-def test_what_the_source_cannot_save_is_copied_from_its_memory():
-    a, b = Chest(), Chest({"f": lambda: 7, "x": 1})
-    a.update(b)
-    assert a["f"]() == 7
-    assert a["x"] == 1
-
-
 @pytest.mark.skipif(not COUNTED, reason="a list that left memory is found again only where references are counted")
 def test_what_changed_behind_its_leaving_memory_is_copied_as_it_is_within_a_transaction(path):
     c = Chest({"x": [1]}, path=path)

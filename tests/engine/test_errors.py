@@ -193,19 +193,22 @@ def test_a_value_that_cannot_be_dumped_is_named_with_its_cause_and_kept(path, me
 
 
 @pytest.mark.parametrize("settings", [{}, {"min_file_size": 1000}, {"dump": pickle.dump, "load": pickle.load}])
-def test_a_temporary_chest_in_a_value_cannot_be_dumped_and_one_with_a_path_is_not_saved_by_the_way(path, tmp_path, settings):
+def test_a_value_may_hold_a_chest_with_a_path_or_even_its_own_which_is_not_saved_by_the_way_but_no_temporary_one(
+        path, tmp_path, settings):
     inner = Chest(path=tmp_path / "inner")
     c = Chest({"x": [inner], "y": [inner], "z": [inner] * 20_000}, path=path, **settings)
+    c["me"] = c
     for save in (c.sync, c.sync, lambda: c.move_to_disk("x"), c.flush):  # they are written, and compared
         inner["pending"] = 1
         save()
-        assert [c[key][-1].path for key in "xyz"] == [inner.path] * 3
+        assert [c[key][-1].path for key in "xyz"] == [inner.path] * 3 and c["me"].path == path
         assert seen(inner.path) == {}
+    inner.sync()
+    assert dict(c["y"][0]) == {"pending": 1}
     c["temporary"] = [Chest()]
     with pytest.raises(DumpError, match="'temporary'.*is temporary"):
         c.flush()
     c.clear()
-    inner.clear()
 
 
 def test_several_that_cannot_be_dumped_are_counted(path):

@@ -286,18 +286,6 @@ def test_a_value_that_is_nested_too_deeply_is_an_error_and_stays(path):
         value = value[0]
 
 
-def test_a_chest_may_hold_a_chest_and_even_itself(path, tmp_path):
-    other = Chest({"y": 2}, path=tmp_path / "other")
-    c = Chest({"other": other}, path=path)
-    c.flush()
-    del other
-    assert dict(c["other"]) == {"y": 2}
-    c["me"] = c
-    c.flush()
-    assert c["me"].path == path
-    assert "other" in seen(path)
-
-
 def test_a_dump_that_writes_nothing(path):
     settings = dict(path=path, dump=lambda value, file: None, load=lambda file: "always")
     c = Chest({"x": 1}, **settings)

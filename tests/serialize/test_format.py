@@ -13,7 +13,7 @@ from children import python
 
 from chest.errors import DamagedError, LoadError
 from chest.serialize import Codec, aligned, dump, load
-from chest.serialize.aligned import Encoded, read_layout, stamp_of
+from chest.serialize.aligned import read_layout, stamp_of
 
 np = pytest.importorskip("numpy")
 
@@ -108,12 +108,6 @@ def test_values_are_pickled_for_records_without_large_arrays_and_whatever_they_r
         with pytest.raises((TypeError, pickle.PicklingError, AttributeError)):
             codec.dump_short([value, lambda: 0])
     assert Codec(dump=pickle.dump).dump_short([]) == b""
-
-
-@pytest.mark.parametrize("value", [[], list(range(100_000))], ids=["short", "long"])
-def test_a_pickle_for_a_record_becomes_the_file_that_the_value_has(value):
-    encoded = Encoded.of(Codec().dump_short(value), noted=True)
-    assert b"".join([*encoded.pieces, encoded.note(7)]) == b"".join([*(whole := Codec().encode(value)).pieces, whole.note(7)])
 
 
 def test_an_array_is_not_copied_when_it_is_encoded_and_views_of_a_loaded_one_keep_it(tmp_path):

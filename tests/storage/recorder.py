@@ -5,8 +5,9 @@ import errno
 import io
 import os
 import pickle
-import sys
 from contextlib import contextmanager
+
+from faults import put_between
 
 CALLS = ("open", "mkdir", "rmdir", "unlink", "remove", "rename", "replace", "link", "write", "writev",
          "ftruncate", "fsync", "fdatasync")
@@ -32,14 +33,7 @@ class Recorder:
         """Until the block ends, all calls are noted that chest makes by `os` and by `io.FileIO`."""
         with monkeypatch.context() as patch:
             for name, real in REAL.items():
-                call = self._wrapped(getattr(self, "_" + name), real)
-                patch.setattr(os, name, call)
-                for support in (os.supports_fd, os.supports_dir_fd, os.supports_follow_symlinks):
-                    if real in support:
-                        support.add(call)
-                for module in [module for key, module in list(sys.modules.items()) if key.startswith("chest.")]:
-                    for held in [held for held, value in vars(module).items() if value is real]:
-                        patch.setattr(module, held, call)
+                put_between(patch, name, real, self._wrapped(getattr(self, "_" + name), real))
             patch.setattr(io, "FileIO", self._file_io())
             patch.setattr("chest.storage.system._FULL_SYNC", None, raising=False)
             yield self
