@@ -365,8 +365,7 @@ class Chest(DictMethods[K, V]):
         """Hits, misses, spills, bytes read and written since this handle was made."""
         state = self._engine.state
         with state.lock:
-            counts = Stats(**vars(state.counts))
-            return counts._replace(hits=counts.hits + state.cache.access.counted())
+            return Stats(**{**vars(state.counts), "hits": state.counts.hits + state.cache.access.counted()})
 
     @property
     def _keys(self) -> dict[K, str | None]:
