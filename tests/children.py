@@ -42,6 +42,12 @@ def python(script, *arguments, code=0, stderr="", options=(), **environment):
     return done.stdout
 
 
+def chest_command(*arguments, **settings):
+    """What becomes of ``python -m chest`` with these arguments."""
+    return subprocess.run([sys.executable, "-m", "chest", *arguments], capture_output=True, text=True, timeout=120,
+                          check=False, **settings)
+
+
 def forked(action, ends=os._exit):
     """Run ``action()`` in a forked child, which then ends by ``ends(0)``; returns the status that it ended with."""
     return os.waitpid(fork(action, ends), 0)[1]

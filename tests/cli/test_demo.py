@@ -1,10 +1,9 @@
 """The demo: a small run of the whole thing tells the truth, answers its question and cleans up after itself."""
 import os
 import re
-import subprocess
-import sys
 
 import pytest
+from children import chest_command
 
 from chest.cli.main import main
 
@@ -17,9 +16,7 @@ def megabytes(text, what):
 
 def test_a_small_demo_tells_the_truth_answers_its_question_and_leaves_nothing(tmp_path):
     pytest.importorskip("numpy")
-    found = subprocess.run([sys.executable, "-m", "chest", "demo", "--size", "40 MB", "--budget", "8 MB"],
-                           capture_output=True, text=True, timeout=300, check=False,
-                           env={**os.environ, "TMPDIR": str(tmp_path)})
+    found = chest_command("demo", "--size", "40 MB", "--budget", "8 MB", env={**os.environ, "TMPDIR": str(tmp_path)})
     assert (found.returncode, found.stderr) == (0, "")
     assert list(tmp_path.iterdir()) == []
     told = found.stdout

@@ -10,6 +10,7 @@ import sys
 import types
 
 import pytest
+from children import chest_command, python
 
 from chest import Chest, __version__
 from chest.cli.main import main
@@ -57,11 +58,6 @@ def run(capsys):
 
 def listed(run, path, *arguments):
     return json.loads(run("ls", "--json", path, *arguments)[1])
-
-
-def chest_command(*arguments, **settings):
-    return subprocess.run([sys.executable, "-m", "chest", *arguments], capture_output=True, text=True, timeout=60,
-                          check=False, **settings)
 
 
 def files(path):
@@ -252,7 +248,7 @@ def test_what_a_killed_writer_left_is_removed_and_nobody_elses_files_are(run, fi
         for key in list(chest):
             chest.move_to_disk(key)
         os._exit(0)"""
-    subprocess.run([sys.executable, "-c", killed, filled], check=True, timeout=60)
+    python(killed, filled)
     marked, mine, link = (os.path.join(filled, name) for name in ("marked", "mine", "link"))
     with open(marked, "wb") as file, open(mine, "wb") as other:
         Chest().dump("kept", file)

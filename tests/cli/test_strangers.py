@@ -14,6 +14,7 @@ import sys
 import uuid
 
 import pytest
+from children import chest_command
 
 from chest import Chest
 from chest.cli.main import main
@@ -42,11 +43,6 @@ def make(path, index, **contents):
     for name, data in {".keys": index if isinstance(index, bytes) else json.dumps(index).encode(), **contents}.items():
         with open(os.path.join(path, name), "wb") as file:
             file.write(data)
-
-
-def run(*arguments, **more):
-    return subprocess.run([sys.executable, "-m", "chest", *arguments], capture_output=True, timeout=20, check=False,
-                          stdin=subprocess.DEVNULL, **more)
 
 
 @pytest.fixture
@@ -111,8 +107,8 @@ def test_nothing_that_a_terminal_obeys_is_printed(tmp_path, index, contents):
     make(path, index, **contents)
     for arguments in (["ls", path], ["info", path], ["check", path], ["ls", "--json", path], ["get", path, "x"],
                       ["ls", "--sort", "key", path], ["check", "--trust", path], ["check", "--repair", "--yes", path]):
-        found = run(*arguments)
-        out = (found.stdout + found.stderr).decode()
+        found = chest_command(*arguments, stdin=subprocess.DEVNULL)
+        out = found.stdout + found.stderr
         assert all(character.isprintable() or character in "\n\t" for character in out)
         assert "\nfake line" not in out
         assert "Traceback" not in out
@@ -149,10 +145,10 @@ def test_pipes_and_endless_files_are_refused_quickly(path, what):
     os.mkfifo(name) if "pipe" in what else os.symlink("/dev/zero", name)
     for arguments in (["ls", path], ["info", path], ["check", path], ["get", path, "x"], ["copy", path, path + "-copy"],
                       ["check", "--repair", "--leftovers", "--yes", path]):
-        found = run(*arguments)
+        found = chest_command(*arguments, stdin=subprocess.DEVNULL)
         assert found.returncode in ((2,) if "index" in what or arguments[0] in ("get", "copy") else (0, 1))
-        assert b"Traceback" not in found.stderr
-        assert found.stderr.count(b"\n") <= 1
+        assert "Traceback" not in found.stderr
+        assert found.stderr.count("\n") <= 1
     assert os.path.lexists(name)
 
 

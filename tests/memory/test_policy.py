@@ -175,14 +175,6 @@ def test_what_is_read_once_pushes_nothing_out(keys: int, batch: int, size: int) 
     assert reads < 22.5 * keys < 26 * keys < lru       # 21 keys is the least there is: each key once
 
 
-@pytest.mark.parametrize("size", [500, 1_000_000])
-def test_the_value_that_came_last_can_be_the_first_to_leave(size: int) -> None:
-    memory = Memory(HitDensity(), 50, size).run(cycles(100, 20))
-    memory.policy.put("last", size, dirty=False)
-    (chosen,) = memory.policy.choose(size, ())
-    assert chosen in ("last", *range(88, 100))     # those read just now come last again
-
-
 def test_popular_values_stay_and_a_change_of_habits_is_learnt() -> None:
     rng = random.Random(2)
     reads, lru = both(100, [("get", min(int(rng.paretovariate(0.6)), 1000)) for _ in range(20_000)])
