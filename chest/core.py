@@ -14,6 +14,7 @@ from chest.engine.lifecycle import let_go
 from chest.engine.opening import Settings
 from chest.engine.state import nothing
 from chest.engine.transfer import receive, receive_chest
+from chest.errors import GoneError
 from chest.index import key_to_filename
 from chest.mapping import DictMethods, unchanging
 from chest.memory.budget import budget
@@ -147,7 +148,7 @@ class Chest(DictMethods[K, V]):
                 return value
             try:
                 value = self._engine.alive().get(key)
-            except KeyError:
+            except GoneError:
                 return default
             return default if value is ABSENT else value
 
@@ -155,13 +156,15 @@ class Chest(DictMethods[K, V]):
             """Remove ``key`` and return its value; ``default``, if given, where there is none, else `KeyError`."""
             try:
                 value = self._engine.take(key)
-                if value is ABSENT:
-                    raise KeyError(key) from None
-                return value
-            except KeyError:  # there is none, or its file is gone
+            except GoneError:
                 if default is ABSENT:
                     raise
                 return default
+            if value is not ABSENT:
+                return value
+            if default is ABSENT:
+                raise KeyError(key) from None
+            return default
 
         def setdefault(self, key: K, default: Any = None) -> Any:
             """The value of ``key``, set to ``default`` first if there is none."""
@@ -243,15 +246,11 @@ class Chest(DictMethods[K, V]):
         >>> with Chest() as c, c.transaction():
         ...     c['from'], c['to'] = -10, 10
         """
-        engine = self._engine.writable()
-        engine.ensure_directory()
-        return engine.committer.transaction()
+        return self._engine.writable().ensure_directory().committer.transaction()
 
     def write_keys(self) -> None:
         """Commit the index as it stands, without the values that are not on disk yet.  Cost: O(keys)."""
-        engine = self._engine.writable()
-        engine.ensure_directory()
-        engine.committer.commit()
+        self._engine.writable().ensure_directory().committer.commit()
 
     def close(self, *, progress: Progress | None = None) -> None:
         """Save everything, commit, and free memory; a temporary chest removes its directory instead.

@@ -6,9 +6,9 @@ from importlib import import_module
 from types import FrameType
 from typing import Any
 
-__all__ = ["ChestError", "DamagedError", "DumpError", "LoadError", "explain_dump", "explain_load", "explain_os",
-           "of_the_process", "printable", "raise_of_a_signal", "raise_of_a_value", "raised_by_signal", "refused",
-           "shown"]
+__all__ = ["ChestError", "DamagedError", "DumpError", "GoneError", "LoadError", "explain_dump", "explain_load",
+           "explain_os", "of_the_process", "printable", "raise_of_a_signal", "raise_of_a_value", "raised_by_signal",
+           "refused", "shown"]
 
 # What `signal` stands on: that makes an enumeration of each number, which takes 30 times as long.
 _signal: Any = import_module("_signal")
@@ -28,6 +28,10 @@ class LoadError(ChestError):
 
 class DamagedError(LoadError):
     """The bytes on disk are proven not to be those that were written: a checksum differs, or the file is cut off."""
+
+
+class GoneError(KeyError):
+    """The file of a key's value is gone, which `Chest.get` takes as if there were no key."""
 
 
 def raised_by_signal(error: BaseException) -> bool:

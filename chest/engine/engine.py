@@ -213,12 +213,10 @@ class Engine(Generic[K]):
 
     def save(self, plain: bool, empty: bool, progress: Progress = silent) -> None:
         """Write what is not on disk, and commit; see `Committer.save`."""
-        self.writable()
-        self.ensure_directory()
-        self.committer.save(plain, empty, progress)
+        self.writable().ensure_directory().committer.save(plain, empty, progress)
 
-    def ensure_directory(self) -> None:
-        """Make the directory if it is not there; an error if it was there and was renamed or removed under us."""
+    def ensure_directory(self) -> Engine[K]:
+        """This engine; makes the directory if it is not there: an error if it was, and was renamed or removed."""
         state, storage = self.state, self.state.storage
         if not storage.exists():
             state.refresh()  # it may have been dropped
@@ -227,6 +225,7 @@ class Engine(Generic[K]):
                                         "the chest was open, and what it held is not in memory; put it back, or open "
                                         "the chest anew", self.path)
             storage.make()
+        return self
 
     def unsaved(self) -> int:
         """The number of keys that this handle changed and did not commit."""

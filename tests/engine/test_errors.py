@@ -63,6 +63,16 @@ def test_a_file_that_is_missing_to_the_values_own_code_is_not_taken_for_the_valu
     assert c["x"].companion == tmp_path / "companion"
 
 
+def test_a_keyerror_of_the_users_on_miss_is_not_taken_for_a_missing_key(path):
+    """`get` and `pop` gave the default, though the value is there."""
+    c = Chest({"x": 1}, path=path, on_miss=lambda key: {}["counted"])
+    c.flush()
+    for action in lambda: c["x"], lambda: c.get("x"), lambda: c.pop("x", None), lambda: ("x", 1) in c.items():
+        with pytest.raises(KeyError, match="counted"):
+            action()
+    assert seen(path) == {"x": 1}
+
+
 # What cannot be dumped.
 
 
