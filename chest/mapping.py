@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
 from chest.engine.opening import Settings
-from chest.errors import DumpError
+from chest.errors import DamagedError, DumpError, LoadError
 from chest.memory.cache import ABSENT
 from chest.serialize.codec import dumping
 
@@ -90,7 +90,10 @@ def unchanging(chest: Any, steps: Iterable[V]) -> Iterator[V]:
 
 def opened_like(cls: type[Any], path: str | os.PathLike[str] | None, available: float, settings: Settings) -> Any:
     """A chest at ``path``, or a temporary one, with these settings."""
-    return cls(path=path, available_memory=available, **settings._asdict())
+    try:
+        return cls(path=path, available_memory=available, **settings._asdict())
+    except DamagedError as error:  # it is that chest which is damaged, and no value that refers to it
+        raise LoadError(str(error)) from error
 
 
 class DictMethods(MutableMapping[K, V]):

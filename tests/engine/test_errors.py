@@ -73,6 +73,20 @@ def test_a_keyerror_of_the_users_on_miss_is_not_taken_for_a_missing_key(path):
     assert seen(path) == {"x": 1}
 
 
+def test_a_value_that_refers_to_a_damaged_chest_is_not_called_damaged(path, tmp_path):
+    """The error advised to delete the key of an intact file."""
+    other = Chest({"a": 1}, path=str(tmp_path / "other"))
+    c = Chest({"x": [other]}, path=path)
+    c.flush()
+    other.close()
+    del other
+    with open(tmp_path / "other" / ".keys", "r+b") as file:
+        file.write(b"\0")
+    with pytest.raises(LoadError, match="'x'.*other.*Nothing proves it lost") as caught:
+        c["x"]
+    assert not isinstance(caught.value, DamagedError)
+
+
 # What cannot be dumped.
 
 
