@@ -216,7 +216,8 @@ class Codec:
         """
         if not self._own_dump or {*map(type, stamps)} != {int}:
             return [False] * len(values)
-        return list(map(operator.eq, map(hash, map(pickle.dumps, values, repeat(5))), stamps))
+        same = list(map(operator.eq, map(hash, map(pickle.dumps, values, repeat(5))), stamps))
+        return same if len(same) == len(values) else [False] * len(values)  # a value's own StopIteration ends a map
 
     def same(self, value: object, data: bytes) -> bool:
         """Is ``value`` as the bytes of its record, or of its file read whole, have it?
