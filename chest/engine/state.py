@@ -93,6 +93,8 @@ class _Section:
                 gc.enable()
             if error is None or _is_answer(error):
                 self._state.torn = self.before
+            else:  # it may have come on the way out of the directory's lock, for which others wait
+                self._state.mend_lock()
         self.depth -= 1
 
 
@@ -144,9 +146,7 @@ class State(Generic[K]):
             if self.section.depth and self.section.collects:
                 gc.enable()
             self.section = _Section(self)
-            mend_lock: Any = getattr(self.index.keys.lock, "mend", None)
-            if mend_lock is not None:
-                mend_lock()
+            self.mend_lock()
             mine = _thread.get_ident()
             self.writing = {one: None for one in list(self.writing) if one.thread != mine and one.under_way()}
             self.index.rebuild(self.cache.values)
@@ -163,6 +163,12 @@ class State(Generic[K]):
             self.torn = False
             self.landed.notify_all()
             del gone
+
+    def mend_lock(self) -> None:
+        """Let go of the directory's lock, if this thread has it still."""
+        mend: Any = getattr(self.index.keys.lock, "mend", None)
+        if mend is not None:
+            mend()
 
     def _in_a_section(self) -> bool:
         """Is another operation of this handle further up this thread's stack?"""

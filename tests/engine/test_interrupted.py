@@ -14,6 +14,7 @@ import operator
 import os
 import signal
 import sys
+import threading
 import types
 from concurrent.futures import ThreadPoolExecutor
 
@@ -27,6 +28,7 @@ from chest.engine.state import State
 from chest.index import Index
 from chest.memory import hit_density
 from chest.storage import system
+from chest.storage.locks import DirectoryLock
 
 N = 16
 BUDGET = 2400  # bytes: about half of the values fit
@@ -379,6 +381,18 @@ def test_ctrl_c_while_others_changes_are_taken_over_loses_none_of_them(tmp_path,
     assert n > 1
     del c
     gc.collect()
+
+
+@pytest.mark.parametrize("action", [Chest.sync, Chest.drop], ids=["sync", "drop"])
+def test_ctrl_c_on_the_way_out_of_the_directorys_lock_keeps_nobody_waiting(path, action):
+    c = Chest({"x": 1}, path=path)
+    other = Chest({"y": 2}, path=path)
+    assert Interruption(1, DirectoryLock.__exit__).during(lambda: action(c))
+    thread = threading.Thread(target=other.sync, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive(), "it waits until this thread uses the chest again"
+    assert other["y"] == 2
 
 
 def test_a_key_whose_set_was_interrupted_stays_if_a_hit_showed_it(path):
