@@ -123,8 +123,9 @@ class Loose(Generic[K]):
         def make(new: str) -> None:
             nonlocal linked
             with self.tree.entry(new, make=True) as (path, ours), source.tree.entry(name) as (old, theirs):
-                self.packs.note(inode, new)  # first, as a kill comes behind it; and Ctrl-C when the system is through
-                linked = new
+                if self.is_free(new):  # else it may be somebody's own link of that file
+                    self.packs.note(inode, new)  # first, as a kill comes behind the link
+                linked = new  # and Ctrl-C when the system is through
                 if system.WALKS:
                     os.link(old, path, src_dir_fd=theirs, dst_dir_fd=ours, follow_symlinks=False)
                 else:
