@@ -4,8 +4,8 @@ How a value is loaded:
 
 1.  Under the lock (`get`): where does it lie?  If another thread loads it already, wait for that one.
 2.  Without it: the user's ``on_miss``, then the load (`_load`).
-3.  Under the lock: is the key still what it was, and is the index the one in which it was looked up?  Then the value
-    enters memory (`_arrive`); else the key is looked up anew.
+3.  Under the lock: is the key still what it was, and is the index the one in which it was looked up, or does the newest
+    one name the very same bytes?  Then the value enters memory (`_arrive`); else the key is looked up anew.
 
 The last question is asked when the bytes were read, as a name may be freed and taken again by other processes.
 """
@@ -116,6 +116,9 @@ class Loader(Generic[K]):
             is_newest = newest()  # without the lock, as other threads run while the system is asked
             with state.lock:
                 ours = key in state.flights and state.flights[key] is flight
+                if loaded is not None and ours and not is_newest:  # others may commit more often than a load takes
+                    state.refresh()
+                    is_newest = state.index.refs.get(key) == ref and state.storage.version(ref) == loaded.version
                 if loaded is not None and ours and is_newest and self._is_as_inherited(key, loaded.version):
                     torn, state.torn = state.torn, True
                     self._arrive(key, loaded, size)

@@ -139,3 +139,29 @@ def test_an_error_after_the_commit_is_done_does_not_undo_it(path, monkeypatch):
     assert dict(Chest(path=path)) == {"x": [1]}
     a.sync()
     assert dict(Chest(path=path)) == {"x": [2]}
+
+
+class Long:
+    """Takes so long to load that another handle commits meanwhile, each time."""
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        Long.loads += 1
+        assert Long.loads < 5
+        Long.other["n"] = Long.loads
+        Long.commit(Long.other)
+
+
+@pytest.mark.parametrize("settings", [{}, {"min_file_size": 1000}])
+@pytest.mark.parametrize("commit", [Chest.sync, Chest.flush])
+def test_a_value_is_loaded_once_though_others_commit_all_the_time(path, settings, commit):
+    """It was loaded again and again, and never returned."""
+    value = Long()
+    value.content = [1]
+    with Chest({"x": value}, path=path, **settings):
+        del value
+    Long.other, Long.commit, Long.loads = Chest(path=path, **settings), commit, 0
+    c = Chest(path=path, **settings)
+    assert c["x"].content == [1]
+    assert Long.loads == 1 and c["n"] == 1
+    del Long.other
