@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 import sys
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chest import Chest
 from chest.memory import hit_density
 from chest.memory.hit_density import HitDensity
 
@@ -248,3 +249,15 @@ def test_the_oldest_history_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> Non
             policy.leave(policy.choose(10, ())[0])
     check(policy)
     assert 800 < len(policy._away) <= 1150 and 9985 in policy._away
+
+
+@pytest.mark.parametrize("use", [Chest.__getitem__, Chest.get, Chest.setdefault, Chest.pop])
+def test_a_read_is_one_use_also_of_what_a_commit_found_unchanged(use: Callable[[Chest, str], object]) -> None:
+    c = Chest({"a": [1], "b": [2]})
+    c.sync()
+    cache = c._engine.state.cache
+    cache.take_hits()
+    before = cache.policy.now
+    use(c, "a")
+    cache.take_hits()
+    assert cache.policy.now == before + 1
