@@ -1,4 +1,5 @@
-"""What comes from outside: a fresh interpreter that runs a script, a forked child that dies as it likes, Ctrl-C, open files."""
+"""What comes from outside: a fresh interpreter that runs a script, a forked child that dies as it likes, a thread that
+stops where it is told to, Ctrl-C, open files."""
 from __future__ import annotations
 
 import contextlib
@@ -9,10 +10,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 
 import chest
 
+WAIT = 30  # seconds until a thread counts as hung
 HOME = os.path.dirname(os.path.dirname(os.path.abspath(chest.__file__)))  # so that a child imports the same chest
 
 
@@ -67,6 +70,43 @@ def fork(action, ends=os._exit):
         finally:
             os._exit(99)
     return pid
+
+
+@contextlib.contextmanager
+def thread(action, *arguments):
+    """Run ``action`` in a thread during the block; what it returned is in the list that is yielded, after the block."""
+    results = []
+
+    def run():
+        try:
+            results.append(action(*arguments))
+        except BaseException as error:
+            results.append(error)
+
+    runner = threading.Thread(target=run, daemon=True)
+    runner.start()
+    yield results
+    runner.join(4 * WAIT)
+    assert not runner.is_alive(), "a thread hangs"
+
+
+class Stop:
+    """A place where a thread announces itself, by a call, and stops until it is let through."""
+
+    def __init__(self):
+        self.arrived, self.go_on = threading.Event(), threading.Event()
+
+    def __call__(self):
+        self.arrived.set()
+        assert self.go_on.wait(WAIT), "the test never let this go on"
+
+    @contextlib.contextmanager
+    def during(self, action, *arguments):
+        """The block runs while ``action``, in a thread, has stopped here."""
+        with thread(action, *arguments) as results:
+            assert self.arrived.wait(WAIT)
+            yield results
+            self.go_on.set()
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import sys
 import threading
 
 import pytest
-from children import fork, forked, open_files, python
+from children import Stop, fork, forked, open_files, python, thread
 
 from chest import Chest
 from chest.engine import lifecycle
@@ -254,19 +254,12 @@ def test_what_the_parent_has_not_saved_stays_the_childs_to_read_where_others_mov
 
 def test_a_fork_while_another_thread_commits_does_not_hang_the_child(path, done, monkeypatch):
     c = Chest({"x": 1}, path=path)
-    within, go_on = threading.Event(), threading.Event()
-    keys = c._engine.state.index.keys
+    within, keys = Stop(), c._engine.state.index.keys
     real = keys.replace
 
     def replace(pairs):
-        within.set()
-        go_on.wait()
+        within()
         real(pairs)
-
-    monkeypatch.setattr(keys, "replace", replace)
-    thread = threading.Thread(target=c.flush)
-    thread.start()
-    within.wait()
 
     def use():
         monkeypatch.undo()
@@ -275,36 +268,30 @@ def test_a_fork_while_another_thread_commits_does_not_hang_the_child(path, done,
         done.set()
         c.sync()  # waits for the parent's commit, and no longer
 
-    pid = fork(use)
-    assert done.wait(60)
-    go_on.set()
-    thread.join()
+    monkeypatch.setattr(keys, "replace", replace)
+    with within.during(c.flush):
+        pid = fork(use)
+        assert done.wait(60)
     ended(pid)
     assert dict(Chest(path=path)) == {"x": 1, "child": 2}
 
 
 def test_a_transaction_of_another_thread_is_not_the_childs(path):
     c = Chest({"x": 1}, path=path)
-    within, go_on = threading.Event(), threading.Event()
+    within = Stop()
 
     def transact():
         with c.transaction():
             c["parent"] = 2
-            within.set()
-            go_on.wait()
-
-    thread = threading.Thread(target=transact)
-    thread.start()
-    within.wait()
+            within()
 
     def use():
         c["child"] = 2
         c.sync()
 
-    in_child(use)
-    assert dict(Chest(path=path)) == {"x": 1, "child": 2}
-    go_on.set()
-    thread.join()
+    with within.during(transact):
+        in_child(use)
+        assert dict(Chest(path=path)) == {"x": 1, "child": 2}
     assert dict(Chest(path=path)) == {"x": 1, "child": 2, "parent": 2}
 
 
@@ -331,12 +318,11 @@ def test_a_handle_that_waits_for_its_end_at_a_fork_is_the_parents_and_leaves_no_
 
 @pytest.mark.parametrize("what", ["dump", "load"])
 def test_a_fork_while_another_thread_dumps_or_loads_leaves_the_child_free_and_saves_nothing_of_it(path, what):
-    within, go_on = threading.Event(), threading.Event()
+    within = Stop()
 
     def slowly(*arguments):
         if threading.current_thread() is not threading.main_thread() and arguments[0] != [2]:
-            within.set()
-            go_on.wait()
+            within()
         return getattr(pickle, what)(*arguments)
 
     c = Chest({"x": [1]}, path=path, **{"dump": pickle.dump, "load": pickle.load, what: slowly})
@@ -345,21 +331,17 @@ def test_a_fork_while_another_thread_dumps_or_loads_leaves_the_child_free_and_sa
     if what == "dump":
         x = c["x"]
         x.append(2)
-    thread = threading.Thread(target=c.sync if what == "dump" else lambda: c["x"])
-    thread.start()
-    within.wait()
 
     def use():
         c["own"] = [3]
         c.sync() if what == "dump" else c.flush()
         assert dict(c) == {"x": x, "y": [2], "own": [3]}
 
-    in_child(use)
-    assert dict(Chest(path=path)) == {"x": [1], "own": [3]}
-    if what == "dump":
-        x.append(3)
-    go_on.set()
-    thread.join()
+    with within.during(c.sync if what == "dump" else lambda: c["x"]):
+        in_child(use)
+        assert dict(Chest(path=path)) == {"x": [1], "own": [3]}
+        if what == "dump":
+            x.append(3)
     assert dict(c) == {"x": x, "y": [2], "own": [3]}
     c.sync()
     assert dict(Chest(path=path)) == dict(c)
@@ -437,7 +419,6 @@ def test_ctrl_c_while_a_fork_waits_for_a_thread_leaves_no_lock_taken(tmp_path, m
         if not child:
             os._exit(0)
     os.waitpid(child, 0)
-    thread = threading.Thread(target=first.__setitem__, args=("x", 1), daemon=True)
-    thread.start()
-    thread.join(30)
-    assert not thread.is_alive()
+    with thread(first.__setitem__, "x", 1) as done:
+        pass
+    assert done == [None]

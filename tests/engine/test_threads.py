@@ -15,7 +15,7 @@ import shutil
 import threading
 
 import pytest
-from children import HOME, Interruption, python
+from children import HOME, WAIT, Interruption, Stop, python, thread
 from invariants import Model, check
 
 from chest import Chest
@@ -24,56 +24,34 @@ from chest.errors import ChestError
 from chest.memory.cache import Cache
 from chest.storage.packs import Packs
 
-WAIT = 30  # seconds until something counts as hung
 VALUE = "v" * 900
-
-
-@contextlib.contextmanager
-def thread(action, *arguments):
-    """Run ``action`` in a thread during the block; what it returned is in the list that is yielded, after the block."""
-    results = []
-
-    def run():
-        try:
-            results.append(action(*arguments))
-        except BaseException as error:
-            results.append(error)
-
-    runner = threading.Thread(target=run, daemon=True)
-    runner.start()
-    yield results
-    runner.join(4 * WAIT)
-    assert not runner.is_alive(), "a thread hangs"
 
 
 class Gates:
     """``dump`` and ``load`` that stop at chosen values until they are let through."""
 
     def __init__(self):
-        self.gates = {}
+        self.stops = {}
         self.loads = []
 
     def stop(self, what, value, error=None):
         """Let the next ``what`` ('dump' or 'load') of ``value`` stop, having announced itself, and then fail."""
-        self.gates[what, repr(value)] = gate = threading.Event(), threading.Event()
+        self.stops[what, repr(value)] = stop = Stop()
         self.error = error
-        return gate
+        return stop
 
     @contextlib.contextmanager
     def during(self, what, value, action, *arguments, error=None):
         """The block runs while ``action`` has stopped, in a thread, in the middle of this dump or load."""
-        arrived, go_on = self.stop(what, value, error)
-        self.go_on = go_on
-        with thread(action, *arguments) as results:
-            assert arrived.wait(WAIT)
+        stop = self.stop(what, value, error)
+        self.go_on = stop.go_on
+        with stop.during(action, *arguments) as results:
             yield results
-            go_on.set()
 
     def pass_through(self, what, value):
-        arrived, go_on = self.gates.pop((what, repr(value)), (None, None))
-        if arrived is not None:
-            arrived.set()
-            assert go_on.wait(WAIT), "the test never let this go on"
+        stop = self.stops.pop((what, repr(value)), None)
+        if stop is not None:
+            stop()
             if self.error is not None:
                 raise self.error
 
@@ -269,20 +247,19 @@ def test_a_sync_that_waits_for_the_begin_of_a_transaction_commits_no_part_of_it(
     def transact():
         with chest.transaction():
             chest["x"] = "half"
-            in_the_block.set()
-            assert go_on.wait(WAIT)
+            in_the_block()
             seen.append(saved(chest))
             chest["y"] = "whole"
 
-    in_the_block, go_on, seen = threading.Event(), threading.Event(), []
+    in_the_block, seen = Stop(), []
     chest.update(x="x", y="y")
     with gates.during("dump", "x", transact) as one:
         with thread(chest.sync) as two:
             while not chest._engine.state._waiters:
                 pass
             gates.go_on.set()
-            assert in_the_block.wait(WAIT)
-        go_on.set()
+            assert in_the_block.arrived.wait(WAIT)
+        in_the_block.go_on.set()
     assert one == [None] and isinstance(two[0], ChestError)
     assert seen == [{"x": "x", "y": "y"}]
     assert saved(chest) == {"x": "half", "y": "whole"}
@@ -330,18 +307,15 @@ def test_a_commit_or_close_removes_nothing_that_a_flush_of_another_thread_has_co
 @pytest.mark.parametrize("settings", [{}, {"writeback": False}, {"min_file_size": 1000}])
 def test_a_hit_takes_no_lock(path, settings):
     c = Chest({"x": 1, ("a", "b"): [2]}, path=path, **settings)
-    held, release = threading.Event(), threading.Event()
+    held = Stop()
 
     def hold():
         with c.lock:
-            held.set()
-            assert release.wait(WAIT)
+            held()
 
-    with thread(hold) as done:
-        assert held.wait(WAIT)
+    with held.during(hold) as done:
         with thread(lambda: [(c["x"], c.get("x"), c["a", "b"], "x" in c) for _ in range(10_000)]) as found:
             pass
-        release.set()
     assert done == [None]
     assert found[0][-1] == (1, 1, [2], True)
     assert c.stats.hits == 30_000
@@ -650,18 +624,17 @@ def test_a_key_that_comes_as_a_close_counts_what_is_unsaved_is_no_error_of_the_c
 @pytest.mark.parametrize("how", ["flush", "sync"])
 def test_what_another_thread_has_in_hand_as_a_commit_begins_may_be_changed_once_it_is_written(path, gates, how):
     chest = Chest({"x": [0], "last": "last"}, path=path, dump=gates.dump, load=gates.load, min_file_size=0)
-    has_it, written = threading.Event(), threading.Event()
-    arrived, go_on = gates.stop("dump", "last")
+    has_it, written, last = threading.Event(), threading.Event(), gates.stop("dump", "last")
 
     def other():
         chest["first"] = "first"
         value = chest["x"]
         has_it.set()
-        assert arrived.wait(WAIT)
+        assert last.arrived.wait(WAIT)
         written.set()
         value.append(1)
         value = chest["last"]  # "x" is no longer what this thread was given last
-        go_on.set()
+        last.go_on.set()
 
     with thread(other):
         assert has_it.wait(WAIT)
@@ -676,20 +649,15 @@ def test_what_threads_have_in_hand_whose_first_use_of_a_chest_is_a_hit_may_be_ch
     """Each has but a part of what it was given last, so that only memory has the whole."""
     settings = {"on_overflow": on_overflow} if on_overflow else {}
     chest = Chest({"x": {"part": [0]}, "y": {"part": [0]}, "main": 1}, path=path, **settings)
-    done, ready = threading.Event(), {"x": threading.Event(), "y": threading.Event()}
+    has_it = {"x": Stop(), "y": Stop()}
 
     def change(key):
         part = chest[key]["part"]
-        ready[key].set()
-        assert done.wait(WAIT)
+        has_it[key]()
         part.append(1)
 
-    with thread(change, "x"):
-        assert ready["x"].wait(WAIT)
-        with thread(change, "y"):
-            assert ready["y"].wait(WAIT)
-            chest.flush()
-            done.set()
+    with has_it["x"].during(change, "x"), has_it["y"].during(change, "y"):
+        chest.flush()
     chest.flush()
     assert not chest.memory_usage
     assert [Chest(path=path)[key]["part"] for key in "xy"] == [[0, 1], [0, 1]]
@@ -723,26 +691,22 @@ def test_what_threads_change_in_hand_survives_the_spills_and_commits_of_others(p
 @pytest.mark.parametrize("late", [False, True])
 def test_what_is_no_key_is_asked_for_as_threads_come_and_disturbs_nobody(tmp_path, late):
     """Hits are logged before anybody looks at them, and told apart by thread from the first operation behind its start."""
-    done = threading.Event()
-    thread = threading.Thread(target=done.wait)
+    idle = Stop()
     c = Chest({"x": [1]}, path=tmp_path / "c", available_memory=0)
-    try:
+    with contextlib.ExitStack() as threads:
         if not late:
-            thread.start()
+            threads.enter_context(idle.during(idle))
         for use in (lambda: c[[]], lambda: c.__setitem__([], 1)):
             with pytest.raises(TypeError, match="unhashable"):
                 use()
         if late:
-            thread.start()
+            threads.enter_context(idle.during(idle))
         c["y"] = [2]
         c["x"].append(3)
         for key in "zzz":
             c[key] = 4
         assert list(c.inmem) == ["z"]  # what a thread that idles might have been given does not stay for good
         c.flush()
-    finally:
-        done.set()
-        thread.join()
     assert dict(Chest(path=tmp_path / "c")) == {"x": [1, 3], "y": [2], "z": 4}
 
 

@@ -9,14 +9,13 @@ import os
 import pickle
 import subprocess
 import sys
-import threading
 import traceback
 import types
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from children import forked
+from children import Stop, forked
 
 from chest import Chest
 from chest.errors import ChestError, DamagedError, LoadError
@@ -627,10 +626,7 @@ def test_no_error_and_no_text_has_a_secret(what):
 def test_a_forks_child_uses_the_store_beside_its_parent(place):
     values, keys = place.open()
     refs = written(values, VALUES, 1000)
-    has_it, ends = threading.Event(), threading.Event()
-    thread = threading.Thread(target=lambda: (keys.lock.__enter__(), has_it.set(), ends.wait()))
-    thread.start()
-    has_it.wait(10)
+    has_it = Stop()
 
     def child():
         values.after_fork()
@@ -639,11 +635,8 @@ def test_a_forks_child_uses_the_store_beside_its_parent(place):
             keys.replace(list(written(values, {"child": 1}, 1000).items()))
         values.remove(list(refs.values())[:1])
 
-    with fsspec.asyn.get_lock():  # which a thread of the parent's may have
-        status = forked(child)
-    ends.set()
-    thread.join()
-    assert status == 0
+    with has_it.during(lambda: (keys.lock.__enter__(), has_it())), fsspec.asyn.get_lock():  # which threads of the parent's may have
+        assert forked(child) == 0
     _, found = keys.read()
     assert values.load(dict(found)["child"]).value == 1
     assert values.load(refs["x"]).value == VALUES["x"]
