@@ -461,19 +461,14 @@ def run(action, count=6):
     return [result for result, in found]
 
 
-def test_pop_gives_each_value_to_one_thread_only():
+@pytest.mark.parametrize("steps, take", [(300, lambda c, i: c.pop(i, None)), (50, lambda c, i: c.popitem()[1])],
+                         ids=["pop", "popitem"])
+def test_each_value_is_taken_by_one_thread_only(steps, take):
     values = {i: VALUE + str(i) for i in range(300)}
     c = Chest(values, available_memory=2000)
-    taken = run(lambda _: [value for i in range(300) if (value := c.pop(i, None)) is not None])
+    taken = run(lambda _: [value for i in range(steps) if (value := take(c, i)) is not None])
     assert sorted(itertools.chain(*taken)) == sorted(values.values())
     assert len(c) == c.memory_usage == 0
-
-
-def test_popitem_gives_each_pair_to_one_thread_only():
-    c = Chest({i: i for i in range(200)}, available_memory=2000)
-    taken = run(lambda _: [c.popitem()[0] for _ in range(30)])
-    assert sorted(itertools.chain(*taken)) == list(range(20, 200))
-    assert list(c) == list(range(20))
 
 
 def test_setdefault_gives_all_threads_the_same_default():

@@ -43,6 +43,12 @@ class File:
         told = self.codec.unchanged(value, stamp)
         return told if told else self.same(value)
 
+    def unchanged_behind(self, use):
+        """The same of what is loaded, once ``use(value)`` is through."""
+        value, stamp = self.load()
+        use(value)
+        return self.unchanged(value, stamp)
+
 
 @pytest.fixture
 def file(tmp_path):
@@ -262,24 +268,17 @@ def test_a_frame_that_was_only_used_is_the_same_and_a_changed_one_is_not(file):
     frame["e"] = 1.5
     for mode in ("c", None):
         saved = file(frame, mode)
+        pd.testing.assert_frame_equal(saved.load()[0], frame)
         for use in (lambda f: f.loc[5], lambda f: f.values, lambda f: f.T, lambda f: f.describe(), lambda f: f["d"].dt.day,
                     lambda f: f.groupby("c", observed=True)["a"].mean(), repr):
-            loaded, stamp = saved.load()
-            pd.testing.assert_frame_equal(loaded, frame)
-            use(loaded)
-            assert saved.unchanged(loaded, stamp)
+            assert saved.unchanged_behind(use)
         for change in (lambda f: f.__setitem__("z", 1), lambda f: setattr(f, "columns", [*"ABSCDE"]),
                        lambda f: f.loc.__setitem__((5, "a"), -1.0), lambda f: f.attrs.update(x=1),
                        lambda f: f.loc.__setitem__((7, "s"), "z"), lambda f: f.loc.__setitem__((7, "d"), f["d"][8])):
-            loaded, stamp = saved.load()
-            change(loaded)
-            assert not saved.unchanged(loaded, stamp)
+            assert not saved.unchanged_behind(change)
     dates = pd.date_range("2020", periods=rows, freq="h", tz="UTC")  # whose array caches something
     for value in (pd.DataFrame({"t": dates}), pd.DataFrame({"x": 1.0}, index=dates), pd.Series(dates - dates[0])):
-        saved = file(value, "c")
-        loaded, stamp = saved.load()
-        repr(loaded), loaded.loc[loaded.index[5]]
-        assert saved.unchanged(loaded, stamp)
+        assert file(value, "c").unchanged_behind(lambda f: (repr(f), f.loc[f.index[5]]))
 
 
 def test_a_frame_of_arrows_columns_that_was_only_used_is_the_same_and_a_changed_one_is_not(file):
@@ -289,13 +288,9 @@ def test_a_frame_of_arrows_columns_that_was_only_used_is_the_same_and_a_changed_
     frame = pd.DataFrame({"a": np.arange(rows) * 0.5, "g": np.arange(rows) % 7, "s": ["x", "yy"] * (rows // 2)})
     saved = file(frame.convert_dtypes(dtype_backend="pyarrow"), "c")
     for use in lambda f: f.groupby("g")["a"].mean(), lambda f: f["a"].value_counts(), lambda f: f["s"].unique(), repr:
-        loaded, stamp = saved.load()
-        use(loaded)  # the types of its columns cache something
-        assert saved.unchanged(loaded, stamp)
+        assert saved.unchanged_behind(use)  # the types of its columns cache something
     for change in lambda f: f.loc.__setitem__((5, "a"), -1.0), lambda f: f.attrs.update(x=1):
-        loaded, stamp = saved.load()
-        change(loaded)
-        assert not saved.unchanged(loaded, stamp)
+        assert not saved.unchanged_behind(change)
 
 
 # --- what can never be changed ----------------------------------------------------------------------------------------
