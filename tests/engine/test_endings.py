@@ -120,12 +120,6 @@ def test_a_program_that_ends_removes_a_temporary_chest(how, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("end", ["os._exit(0)", "os.kill(os.getpid(), signal.SIGTERM)", "os.kill(os.getpid(), signal.SIGKILL)"])
-def test_a_program_that_is_ended_by_force_leaves_the_last_commit(end, path):
-    python(BEGIN + end, path, code=0 if "_exit" in end else -getattr(signal, end[-8:-1].strip(".")))
-    assert dict(Chest(path=path)) == {"saved": 1}
-
-
 def test_a_value_that_cannot_be_saved_as_the_program_ends_is_a_warning_that_names_it(path):
     said = python("import sys; sys.stderr = sys.stdout\n" + BEGIN + "c['bad'] = lambda: 0", path)
     assert all(word in said for word in ("RuntimeWarning", "'bad'", path))
@@ -242,21 +236,6 @@ def test_drop_close_and_end_may_follow_each_other_in_any_order(path, given, step
         del c
         gc.collect()
     assert os.path.exists(place) == (given and "drop" not in steps)
-
-
-def test_a_dropped_chest_can_be_used_again(path):
-    c = Chest({"x": 1}, path=path)
-    for save in (c.flush, c.sync, c.close, c.write_keys):
-        c.drop()
-        assert len(c) == 0 and not os.path.exists(path)
-        c["y"] = 2
-        c.move_to_disk("y")
-        save()
-        assert dict(Chest(path=path)) == {"y": 2}
-    c.drop()
-    with c.transaction():
-        c["z"] = 3
-    assert dict(Chest(path=path)) == {"z": 3}
 
 
 def transact(chest):
