@@ -353,23 +353,6 @@ def test_a_fork_from_a_callback_leaves_both_free(path):
     assert c["x"] == 1
 
 
-def test_a_fork_within_the_lock_of_one_of_many_chests_leaves_all_usable_on_both_sides(tmp_path):
-    chests = [Chest({"n": n}, path=tmp_path / str(n)) for n in range(20)]
-
-    def use():
-        for n, c in enumerate(chests):
-            assert c["n"] == n
-            c["own"] = n
-            c.sync()
-
-    with chests[7].lock:
-        in_child(use)
-        assert chests[7]["n"] == 7
-    for n, c in enumerate(chests):
-        c.sync()
-        assert dict(c) == {"n": n, "own": n}
-
-
 def test_threads_that_fork_at_the_same_time_let_go_of_their_own_locks_only(path):
     python("""
 import os, sys, threading
