@@ -694,7 +694,7 @@ c["x"]
 def test_a_load_is_known_to_be_under_way_where_the_program_was_compiled_elsewhere(tmp_path):
     """As a frozen program is, without sources: what code says of its file is not where the module lies."""
     folder = shutil.copytree(os.path.join(HOME, "chest"), tmp_path / "chest", ignore=lambda *_: ["__pycache__"])
-    assert compileall.compile_dir(folder, ddir="elsewhere/chest", legacy=True, quiet=1)
+    assert compileall.compile_dir(str(folder), ddir="elsewhere/chest", legacy=True, quiet=1)
     for source in folder.rglob("*.py"):
         source.unlink()
     assert python(FROZEN, tmp_path) == "True\n"
