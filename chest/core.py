@@ -124,9 +124,7 @@ class Chest(DictMethods[K, V]):
         return self._engine.alive().state.known(cast(K, key))
 
     def __len__(self) -> int:
-        state = self._engine.alive().state
-        state.refresh()
-        return len(state.index.refs)
+        return len(self._engine.alive().state.newest())
 
     def __iter__(self) -> Iterator[K]:
         return unchanging(self, self._engine.alive().state.keys())
@@ -369,8 +367,7 @@ class Chest(DictMethods[K, V]):
     @property
     def _keys(self) -> dict[K, str | None]:
         """Each key's place on disk, in a pack ``.packs/number:offset``; `None`: in memory only.  Cost: O(keys)."""
-        self._engine.state.refresh()
-        refs = self._engine.state.index.refs.copy()
+        refs = self._engine.state.newest().copy()
         return {key: f"{pack_of(ref)}:{offset_of(ref)}" if isinstance(ref, int) else ref for key, ref in refs.items()}
 
     # Showing and travelling.

@@ -29,7 +29,7 @@ from chest.memory.access import frames
 from chest.memory.budget import Growth
 from chest.memory.cache import Cache
 from chest.stats import Counts
-from chest.storage.base import Storage
+from chest.storage.base import Ref, Storage
 
 __all__ = ["Flight", "State", "nothing"]
 
@@ -185,18 +185,19 @@ class State(Generic[K]):
 
     def known(self, key: K) -> bool:
         """Is there such a key?  Only one that is not known here costs a look at what others committed."""
-        if key in self.index.refs:
-            return True
-        with self.lock:
-            self.refresh()
-            return key in self.index.refs
+        return key in self.index.refs or key in self.newest()
 
     def keys(self) -> list[K]:
         """The keys there are at this moment, in order."""
         with self.lock:
+            return list(self.newest())
+
+    def newest(self) -> dict[K, Ref | None]:
+        """The index's refs, with what others committed taken over."""
+        with self.lock:
             self.mend()
             self.refresh()
-            return list(self.index.refs)
+            return self.index.refs
 
     def refresh(self) -> list[object]:
         """Take over what others committed.  Returns the values that they replaced, whose finalisers may use chests."""

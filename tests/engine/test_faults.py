@@ -185,6 +185,19 @@ def test_a_system_call_that_fails_loses_nothing(operation, variant, tmp_path, mo
     tried[operation, variant] = injected
 
 
+def test_a_removal_that_is_interrupted_was_done_for_good_or_was_not(tmp_path, monkeypatch):
+    """The key was not there at first, and came back behind the next operation."""
+    faults = injection.install(monkeypatch)
+    for asks in (lambda c: "a" in c), len:
+        c = Chest({"a": [1]}, path=str(tmp_path))
+        with faults(1, KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+            c.pop("a")
+        there = asks(c)
+        check(c)
+        assert dict(c) == ({"a": [1]} if there else {})
+        c.drop()
+
+
 def test_many_faults_were_injected(capsys):
     """The last test of this file: it counts what those above did."""
     with capsys.disabled():
