@@ -150,8 +150,7 @@ class State(Generic[K]):
             mine = _thread.get_ident()
             self.writing = {one: None for one in list(self.writing) if one.thread != mine and one.under_way()}
             self.index.rebuild(self.cache.values)
-            gone = [self.drop(key) for key in self.index.stale if key not in self.index.pending]
-            self.index.stale.clear()  # else the next refresh drops what is loaded of these from now on
+            gone = self._drop_stale(self.index.replaced())
             refs, values, saved = self.index.refs, self.cache.values, self.cache.saved
             for key in [key for key in list(values)
                         if key in values and key not in saved and refs.get(key, "") is not None]:
@@ -205,14 +204,19 @@ class State(Generic[K]):
             if self.index.is_current():
                 return []
             with self.section:
-                stale, replaced = self.index.refresh()
-                gone: list[object] = [self.drop(key) for key in stale]
-                self.index.stale.clear()  # else the next one drops what is loaded of these from now on
-                if replaced:  # a name may have been free, and taken again, in between
+                stale, whole = self.index.refresh()
+                gone = self._drop_stale(stale)
+                if whole:  # a name may have been free, and taken again, in between
                     self.index.uncertain = True  # so that all is read again if the system refuses to tell
                     gone += [self.drop(key) for key in self._of_other_files()]
                     self.index.uncertain = False
                 return gone
+
+    def _drop_stale(self, keys: list[K]) -> list[object]:
+        """Drop what a refresh found to have another value.  Returns the values, as `refresh` does."""
+        gone = [self.drop(key) for key in keys]
+        self.index.stale.clear()  # else the next refresh drops what is loaded of these from now on
+        return gone
 
     def _of_other_files(self) -> list[K]:
         """The keys whose values in memory are no longer those of their loose files."""

@@ -194,7 +194,11 @@ class Index(Generic[K]):
         if whole:
             self._lay_over(committed)
         self.uncertain = False
-        return [key for key in self.stale if key not in pending], whole
+        return self.replaced(), whole
+
+    def replaced(self) -> list[K]:
+        """The keys that are ``stale``, but for those that this handle changed as well."""
+        return [key for key in self.stale if key not in self.pending]
 
     def _lay_over(self, committed: Refs) -> None:
         """``refs`` are all that was ``committed``, with what is pending laid over it."""
