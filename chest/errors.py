@@ -49,7 +49,7 @@ def raised_by_signal(error: BaseException) -> bool:
 
 
 def _is_of_a_handler(frame: FrameType) -> bool:
-    """Was this function given the frame that it interrupted, as the system gives it to a handler and nobody else does?"""
+    """Was this function given the frame that it interrupted, as a handler of a signal is, and hardly anything else?"""
     below = frame.f_back
     if below is None or str(frame.f_globals.get("__name__")).startswith("chest."):
         return False  # the locals of chest's own frames are left alone, as a look at them refers to values
