@@ -1,7 +1,7 @@
 """``python -m chest demo``: a gigabyte of arrays through a chest of 100 MB, on data that every machine has.
 
-Of each module of Python's standard library it makes a table: how often does each byte follow each other byte?  One
-process puts the tables into a chest; another opens the chest by its path and finds the modules that are like one.
+Of each module of Python's standard library it makes a table: how often does each byte follow each other byte?  It puts
+the tables into a chest, opens that again by its path, and finds the modules that are like one.
 """
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ import shutil
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +32,9 @@ def run(size: str, available_memory: str) -> None:
     """
     if importlib.util.find_spec("numpy") is None:
         raise ChestError("the demo makes numpy arrays; install it: python -m pip install 'chest[numpy]'")
-    total, available = int(budget(size)), int(budget(available_memory))
+    import numpy as np
+
+    total, available, idle = int(budget(size)), int(budget(available_memory)), peak()
     with tempfile.TemporaryDirectory(prefix="chest-demo-") as scratch:
         free = shutil.disk_usage(scratch).free
         if free < 1.2 * total:
@@ -44,21 +43,12 @@ def run(size: str, available_memory: str) -> None:
         path = os.path.join(scratch, "tables")
         print(f"Which modules are alike?  A chest with a budget of {amount(available)} in {path}\n", flush=True)
         for work in (_write, _read):
-            with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # a new process, which is no copy of this one
-                pool.submit(_step, work, path, total, available).result()
+            start = time.perf_counter()
+            with Chest[str, Any](path=path, available_memory=available) as chest:
+                work(np, chest, total)
+            print(f"  {time.perf_counter() - start:.1f} s, {amount(peak())} of memory at the peak, of which Python and "
+                  f"numpy alone take {amount(idle)}\n", flush=True)
     print("Everything is removed again.")
-
-
-def _step(work: Callable[..., None], path: str, total: int, available: int) -> None:
-    """What one of the two processes does, and what that takes."""
-    import numpy as np
-
-    idle, start = peak(), time.perf_counter()
-    chest: Chest[str, Any] = Chest(path=path, available_memory=available)
-    work(np, chest, total)
-    chest.close()
-    print(f"  {time.perf_counter() - start:.1f} s, {amount(peak())} of memory at the peak, of which Python and numpy "
-          f"alone take {amount(idle)}\n", flush=True)
 
 
 def _write(np: Any, chest: Chest[str, Any], total: int) -> None:
@@ -76,7 +66,7 @@ def _write(np: Any, chest: Chest[str, Any], total: int) -> None:
 
 
 def _read(np: Any, chest: Chest[str, Any], total: int) -> None:
-    print("Reading: a new process opens the chest by its path, and compares one table with each other", flush=True)
+    print("Reading: the chest is opened again by its path, and one table compared with each other", flush=True)
     chosen = list(chest)[len(chest) // 2]
     one = chest[chosen][0] / np.linalg.norm(chest[chosen][0])
     likeness = {key: (one * table[0]).sum() / np.linalg.norm(table[0]) for key, table in chest.items() if key != chosen}
