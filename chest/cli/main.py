@@ -59,11 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say("interrupted")
         return 128 + signal.SIGINT
     except Exception as error:  # code of the user's runs here, too: that of --load, and of classes
-        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        if isinstance(error, OSError) and error.strerror:
-            text = error.strerror + (f": {error.filename}" if error.filename else "")
-        elif not text or not isinstance(error, (ChestError, ImportError, OSError, KeyError, ValueError)):
-            text = repr(error)
+        text = str(error) if isinstance(error, (ChestError, ImportError, OSError, ValueError)) else repr(error)
         if refused(error):
             text += ". Give --trust if the code that it names may run"
         elif isinstance(error, LoadError):
@@ -98,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         add("--json", action="store_true", help="the same for programs, sizes in bytes")
     check = command(_check, "load every value and list those that cannot be; exit status 1 if there are any")
     check("--repair", action="store_true", help="drop the keys whose values are proven to be lost")
-    check("--leftovers", action="store_true", help="with --repair: remove what writers that were killed left")
+    check("--leftovers", action="store_true", help="remove what writers that were killed left")
     check("--yes", action="store_true", help="do not ask")
     command(_get, "print one value; text and bytes as they are, but not to a terminal")("key", help=KEY)
     command(_rm, "remove keys")("key", nargs="+", help=KEY)
@@ -184,12 +180,10 @@ def _key(text: str, chest: Inspection) -> Hashable:
     for key in [text] if text in chest.refs else chest.refs:
         if key == text or shown(key, most=0) == text:
             return key
-    raise KeyError(f"there is no key {text} in {chest.handle.path}")
+    raise ChestError(f"there is no key {text} in {chest.handle.path}")
 
 
 def _check(chest: Inspection, arguments: Any) -> int:
-    if arguments.leftovers and not arguments.repair:
-        raise ValueError("--leftovers works with --repair only: give both")
     found: dict[str, list[Hashable]] = {LOST: [], UNREADABLE: [], UNTRUSTED: []}
     for key, file, verdict, why in chest.faults():
         found[verdict].append(key)
@@ -201,14 +195,16 @@ def _check(chest: Inspection, arguments: Any) -> int:
     others = "".join(f", {len(keys)} {verdict}" for verdict, keys in found.items() if keys)
     print(f"{plural(len(chest.refs), 'key')}, {len(lost)} {LOST}{others}; {plural(len(left), 'leftover')}")
     bad = len(lost) + len(found[UNREADABLE])
-    if arguments.repair and lost and not arguments.yes:
+    if not arguments.repair:
+        lost = []
+    elif lost and not arguments.yes:
         names = ", ".join(shown(key, most=60) for key in lost)
         try:
             agreed = input(f"Drop {plural(len(lost), 'key')} ({names}) [y/N] ").strip().lower() in ("y", "yes")
         except EOFError:
             raise ChestError("there is no input to ask; give --yes to agree without being asked") from None
         lost = lost if agreed else []
-    if arguments.leftovers or (arguments.repair and lost):
+    if arguments.leftovers or lost:
         dropped = chest.drop(lost)
         bad -= dropped
         print(f"dropped {plural(dropped, 'key')}")
