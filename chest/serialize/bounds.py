@@ -40,7 +40,6 @@ _SHORT = [re.escape(bytes((size,))) + b"." * size for size in range(33)]
 _ATOM = rb"[N)\x88\x89]|K.|[C\x8c](?:%s)|J....|M..|G........|\x8a(?:%s)" % (b"|".join(_SHORT), b"|".join(_SHORT[:9]))
 _SINGLE = rb"012RQabdelosu\]}\x81\x8f-\x94\x97\x98"
 _OTHER = rb"[hq\x80\x82].|j....|\x83..|\x84....|r..[\0-\x3f]\0|\x95........"
-_RUN = re.compile(rb"(?:[%s(t\x85-\x87]|%s|%s){0,64}" % (_SINGLE, _ATOM, _OTHER), re.DOTALL)  # nothing to look at
 _ROWS = {ord("G"): 9, ord("J"): 5, ord("M"): 3, ord("K"): 2}  # numbers, of which there may be many in a row
 _NUMBERS = re.compile(rb"[\x8a\x8bIL]")  # opcodes of integers of any size
 _TEXT = re.compile(rb"[IL](\s*[+-]?\d\w{16,4000}?)\s*L?\s*\n")
@@ -49,8 +48,8 @@ _LINES = {ord("c"): 2, ord("i"): 2, **dict.fromkeys(b"FILSVgpP", 1)}
 
 
 @cache
-def _with_flat_tuples() -> re.Pattern[bytes]:
-    """Runs in which tuples of atoms are, too, for these are in no depth: slower, but for many tuples."""
+def _run() -> re.Pattern[bytes]:
+    """Opcodes at which there is nothing to look; tuples of atoms are among them, for these are in no depth."""
     atom = rb"(?:%s|\x8a(?:%s))\x94?" % (_ATOM, b"|".join(_SHORT[9:]))
     return re.compile(rb"(?:%s(?:\x85|%s(?:\x86|%s\x87?)?)?|\((?:(?:%s){4,16}t)?|[%s]|%s){0,64}"
                       % ((atom,) * 4 + (_SINGLE, _OTHER)), re.DOTALL)
@@ -84,7 +83,7 @@ def check(data: bytes) -> bool:
     if len(data) > _SEARCHED or (_fills_memo() and (_PUT.search(data) or _PUT_TEXT.search(data))):
         at, _ = walk(data, _STEPS)
         if len(data) - at > _MOST_TUPLES and _suspicious(data, at):
-            return walk(data, len(data), _with_flat_tuples())[1] <= _MOST_TUPLES
+            return walk(data, len(data))[1] <= _MOST_TUPLES
     return True
 
 
@@ -96,7 +95,7 @@ def _multiplies(data: bytes) -> bool:
     again = sum(map(data.count, (b"2", b"g", b"h", b"j")))
     tuples = sum(map(data.count, (b"\x85", b"\x86", b"\x87"))) + min(data.count(b"("), data.count(b"t"))
     if tuples * log1p(again / max(tuples, 1)) > _MOST_TIMES:
-        tuples = walk(data, len(data), _with_flat_tuples())[1]
+        tuples = walk(data, len(data))[1]
     return tuples * log1p(again / max(tuples, 1)) > _MOST_TIMES
 
 
@@ -141,12 +140,13 @@ def _fills_memo() -> bool:
     return sys.implementation.name == "cpython" and sys.getsizeof(unpickler) > 1 << 18
 
 
-def walk(data: bytes, steps: int, run: re.Pattern[bytes] = _RUN) -> tuple[int, int]:
-    """Go through so many runs of opcodes; returns how far, and how many tuples they make but for those in ``run``.
+def walk(data: bytes, steps: int) -> tuple[int, int]:
+    """Go through so many runs of opcodes; returns how far, and how many tuples of other than atoms they make.
 
     `Refused` for an index into the memo that is too large, and a length that it does not have.
     """
     at = step = tuples = largest = 0
+    run = _run()
     while at < len(data) and step < steps:
         width = _ROWS.get(data[at])
         if width is not None:  # to skip a row takes no more time than to look at one opcode
