@@ -108,9 +108,6 @@ class _Rules:
             return NAMES[asked](self.made, asked)
         raise Refused(f"it names {ascii(module[:100])[1:-1]}.{ascii(name[:100])[1:-1]}; {HOW}")
 
-    def persistent_load(self, pid: Any) -> Any:
-        raise Refused("it has a persistent id")
-
 
 class _Fast(_Rules, pickle.Unpickler):
     pass
