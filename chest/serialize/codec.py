@@ -4,7 +4,6 @@ from __future__ import annotations
 import builtins
 import errno
 import io
-import operator
 import os
 import pickle
 import stat
@@ -12,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import repeat
 from typing import IO, TYPE_CHECKING, Any, Callable, cast
 from zlib import crc32
 
@@ -216,8 +214,7 @@ class Codec:
         """
         if not self._own_dump or {*map(type, stamps)} != {int}:
             return [False] * len(values)
-        same = list(map(operator.eq, map(hash, map(pickle.dumps, values, repeat(5))), stamps))
-        return same if len(same) == len(values) else [False] * len(values)  # a value's own StopIteration ends a map
+        return [hash(pickle.dumps(value, 5)) == stamp for value, stamp in zip(values, stamps)]
 
     def same(self, value: object, data: bytes) -> bool:
         """Is ``value`` as the bytes of its record, or of its file read whole, have it?

@@ -37,7 +37,6 @@ _WRITTEN = bytes(bits >> 5 not in (0b000, 0b101) for bits in range(256))
 _HIGHEST = _ENTRY - 1 if sys.byteorder == "little" else 0
 
 _FIXED = frozenset((type(None), bool, int, float, complex, str, bytes, range, type(Ellipsis), type(NotImplemented)))
-_CHANGEABLE = frozenset((list, dict, set, bytearray))
 _MOST_ITEMS = 64  # of a tuple or frozenset that are looked at
 
 
@@ -50,8 +49,6 @@ def can_change(value: Any, deepest: int = 4) -> bool:
     (False, False, True, True)
     """
     kind = type(value)
-    if kind in _CHANGEABLE:
-        return True
     if kind in _FIXED:
         return False
     if kind is tuple or kind is frozenset:
