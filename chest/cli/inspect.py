@@ -139,14 +139,9 @@ class Inspection:
             try:
                 self._load(ref, key_checksum(key))
             except Exception as error:  # whatever code of the value's class raises
-                if why := self._damage(ref, key_checksum(key)):
-                    verdict = LOST
-                elif refused(error):
-                    verdict, why = UNTRUSTED, f"not loaded: needs --trust ({error})"
-                else:
-                    verdict, why = UNREADABLE, (f"not lost, as another library or load= may read it (see --load): "
-                                                f"{type(error).__name__}: {error}")
-                yield key, file_of(ref), verdict, why
+                why = self._damage(ref, key_checksum(key))
+                verdict = LOST if why else UNTRUSTED if refused(error) else UNREADABLE
+                yield key, file_of(ref), verdict, why or f"{type(error).__name__}: {error}"
 
     def _damage(self, ref: Ref, owner: int) -> str:
         """What proves that nobody will ever load this value; '' if nothing does, such as an error of its class."""

@@ -187,7 +187,7 @@ def _check(chest: Inspection, arguments: Any) -> int:
     found: dict[str, list[Hashable]] = {LOST: [], UNREADABLE: [], UNTRUSTED: []}
     for key, file, verdict, why in chest.faults():
         found[verdict].append(key)
-        print(f"{shown(key)}: {printable(file)}: {printable(why, most=400)}")
+        print(f"{shown(key)}: {printable(file)}: {verdict}: {printable(why, most=400)}")
     left = list(chest.leftovers())
     for name, nbytes in left:
         print(f"{printable(name)}: {amount(nbytes)}, no key's")

@@ -175,7 +175,7 @@ def test_check_lists_what_cannot_be_read_and_repair_drops_what_is_lost_if_told_s
     status, out = run("check", damaged, "--trust")
     assert status == DAMAGED
     assert [line.partition(":")[0] for line in out.splitlines()[:-1]] == ["'text'", "1", "('a', 'b')", "'nothing'"]
-    assert "'text': text: its file is gone" in out
+    assert "'text': text: damaged: its file is gone" in out
     assert "5 keys, 3 damaged, 1 unreadable here; 0 leftovers" in out
     monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "n")
     assert run("check", damaged, "--repair")[0] == DAMAGED
@@ -194,7 +194,7 @@ def test_a_flipped_bit_is_damage_in_a_file_and_in_a_pack_and_so_is_a_file_of_ano
     with Chest(path=filled) as chest:
         os.replace(chest.key_to_filename("1"), chest.key_to_filename(1))
     status, out = run("check", filled)
-    assert status == DAMAGED and "c4ca4238a0b923820dcc509a6f75849b: the file is another key's\n" in out
+    assert status == DAMAGED and "c4ca4238a0b923820dcc509a6f75849b: damaged: the file is another key's\n" in out
     for size, name in ((0, "x"), (4096, ".packs")):
         with Chest(path=path + name, min_file_size=size) as chest:
             chest["x"] = list(range(100))

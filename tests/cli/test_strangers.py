@@ -71,7 +71,7 @@ def test_what_is_refused_needs_trust_and_is_no_damage_unless_its_checksum_says_s
     assert main(["ls", path]) == main(["info", path]) == 0
     assert main(["check", path, "--repair", "--yes"]) == 0
     out = capsys.readouterr().out
-    assert "'code': code: not loaded: needs --trust" in out
+    assert "'code': code: not loaded without --trust: " in out
     assert "2 keys, 0 damaged, 1 not loaded without --trust; 0 leftovers" in out
     assert main(["get", path, "code"]) == 2
     assert "--trust" in capsys.readouterr().err
