@@ -221,15 +221,15 @@ def _small(*numbers: Any) -> None:
 
 
 @cache
-def _stateless(real: type) -> type:
+def _like(real: type, set_state: Callable[[Any, Any], None] = Own.__setstate__) -> type:
     """A class like ``real``, one in Python, whose objects BUILD cannot change: else it would choose their hashes."""
-    rules = {"__slots__": (), "__setstate__": Own.__setstate__, "__module__": __name__}
+    rules = {"__slots__": (), "__setstate__": set_state, "__module__": __name__}
     return type(real.__name__, (real,), rules)
 
 
 def _disguised(load: Load, real: type, *arguments: Any) -> Any:
     """An object of that class, which becomes one of ``real`` when all is loaded."""
-    made = _stateless(real)(*arguments)
+    made = _like(real)(*arguments)
     load.last.append(partial(object.__setattr__, made, "__class__", real))
     return made
 
@@ -336,26 +336,18 @@ def _path(self: Named, *parts: str) -> Any:
     return _disguised(self.load, _real(("pathlib", "Pure" + self.name[1].replace("Pure", ""))), *parts)
 
 
-@cache
-def _uuid_class() -> type:
-    import uuid
-
-    class UUID(uuid.UUID):
-        """A class, as NEWOBJ asks for one; what is made of it is of the real class when it has its state."""
-
-        __slots__ = ()
-
-        def __setstate__(self, state: Any) -> None:
-            only(int, state["int"])
-            super().__init__(int=state["int"])
-            object.__setattr__(self, "__class__", uuid.UUID)
-
-    return UUID
+def _uuid_state(made: Any, state: Any) -> None:
+    """What is made of `_uuid`'s class is of the real one when it has its state."""
+    only(int, state["int"])
+    made.__init__(int=state["int"])
+    object.__setattr__(made, "__class__", _real(("uuid", "UUID")))
 
 
 def _uuid(load: Load, name: tuple[str, str]) -> Any:
-    load.watched.append(ref(_uuid_class()))  # so that the class is seen if it is a value itself
-    return _uuid_class()
+    """A class, as NEWOBJ asks for one."""
+    kind = _like(_real(name), _uuid_state)
+    load.watched.append(ref(kind))  # so that the class is seen if it is a value itself
+    return kind
 
 
 NAMES["uuid", "UUID"] = _uuid
@@ -363,6 +355,7 @@ NAMES["uuid", "UUID"] = _uuid
 
 @allow("copyreg._reconstructor")
 def _reconstructor(self: Named, kind: Any, base: Any, value: Any) -> Any:
-    if kind is not _uuid_class() or not isinstance(base, Named) or base.name[1] != "object" or value is not None:
+    is_plain = isinstance(base, Named) and base.name[1] == "object" and value is None
+    if kind is not _uuid(self.load, ("uuid", "UUID")) or not is_plain:
         raise Refused("it makes an object of a class by copyreg")
     return object.__new__(kind)
