@@ -39,12 +39,12 @@ _SHORT = [re.escape(bytes((size,))) + b"." * size for size in range(33)]
 # Numbers, short texts and bytes; but integers of more than 8 bytes, as no more than 9 of others have the same hash.
 _ATOM = rb"[N)\x88\x89]|K.|[C\x8c](?:%s)|J....|M..|G........|\x8a(?:%s)" % (b"|".join(_SHORT), b"|".join(_SHORT[:9]))
 _SINGLE = rb"012RQabdelosu\]}\x81\x8f-\x94\x97\x98"
-_OTHER = rb"[hq\x80\x82].|j....|\x83..|\x84....|r..[\0-\x3f]\0|\x95........"
+_OTHER = (rb"[hq\x80\x82].|j....|\x83..|\x84....|r..[\0-\x3f]\0|\x95........"
+          rb"|[FILSVgP][^\n]*\n|[ci][^\n]*\n[^\n]*\n")
 _ROWS = {ord("G"): 9, ord("J"): 5, ord("M"): 3, ord("K"): 2}  # numbers, of which there may be many in a row
 _NUMBERS = re.compile(rb"[\x8a\x8bIL]")  # opcodes of integers of any size
 _TEXT = re.compile(rb"[IL](\s*[+-]?\d\w{16,4000}?)\s*L?\s*\n")
 _SIZED = {code: size for size, codes in {1: b"UC\x8a\x8c", 4: b"TXB\x8b", 8: b"\x8d\x8e\x96"}.items() for code in codes}
-_LINES = {ord("c"): 2, ord("i"): 2, **dict.fromkeys(b"FILSVgpP", 1)}
 
 
 @cache
@@ -167,13 +167,10 @@ def walk(data: bytes, steps: int) -> tuple[int, int]:
         elif code == ord("r"):
             largest = max(largest, int.from_bytes(data[at + 1 : at + 5], "little"))
             at += 5
-        elif code in _LINES:
-            begin = at + 1
-            for _ in range(_LINES[code]):
-                at = data.find(b"\n", at) + 1 or len(data)
-            if code == ord("p"):
-                part = data[begin:at].replace(b"_", b"").strip(b"+ \r\n").lstrip(b"0")
-                largest = max(largest, int(part[:19]) if part.isdigit() else 0)
+        elif code == ord("p"):
+            begin, at = at + 1, data.find(b"\n", at) + 1 or len(data)
+            part = data[begin:at].replace(b"_", b"").strip(b"+ \r\n").lstrip(b"0")
+            largest = max(largest, int(part[:19]) if part.isdigit() else 0)
         elif at == before:  # STOP, or nothing that the unpickler takes
             break
     if at > len(data) or largest >= max(len(data), _MEMO):
