@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
-from itertools import islice
+from itertools import compress, islice
 from operator import itemgetter
 from typing import Any, Generic, Optional, TypeVar
 
@@ -41,7 +41,7 @@ ROUNDS = 3  # batches that are tried before memory stays over the budget until t
 # A key, its value, where its bytes lie, if anywhere, and what tells whether it changed since.
 Item = tuple[Any, Any, Optional[Ref], Optional[Saved]]
 Errors = list[tuple[Any, Exception]]
-_value_of = itemgetter(1)
+_key_of, _value_of = itemgetter(0), itemgetter(1)
 
 
 class Spiller(Generic[K]):
@@ -200,7 +200,8 @@ class Spiller(Generic[K]):
                 flight.counts = list(map(references, map(_value_of, items)))
                 if not leaves:
                     # Now, and not behind the comparison: thread B may have one, change it then, and let go of it.
-                    alone = set() if state.is_exposed else {item[0] for item in items if owned((item[1],), 2)}
+                    are_owned = owned(list(map(_value_of, items)), 2)
+                    alone = set() if state.is_exposed else set(compress(map(_key_of, items), are_owned))
                 state.torn = torn
             try:
                 if leaves and self.on_overflow is not nothing:

@@ -188,14 +188,14 @@ class Cache(Generic[K]):
         Returns them, so that finalisers of the user's run when the caller is through.
         """
         values, watch, sizes = list(map(self.values.__getitem__, saved)), self.watch, self.sizes
-        parts: list[list[Any]] = []  # looked at if need be
+        parts: list[list[Any] | None] = []  # looked at if need be
         held_whole = referenced(values, 2)  # besides the cache and the item of the spill
         for place, (key, value, held) in enumerate(zip(saved, values, held_whole)):
             if held:  # first, lest Ctrl-C comes in between, and a change of what the program holds is not seen
                 self.leave(key, value, saved[key])
             elif type(value) in CONTAINERS:
                 parts = parts or held_parts(values)
-                if parts[place] and self._is_worth_keeping(key, value, parts[place]):
+                if (held_inside := parts[place]) and self._is_worth_keeping(key, value, held_inside):
                     self.keep(key, value, saved[key])
             del self.values[key]
             if key in self.saved:

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import gc
 import sys
-import weakref
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Collection
 from typing import Any
+from weakref import getweakrefcount
 
 from chest.serialize.compare import can_change
 
 __all__ = ["CONTAINERS", "COUNTED", "held_parts", "owned", "owner", "referenced", "references"]
 
-_DEEPEST = 3  # levels of containers that are looked through
 _LONGEST = 2000  # items, keys and values of one that are looked at
 _IN_A_LIST = _OF_AN_ATTRIBUTE = 2  # the counts of an object with one owner: that one, and who asks
 _TYPES = 1000  # classes remembered
@@ -65,8 +64,11 @@ class _Attributes(dict[type, str]):
 _attributes = _Attributes()  # a look into it is no call
 
 
-def shared(memory: Any, most: int = _OF_AN_ATTRIBUTE) -> bool:
-    """Has anything that an array is a view of, at whatever depth, a higher count of references than ``most``?"""
+def shared(memory: Any, most: int = _OF_AN_ATTRIBUTE, other: bool = False) -> bool:
+    """Has anything that an array is a view of, at whatever depth, a higher count of references than ``most``?
+
+    ``other`` is the answer for a view of what is no array and no plain buffer, as of a file that is mapped.
+    """
     while name := _attributes[type(memory)]:
         below = type(getattr(memory, name))
         if below is type(None) or below.__module__.startswith("chest."):
@@ -74,7 +76,7 @@ def shared(memory: Any, most: int = _OF_AN_ATTRIBUTE) -> bool:
         if _count_of_attribute(memory, name) > most:
             return True
         memory = getattr(memory, name)
-    return False
+    return other and type(memory) is not bytearray
 
 
 def owner(value: Any) -> Any:
@@ -103,15 +105,33 @@ def referenced(items: Collection[Any], more: int = 0) -> list[bool]:
             for item, count in zip(items, _counts(items))]
 
 
-def held_parts(values: Collection[Any]) -> list[list[Any]]:
+def owned(values: Collection[Any], more: int) -> list[bool]:
+    """For each value: is it, with all in it that can be changed, surely referred to by this list and ``more`` others
+    only?  Cost: that of `referenced` and `held_parts`.
+    """
+    array = getattr(sys.modules.get("numpy"), "ndarray", None)
+    found = []
+    for value, is_held, parts in zip(values, referenced(values, more), held_parts(values)):
+        if is_held or getweakrefcount(value):
+            is_owned = False
+        elif type(value) in CONTAINERS:
+            is_owned = parts == []
+        else:
+            is_owned = type(value) is array and not value.dtype.hasobject and not shared(value, other=True)
+        found.append(is_owned or not can_change(value))
+    return found
+
+
+def held_parts(values: Collection[Any]) -> list[list[Any] | None]:
     """For each value: the containers, arrays and bytearrays in it that something outside refers to, and may change.
 
-    None where that cannot be told: in a value of more than 2,000 parts, or with instances of any other class in it.
+    `None` where none is found, and there may be some: in a value of more than 2,000 parts, with instances of any other
+    class in it, or with parts to which there are weak references.
     Cost: 0.3 us for each value, and 0.1 us for each part; 10 times as much from the first one on that may be held.
     """
     if not COUNTED or _are_free([value for value in values if type(value) in CONTAINERS]):
         return [[]] * len(values)
-    return [_held_parts(value) if type(value) in CONTAINERS else [] for value in values]
+    return [_held_parts(value) if type(value) in CONTAINERS else None for value in values]
 
 
 def _are_free(containers: list[Any]) -> bool:
@@ -121,23 +141,27 @@ def _are_free(containers: list[Any]) -> bool:
         if sum(map(len, containers)) > most:
             return False
         containers = [part for part in gc.get_referents(*containers) if type(part) not in _FIXED]
-        if not CONTAINERS.issuperset(map(type, containers)) or max(_counts(containers), default=0) > _IN_A_LIST + 1:
+        if not CONTAINERS.issuperset(map(type, containers)) or any(map(getweakrefcount, containers)):
+            return False
+        if max(_counts(containers), default=0) > _IN_A_LIST + 1:
             return False
     return True
 
 
-def _held_parts(value: Any) -> list[Any]:
+def _held_parts(value: Any) -> list[Any] | None:
     if len(value) > _LONGEST:
-        return []
+        return None
     parts = [part for part in gc.get_referents(value) if type(part) not in _FIXED]
     array = getattr(sys.modules.get("numpy"), "ndarray", None)
     met: list[Any] = []
     bases: list[int] = []
     seen = {id(value)}
+    is_sure = True
     while parts:
         below = []
         for part in parts:
             kind = type(part)
+            is_sure = is_sure and not getweakrefcount(part)
             if kind in CONTAINERS:
                 met.append(part)
                 if id(part) not in seen:
@@ -147,53 +171,22 @@ def _held_parts(value: Any) -> list[Any]:
                 met.append(part)
                 if type(getattr(part, "base", None)) is array:
                     bases.append(id(part.base))
+                is_sure = is_sure and not shared(part, other=True)
             elif kind is array or (kind is not type and gc.is_tracked(part)):
-                return []  # as this may refer to others of the parts
+                return None  # as this may refer to others of the parts
+            else:
+                is_sure = is_sure and not can_change(part)
         if len(met) + sum(map(len, below)) > _LONGEST:
-            return []
+            return None
         parts = [part for part in gc.get_referents(*below) if type(part) not in _FIXED]
     part, below = None, []  # they would count
     views = Counter(bases) if bases else {}
     counts = _counts(met)
     times = Counter(map(id, met)) if max(counts, default=0) > _IN_A_LIST + 1 else {}
     # Each time that a part was met one reference is of ``met``, and one of a container; a base has those of its views.
-    return [part for part, count in zip(met, counts) if (
+    held = [part for part, count in zip(met, counts) if (
         count > _IN_A_LIST - 1 + 2 * times.get(id(part), 1)
         or (type(part) is array and id(part.base) in views
             and _count_of_attribute(part, "base") > _OF_AN_ATTRIBUTE - 1 + views[id(part.base)])
     ) and can_change(part)]
-
-
-def owned(items: Collection[Any], more: int, deepest: int = _DEEPEST) -> bool:
-    """Is each of ``items``, with all in it that can be changed, referred to by ``items`` and ``more`` others only?
-
-    False also where that cannot be told: for instances of any class but lists, dicts, sets, tuples and numpy arrays.
-    Cost: 1 us, and 0.1 us for each item of a container.
-    """
-    if not COUNTED:
-        return False
-    array = getattr(sys.modules.get("numpy"), "ndarray", None)
-    for item, count in zip(items, _counts(items)):
-        kind = type(item)
-        if kind in _FIXED:
-            continue
-        alone = count <= _IN_A_LIST + more and not (kind.__weakrefoffset__ and weakref.getweakrefcount(item))
-        if alone and kind in (list, tuple, set, frozenset, dict):
-            parts = gc.get_referents(item)
-            alone = _FIXED.issuperset(map(type, parts)) or (
-                len(parts) <= _LONGEST and deepest > 0 and owned(parts, 1, deepest - 1))
-        elif alone:
-            alone = kind is array and not item.dtype.hasobject and _owns_memory(item, kind)
-        if not alone and can_change(item):
-            return False
-    return True
-
-
-def _owns_memory(one: Any, array: type) -> bool:
-    """Is the memory of an array its own, or at the end of a chain of objects that refer to each other only?"""
-    while type(one) is array or type(one) is memoryview:
-        name = "base" if type(one) is array else "obj"
-        if getattr(one, name) is not None and _count_of_attribute(one, name) > _OF_AN_ATTRIBUTE:
-            return False
-        one = getattr(one, name)
-    return one is None or type(one) is bytearray or type(one).__module__.startswith("chest.")
+    return held if held or is_sure else None
