@@ -34,7 +34,7 @@ T = TypeVar("T", bound="tuple[Any, ...]")
 
 SMALL = 4096  # bytes: values that take less leave memory many at a time where they share packs
 MANY = 1000  # keys: larger chests pack their small values where min_file_size is not given
-ALONE = 3  # references to a value that is kept, and that the program has no more: `kept`, `left`, and who asks
+ALONE = 3  # references to a value that is kept, and that the program has no more: `left`, a list, and who asks
 SWEPT = 64  # values that left memory, and that the program refers to, that are looked at together
 ROUNDS = 3  # batches that are tried before memory stays over the budget until the next operation
 
@@ -271,9 +271,9 @@ class Spiller(Generic[K]):
                 if key in saved:  # it stays, and is known to be saved
                     lengths = lengths or {one[0][0]: one[1].nbytes for one in written}
                     cache.wrote(key, saved.pop(key), lengths.get(key))
-                    # Nobody has it, nor had as it was compared, but `kept`, `left` and its item.
+                    # Nobody has it, nor had as it was compared, but `left` and its item.
                     if key in cache.kept and key not in flight.given and not (
-                            referenced([item[1]], 3)[0] or held_parts([item[1]])[0]):
+                            referenced([item[1]], 2)[0] or held_parts([item[1]])[0]):
                         cache.let_go(key)
                 if is_free and alone and key in alone:
                     cache.watch.pop(key, None)
@@ -281,8 +281,8 @@ class Spiller(Generic[K]):
                     cache.look_at(key)
             gone = cache.evict(saved)
             if cache.kept:
-                kept = [*islice(cache.kept, 2 * SWEPT)]
-                is_due = ALONE in map(references, map(cache.kept.__getitem__, kept)) or kept[2 * SWEPT - 1 :]
+                kept = [cache.left[key][0] for key in islice(cache.kept, 2 * SWEPT) if key in cache.left]
+                is_due = ALONE in map(references, kept) or kept[2 * SWEPT - 1 :]
                 self._due = 2 * len(items) + 8 if is_due else 0  # more than can have come, so that few stay
             if orphans:
                 state.storage.remove(orphans)

@@ -76,6 +76,7 @@ class Cache(Generic[K]):
     that the program has them no more; till then it keeps their memory anyway.  Values that have weak references
     (arrays, frames) are among them only where they fit into ``most_beside`` bytes and are quick to look at once more;
     else a weak one holds them.  These bytes are also for the rest of values of which the program has only a part.
+    ``kept`` has how many of them each takes, the one looked at longest ago first.
     """
 
     def __init__(self, writeback: bool, most_beside: float):
@@ -91,10 +92,8 @@ class Cache(Generic[K]):
         self.watch: dict[K, None] = {}
         self.stuck: set[K] = set()
         self.left: dict[K, Any] = {}
-        self.kept: dict[K, Any] = {}  # the ones looked at longest ago first
-        # In the ``most_beside`` bytes: kept values that have weak references, and what is kept beside a held part.
-        self._sizes_beside: dict[K, int] = {}
-        self._usage_beside = 0
+        self.kept: dict[K, int] = {}
+        self._usage_beside = 0  # the sum of these
 
     def put(self, key: K, value: Any, size: int, saved: Saved | None) -> None:
         """The value of ``key`` is ``value``, of ``size`` bytes; ``saved`` if it is on disk, else it is dirty."""
@@ -222,8 +221,7 @@ class Cache(Generic[K]):
                        and key in self.saved and self.saved[key] is saved)
             if (self._usage_beside + size <= self.most_beside and COUNTED and self.writeback and not is_slow
                     and can_change(value)):
-                self._sizes_beside[key] = size
-                self._usage_beside += size
+                self._take_beside(key, size)
             elif (base := owner(value)) is not None:
                 try:
                     reference = _Reference(base, self._died)
@@ -243,16 +241,19 @@ class Cache(Generic[K]):
     def keep(self, key: K, value: Any, saved: Saved) -> None:
         """As `leave`, by a plain reference."""
         self.left[key] = value, saved
-        self.kept[key] = value
+        self.kept.setdefault(key, 0)
+
+    def _take_beside(self, key: K, size: int) -> None:
+        self.kept[key] = size
+        self._usage_beside += size
 
     def _is_worth_keeping(self, key: K, value: Any, parts: list[Any]) -> bool:
         """The program has ``parts`` of ``value``, and may change them: is there room to keep the rest?"""
-        if key not in self._sizes_beside:
+        if not self.kept.get(key):
             size = max(0, nbytes(value) - nbytes(parts))
             if not self.writeback or self._usage_beside + size > self.most_beside:
                 return False
-            self._sizes_beside[key] = size
-            self._usage_beside += size
+            self._take_beside(key, size)
         return True
 
     def _died(self, reference: _Reference) -> None:
@@ -282,31 +283,26 @@ class Cache(Generic[K]):
 
     def unreferenced(self, most: int) -> list[tuple[K, Any, Saved]]:
         """Of up to ``most`` values kept by plain references, those of which the program has neither all nor a part."""
-        kept = self.kept
-        found = [(key, *self.left[key]) for key in islice(kept, most) if key in self.left]
-        held = referenced([one[1] for one in found], 3)  # ``left``, ``kept`` and ``found`` refer to it
+        found = [(key, *self.left[key]) for key in islice(self.kept, most) if key in self.left]
+        held = referenced([one[1] for one in found], 2)  # ``left`` and ``found`` refer to it
         free = [one for one, is_held in zip(found, held) if not is_held]
         free = [one for one, parts in zip(free, held_parts([one[1] for one in free]))
                 if not (parts and self._is_worth_keeping(one[0], one[1], parts))]
-        for key, value, _ in found:
-            del kept[key]
-            kept[key] = value  # as the one looked at last
+        for key, *_ in found:
+            self.kept[key] = self.kept.pop(key)  # as the one looked at last
         return free
 
     def let_go(self, key: K) -> None:
         """A value that left memory, and that is as its bytes are, is kept no more."""
         self.left.pop(key, None)
-        self.kept.pop(key, None)
-        if key in self._sizes_beside:
-            self._usage_beside -= self._sizes_beside.pop(key)
+        self._usage_beside -= self.kept.pop(key, 0)
 
     # The whole.
 
     def clear(self) -> list[Any]:
         """Empty memory.  Returns what was there, so that finalisers of the user's run when the caller is through."""
         kept = [*self.values.values(), *self.left.values()]
-        for part in (self.values, self.sizes, self.saved, self.watch, self.stuck, self.left, self.kept,
-                     self._sizes_beside):
+        for part in (self.values, self.sizes, self.saved, self.watch, self.stuck, self.left, self.kept):
             part.clear()
         self.access.clear()
         self.usage = self._usage_beside = 0
@@ -325,9 +321,9 @@ class Cache(Generic[K]):
         self.watch = dict.fromkeys(self.saved)
         self.left = {key: found for key, found in self.left.copy().items() if refs.get(key) is not None
                      and key not in self.values}
-        self.kept = {key: value for key, (value, _) in self.left.copy().items() if type(value) is not _Reference}
-        self._sizes_beside = {key: size for key, size in self._sizes_beside.items() if key in self.kept}
-        self._usage_beside = sum(self._sizes_beside.values())
+        self.kept = {key: self.kept.get(key, 0) for key, (value, _) in self.left.copy().items()
+                     if type(value) is not _Reference}
+        self._usage_beside = sum(self.kept.values())
         self.sizes = {key: nbytes(value) for key, value in self.values.items()}
         self.usage = sum(self.sizes.values())
         self.stuck &= self.values.keys()
