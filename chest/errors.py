@@ -2,16 +2,12 @@
 from __future__ import annotations
 
 import errno
-from importlib import import_module
 from types import FrameType
 from typing import Any
 
 __all__ = ["ChestError", "DamagedError", "DumpError", "GoneError", "LoadError", "explain_dump", "explain_load",
            "explain_os", "of_the_process", "printable", "raise_of_a_signal", "raise_of_a_value", "raised_by_signal",
            "refused", "shown"]
-
-# What `signal` stands on: that makes an enumeration of each number, which takes 30 times as long.
-_signal: Any = import_module("_signal")
 
 
 class ChestError(Exception):
@@ -37,13 +33,10 @@ class GoneError(KeyError):
 def raised_by_signal(error: BaseException) -> bool:
     """Did a handler of a signal raise this error, such as a limit of time?  Then it is no fault of any value.
 
-    Told by the traceback: one of its frames runs the code of a handler, or was given, as a handler is, the frame below
-    it: what a `functools.partial` calls, or is installed no more.  Cost: O(frames + signals).
+    Told by the traceback: one of its functions was given the frame below it, as a handler is.  Cost: O(frames).
     """
-    handlers = [handler for number in _signal.valid_signals() if callable(handler := _signal.getsignal(number))]
-    codes = {getattr(code, "__code__", None) for handler in handlers for code in (handler, type(handler).__call__)}
     trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code not in codes and not _is_of_a_handler(trace.tb_frame):
+    while trace is not None and not _is_of_a_handler(trace.tb_frame):
         trace = trace.tb_next
     return trace is not None
 
