@@ -12,7 +12,6 @@ def log(level: str, message: str, *details: object) -> None:
     """Tell the logger ``chest`` of a commit, a spill or a recovery (``debug``), of leftovers and drops (``warning``).
 
     Nobody listens in a program that has not imported `logging`, whose import would double the time of ``import chest``.
-    A detail that is a function is called where somebody does.
     """
     logging = sys.modules.get("logging")
     if logging is not None and hasattr(logging, "getLogger"):  # and not just being imported by another thread
@@ -21,5 +20,5 @@ def log(level: str, message: str, *details: object) -> None:
             logger.addHandler(logging.NullHandler())  # without one, warnings go to the user's terminal
         if logger.isEnabledFor(getattr(logging, level.upper())):
             # An error as its text: a handler that keeps it would keep the values and files of all frames on its way.
-            getattr(logger, level)(message, *[one() if callable(one) else printable(str(one)) if
-                                              isinstance(one, (str, Exception)) else one for one in details])
+            getattr(logger, level)(message, *[
+                printable(str(one)) if isinstance(one, (str, Exception)) else one for one in details])

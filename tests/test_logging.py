@@ -29,7 +29,7 @@ def test_a_commit_is_a_line_that_names_the_path_and_a_leftover_in_its_way_is_a_w
 def test_a_spill_is_a_line(told, path):
     chest = Chest({key: bytes(1000) for key in "xyz"}, path=path, available_memory=1500)
     spills = [text for text in told("DEBUG") if "spill" in text]
-    assert spills[0] == f"spilled 1 of {path}, 'x' first; wrote 1, {os.stat(chest.key_to_filename('x')).st_size} bytes"
+    assert spills[0] == f"spilled 1 of {path}; wrote 1, {os.stat(chest.key_to_filename('x')).st_size} bytes"
 
 
 @pytest.mark.parametrize("key", [1 << 20_000, ("\x1b[31m", 1 << 20_000), "\x1b[31m\ud800"],

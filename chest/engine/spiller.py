@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from functools import partial
 from itertools import compress, islice
 from operator import itemgetter
 from typing import Any, Generic, Optional, TypeVar
 
 from chest.engine.state import Flight, State, nothing
-from chest.errors import explain_dump, explain_os, of_the_process, raise_of_a_signal, raised_by_signal, refused, shown
+from chest.errors import explain_dump, explain_os, of_the_process, raise_of_a_signal, raised_by_signal, refused
 from chest.log import log
 from chest.memory.cache import UNKNOWN, Saved
 from chest.memory.changes import held_parts, owned, referenced, references
@@ -41,7 +40,7 @@ ROUNDS = 3  # batches that are tried before memory stays over the budget until t
 # A key, its value, where its bytes lie, if anywhere, and what tells whether it changed since.
 Item = tuple[Any, Any, Optional[Ref], Optional[Saved]]
 Errors = list[tuple[Any, Exception]]
-_key_of, _value_of = itemgetter(0), itemgetter(1)
+_first_of, _value_of = itemgetter(0), itemgetter(1)
 
 
 class Spiller(Generic[K]):
@@ -201,7 +200,7 @@ class Spiller(Generic[K]):
                 if not leaves:
                     # Now, and not behind the comparison: thread B may have one, change it then, and let go of it.
                     are_owned = owned(list(map(_value_of, items)), 2)
-                    alone = set() if state.is_exposed else set(compress(map(_key_of, items), are_owned))
+                    alone = set() if state.is_exposed else set(compress(map(_first_of, items), are_owned))
                 state.torn = torn
             try:
                 if leaves and self.on_overflow is not nothing:
@@ -281,15 +280,15 @@ class Spiller(Generic[K]):
                     cache.look_at(key)
             gone = cache.evict(saved)
             if cache.kept:
-                kept = [cache.left[key][0] for key in islice(cache.kept, 2 * SWEPT) if key in cache.left]
+                kept = list(map(_first_of, map(cache.left.__getitem__, islice(cache.kept, 2 * SWEPT))))
                 is_due = ALONE in map(references, kept) or kept[2 * SWEPT - 1 :]
                 self._due = 2 * len(items) + 8 if is_due else 0  # more than can have come, so that few stay
             if orphans:
                 state.storage.remove(orphans)
             state.land(flight)
         if saved and "logging" in sys.modules:  # else nobody listens
-            log("debug", "spilled %d of %s, %s first; wrote %d, %d bytes", len(saved), state.storage.path,
-                partial(shown, next(iter(saved))), len(written), sum([one.nbytes for _, one in written]))
+            log("debug", "spilled %d of %s; wrote %d, %d bytes", len(saved), state.storage.path, len(written),
+                sum([one.nbytes for _, one in written]))
         del gone
 
     def _divide(self, items: Iterable[Item], saved: dict[K, Saved]) -> list[Item]:

@@ -194,8 +194,8 @@ class Cache(Generic[K]):
                 self.leave(key, value, saved[key])
             elif type(value) in CONTAINERS:
                 parts = parts or held_parts(values)
-                if (held_inside := parts[place]) and self._is_worth_keeping(key, value, held_inside):
-                    self.keep(key, value, saved[key])
+                if held_inside := parts[place]:
+                    self._keep_beside(key, value, saved[key], held_inside)
             del self.values[key]
             if key in self.saved:
                 del self.saved[key]
@@ -221,8 +221,9 @@ class Cache(Generic[K]):
                        and key in self.saved and self.saved[key] is saved)
             if (self._usage_beside + size <= self.most_beside and COUNTED and self.writeback and not is_slow
                     and can_change(value)):
-                self._take_beside(key, size)
-            elif (base := owner(value)) is not None:
+                self.keep(key, value, saved, size)
+                return
+            if (base := owner(value)) is not None:
                 try:
                     reference = _Reference(base, self._died)
                 except TypeError:
@@ -238,22 +239,19 @@ class Cache(Generic[K]):
         reference.key = key
         self.left[key] = reference, saved
 
-    def keep(self, key: K, value: Any, saved: Saved) -> None:
-        """As `leave`, by a plain reference."""
+    def keep(self, key: K, value: Any, saved: Saved, beside: int = 0) -> None:
+        """As `leave`, by a plain reference, and with so many of the ``most_beside`` bytes."""
         self.left[key] = value, saved
-        self.kept.setdefault(key, 0)
+        self.kept[key] = beside
+        self._usage_beside += beside
 
-    def _take_beside(self, key: K, size: int) -> None:
-        self.kept[key] = size
-        self._usage_beside += size
-
-    def _is_worth_keeping(self, key: K, value: Any, parts: list[Any]) -> bool:
-        """The program has ``parts`` of ``value``, and may change them: is there room to keep the rest?"""
+    def _keep_beside(self, key: K, value: Any, saved: Saved, parts: list[Any]) -> bool:
+        """Keep a value of which the program has ``parts``, and may change them, if there is room for the rest."""
         if not self.kept.get(key):
             size = max(0, nbytes(value) - nbytes(parts))
             if not self.writeback or self._usage_beside + size > self.most_beside:
                 return False
-            self._take_beside(key, size)
+            self.keep(key, value, saved, size)
         return True
 
     def _died(self, reference: _Reference) -> None:
@@ -283,26 +281,29 @@ class Cache(Generic[K]):
 
     def unreferenced(self, most: int) -> list[tuple[K, Any, Saved]]:
         """Of up to ``most`` values kept by plain references, those of which the program has neither all nor a part."""
-        found = [(key, *self.left[key]) for key in islice(self.kept, most) if key in self.left]
+        found = [(key, *self.left[key]) for key in islice(self.kept, most)]
         held = referenced([one[1] for one in found], 2)  # ``left`` and ``found`` refer to it
         free = [one for one, is_held in zip(found, held) if not is_held]
-        free = [one for one, parts in zip(free, held_parts([one[1] for one in free]))
-                if not (parts and self._is_worth_keeping(one[0], one[1], parts))]
+        free = [(key, value, saved) for (key, value, saved), parts in zip(free, held_parts([one[1] for one in free]))
+                if not (parts and self._keep_beside(key, value, saved, parts))]
+        kept = self.kept
         for key, *_ in found:
-            self.kept[key] = self.kept.pop(key)  # as the one looked at last
+            beside = kept[key]
+            del kept[key]
+            kept[key] = beside  # as the one looked at last
         return free
 
     def let_go(self, key: K) -> None:
         """A value that left memory, and that is as its bytes are, is kept no more."""
-        self.left.pop(key, None)
         self._usage_beside -= self.kept.pop(key, 0)
+        self.left.pop(key, None)
 
     # The whole.
 
     def clear(self) -> list[Any]:
         """Empty memory.  Returns what was there, so that finalisers of the user's run when the caller is through."""
         kept = [*self.values.values(), *self.left.values()]
-        for part in (self.values, self.sizes, self.saved, self.watch, self.stuck, self.left, self.kept):
+        for part in (self.values, self.sizes, self.saved, self.watch, self.stuck, self.kept, self.left):
             part.clear()
         self.access.clear()
         self.usage = self._usage_beside = 0
