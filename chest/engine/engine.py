@@ -144,9 +144,9 @@ class Engine(Generic[K]):
 
         Only where they did is the lock waited for, as by a miss.
         """
-        state = self.state
-        state.cache.access.count_on(state.growth.interval)
-        state.look_for_growth()
+        growth = self.state.growth
+        self.state.cache.access.count_on(growth.interval)
+        growth.due = 0
         self.spiller.make_room_quietly()
 
     def shrink(self) -> None:

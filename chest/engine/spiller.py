@@ -60,9 +60,11 @@ class Spiller(Generic[K]):
 
     def make_room(self) -> None:
         """Spill until memory is within the budget, or nothing more can leave; `OSError` if the disk refuses."""
-        state, cache = self.state, self.state.cache
-        if cache.policy.now >= state.growth.due:
-            state.look_for_growth()
+        state, cache, growth = self.state, self.state.cache, self.state.growth
+        before = cache.usage
+        if cache.policy.now >= growth.due and growth.seen(cache.policy.now, before):
+            state.size_anew()
+            growth.explained(cache.usage - before)
         for _ in range(ROUNDS):
             if cache.usage <= state.available:
                 return
@@ -80,13 +82,14 @@ class Spiller(Generic[K]):
         self._due = 0
         with state.lock, state.section:
             found = cache.unreferenced(most)
-            for (key, value, saved), same in zip(found, self._are_same([(one[1], one[2]) for one in found])):
-                if same or self._is_same(value, saved):
+            items: list[Item] = [(key, value, None, saved) for key, value, saved in found]
+            for (key, value, _, saved), same in zip(items, self._are_same(items)):
+                if same:
                     cache.let_go(key)
                 else:
                     cache.put(key, value, nbytes(value), saved)
                     del cache.given[key]
-        del found
+        del found, items
 
     def notice(self) -> None:
         """What was changed in place counts as set from now on.  Called with the lock, before a fork.
@@ -305,25 +308,28 @@ class Spiller(Generic[K]):
                 suspects.append(item)
             else:
                 saved[key] = before or UNKNOWN
-        sure = self._are_same([(item[1], item[3]) for item in suspects]) if suspects[1:] else [False]
-        for item, same in zip(suspects, sure):
-            if same or self._is_same(item[1], item[3], item[2]) or self._is_replaced(item[0], item[1]):
+        for item, same in zip(suspects, self._are_same(suspects)):
+            if same or self._is_replaced(item[0], item[1]):
                 saved[item[0]] = item[3] or UNKNOWN
             else:
                 new.append(item)
         return new
 
-    def _are_same(self, values: list[tuple[Any, Saved | None]]) -> list[bool]:
-        """For each value: is it surely as its bytes are?  `_is_same` tells of the others."""
-        try:
-            stamps = [saved[0] if saved else None for _, saved in values]
-            return self.state.codec.unchanged_many([value for value, _ in values], stamps)
-        except Exception as error:
-            if of_the_process(error):
-                raise
-            return [False] * len(values)  # one of them can no longer be dumped
+    def _are_same(self, items: list[Item]) -> list[bool]:
+        """For each value: is it as its bytes are?  Several are looked at together first, as that takes less time."""
+        same = [False] * len(items)
+        if items[1:]:
+            try:
+                same = self.state.codec.unchanged_many([item[1] for item in items],
+                                                       [saved[0] if saved else None for *_, saved in items])
+            except Exception as error:  # one of them can no longer be dumped
+                if of_the_process(error):
+                    raise
+        for place, (_, value, ref, saved) in enumerate(items):
+            same[place] = same[place] or self._is_same(value, saved, ref)
+        return same
 
-    def _is_same(self, value: Any, saved: Saved | None, ref: Ref | None = None) -> bool:
+    def _is_same(self, value: Any, saved: Saved | None, ref: Ref | None) -> bool:
         """Is the value as its bytes are, by what is known of them, or by those at ``ref``?  No, if nobody can tell."""
         try:
             return bool(saved is not None and saved[0] is not None and self.state.codec.unchanged(value, saved[0])) or (

@@ -242,13 +242,6 @@ class State(Generic[K]):
                 self.cache.size_anew()
                 self.large.update([key for key, size in self.cache.sizes.items() if size > self.available])
 
-    def look_for_growth(self) -> None:
-        """Size all values anew if the process grew by what their sizes do not explain."""
-        before = self.cache.usage
-        if self.growth.seen(self.cache.policy.now, before):
-            self.size_anew()
-            self.growth.explained(self.cache.usage - before)
-
     def forget(self) -> list[object]:
         """Forget values and index.  Returns the values, as `refresh` does."""
         with self.lock, self.section:

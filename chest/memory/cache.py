@@ -320,10 +320,10 @@ class Cache(Generic[K]):
         self.given.clear()
         self.saved = {key: self.saved.get(key, UNKNOWN) for key in self.values if refs.get(key) is not None}
         self.watch = dict.fromkeys(self.saved)
-        self.left = {key: found for key, found in self.left.copy().items() if refs.get(key) is not None
-                     and key not in self.values}
-        self.kept = {key: self.kept.get(key, 0) for key, (value, _) in self.left.copy().items()
-                     if type(value) is not _Reference}
+        left = {key: found for key, found in self.left.copy().items() if refs.get(key) is not None
+                and key not in self.values}
+        self.kept = {key: self.kept.get(key, 0) for key, (value, _) in left.items() if type(value) is not _Reference}
+        self.left = left  # last, as what is kept is among it at any time
         self._usage_beside = sum(self.kept.values())
         self.sizes = {key: nbytes(value) for key, value in self.values.items()}
         self.usage = sum(self.sizes.values())
