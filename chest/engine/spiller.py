@@ -82,14 +82,13 @@ class Spiller(Generic[K]):
         self._due = 0
         with state.lock, state.section:
             found = cache.unreferenced(most)
-            items: list[Item] = [(key, value, None, saved) for key, value, saved in found]
-            for (key, value, _, saved), same in zip(items, self._are_same(items)):
-                if same:
+            for key, value, saved in found:
+                if self._is_same(value, saved):
                     cache.let_go(key)
                 else:
                     cache.put(key, value, nbytes(value), saved)
                     del cache.given[key]
-        del found, items
+        del found
 
     def notice(self) -> None:
         """What was changed in place counts as set from now on.  Called with the lock, before a fork.
@@ -299,37 +298,17 @@ class Spiller(Generic[K]):
         put into ``saved``."""
         watch, values = self.state.cache.watch, self.state.cache.values
         new: list[Item] = []
-        suspects: list[Item] = []
         for item in items:
-            key, _, ref, before = item
-            if ref is None:
+            key, value, ref, before = item
+            may_differ = key in watch or key not in values
+            if ref is None or (may_differ and not self._is_same(value, before, ref)
+                               and not self._is_replaced(key, value)):
                 new.append(item)
-            elif key in watch or key not in values:
-                suspects.append(item)
             else:
                 saved[key] = before or UNKNOWN
-        for item, same in zip(suspects, self._are_same(suspects)):
-            if same or self._is_replaced(item[0], item[1]):
-                saved[item[0]] = item[3] or UNKNOWN
-            else:
-                new.append(item)
         return new
 
-    def _are_same(self, items: list[Item]) -> list[bool]:
-        """For each value: is it as its bytes are?  Several are looked at together first, as that takes less time."""
-        same = [False] * len(items)
-        if items[1:]:
-            try:
-                same = self.state.codec.unchanged_many([item[1] for item in items],
-                                                       [saved[0] if saved else None for *_, saved in items])
-            except Exception as error:  # one of them can no longer be dumped
-                if of_the_process(error):
-                    raise
-        for place, (_, value, ref, saved) in enumerate(items):
-            same[place] = same[place] or self._is_same(value, saved, ref)
-        return same
-
-    def _is_same(self, value: Any, saved: Saved | None, ref: Ref | None) -> bool:
+    def _is_same(self, value: Any, saved: Saved | None, ref: Ref | None = None) -> bool:
         """Is the value as its bytes are, by what is known of them, or by those at ``ref``?  No, if nobody can tell."""
         try:
             return bool(saved is not None and saved[0] is not None and self.state.codec.unchanged(value, saved[0])) or (

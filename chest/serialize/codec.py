@@ -8,7 +8,6 @@ import os
 import pickle
 import stat
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any, Callable, cast
@@ -207,15 +206,6 @@ class Codec:
             return compare.map_unchanged(value, stamp)
         return None if stamp is None else self.encode(value).whole_stamp() == stamp
 
-    def unchanged_many(self, values: Sequence[object], stamps: Sequence[Stamp]) -> list[bool]:
-        """For each of ``values``: is it surely as it was when it was given its stamp?  `unchanged` tells of the others.
-
-        Raises what dumping any of them raises.
-        """
-        if not self._own_dump or {*map(type, stamps)} != {int}:
-            return [False] * len(values)
-        return [hash(pickle.dumps(value, 5)) == stamp for value, stamp in zip(values, stamps)]
-
     def same(self, value: object, data: bytes) -> bool:
         """Is ``value`` as the bytes of its record, or of its file read whole, have it?
 
@@ -285,4 +275,4 @@ class _EncodingFile(io.BufferedWriter):
 
 
 _DUMPS = frozenset(method.__code__ for method in (
-    Codec.encode, Codec.dump_short, Codec.dump_to, Codec.unchanged, Codec.unchanged_many, compare.same_as_loaded))
+    Codec.encode, Codec.dump_short, Codec.dump_to, Codec.unchanged, compare.same_as_loaded))
