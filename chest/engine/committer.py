@@ -108,7 +108,7 @@ class Committer(Generic[K]):
         if not (strict and errors):
             errors += self._commit(plain, strict)
         if clean:
-            self.spiller.save(clean, leaves=True)
+            self.spiller.save(clean)
         self.spiller.sweep(len(cache.kept))
         self.spiller.make_room_quietly()  # what was written may have turned out to be larger
         return errors

@@ -71,7 +71,7 @@ class Spiller(Generic[K]):
             if self._due:
                 self.sweep(self._due)
             flight = Flight()
-            self._spill(flight, self._choose)
+            self.save(None, flight=flight)
             if not flight.keys:
                 return
 
@@ -123,25 +123,11 @@ class Spiller(Generic[K]):
             state.mend()
             if not state.known(key):
                 return False
-            while state.waited(key, loads=False):
+            while state.waited(key, loads=False):  # a sync, say, that is to find it written when it commits
                 pass
-        for _, error in self.save([key], leaves=True):
+        for _, error in self.save([key]):
             raise explain_dump(error, key, state.storage.path) from error
         return True
-
-    def save(self, keys: Sequence[K], leaves: bool) -> Errors:
-        """Write those of these keys' values that are not on disk as they are now.  With ``leaves`` they leave memory,
-        but for what other threads were given last.  Returns what went wrong; `OSError` if the system refused one."""
-        access, flight = self.state.cache.access, Flight()
-
-        def choose() -> Sequence[K]:
-            self.state.cache.take_hits()
-            if leaves:
-                access.release()
-            flight.given |= access.pinned()  # 1. B has a value in hand; 2. it is written; 3. B changes it
-            return keys
-
-        return self._spill(flight, choose, leaves)
 
     def _choose(self) -> list[K]:
         """The keys whose values leave, so that the rest fits into the budget; what threads were given last stays, and
@@ -186,9 +172,12 @@ class Spiller(Generic[K]):
             items += [(key, value, refs[key], as_saved) for key, value, as_saved in away if key in refs]
         return items
 
-    def _spill(self, flight: Flight, choose: Callable[[], Sequence[K]], leaves: bool = True) -> Errors:
-        """As `save`, of the keys that ``choose`` names, which is called with the lock."""
-        state = self.state
+    def save(self, keys: Sequence[K] | None, leaves: bool = True, flight: Flight | None = None) -> Errors:
+        """Write those of these keys' values that are not on disk as they are now; `None`: of those that leave to make
+        room.  With ``leaves`` they leave memory, but for what other threads were given last.  Returns what went wrong;
+        `OSError` if the system refused one.
+        """
+        state, access, flight = self.state, self.state.cache.access, flight or Flight()
         written: list[tuple[Item, Written]] = []
         saved: dict[K, Saved] = {}
         alone: set[K] | None = None
@@ -197,7 +186,14 @@ class Spiller(Generic[K]):
                 if state.torn:
                     state.mend()
                 torn, state.torn = state.torn, True
-                items = self._withdraw(choose(), flight)
+                if keys is None:
+                    keys = self._choose()
+                else:
+                    state.cache.take_hits()
+                    if leaves:
+                        access.release()
+                    flight.given |= access.pinned()  # 1. B has a value in hand; 2. it is written; 3. B changes it
+                items = self._withdraw(keys, flight)
                 flight.counts = list(map(references, map(_value_of, items)))
                 if not leaves:
                     # Now, and not behind the comparison: thread B may have one, change it then, and let go of it.
