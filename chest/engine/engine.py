@@ -212,7 +212,6 @@ class Engine(Generic[K]):
     # Saving and ending.
 
     def save(self, plain: bool, empty: bool, progress: Progress = silent) -> None:
-        """Write what is not on disk, and commit; see `Committer.save`."""
         self.writable().ensure_directory().committer.save(plain, empty, progress)
 
     def ensure_directory(self) -> Engine[K]:
@@ -228,7 +227,6 @@ class Engine(Generic[K]):
         return self
 
     def unsaved(self) -> int:
-        """The number of keys that this handle changed and did not commit."""
         return len(self.state.index.own()) if not self.temporary else 0
 
     def close(self, progress: Progress = silent) -> None:

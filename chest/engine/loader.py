@@ -35,8 +35,6 @@ PASSED = 1 << 20  # bytes that an iteration hands out together, and then lets go
 
 
 class Loader(Generic[K]):
-    """The way into memory."""
-
     def __init__(self, state: State[K], spiller: Spiller[K], on_miss: Callable[[K], Any]):
         self.state = state
         self.spiller = spiller

@@ -187,7 +187,6 @@ class State(Generic[K]):
         return key in self.index.refs or key in self.newest()
 
     def keys(self) -> list[K]:
-        """The keys there are at this moment, in order."""
         with self.lock:
             return list(self.newest())
 
@@ -235,7 +234,6 @@ class State(Generic[K]):
         return self.cache.remove(key)
 
     def size_anew(self) -> None:
-        """Size all values in memory, which may have grown in place.  O(values)."""
         with self.lock:
             self.mend()
             with self.section:
@@ -345,7 +343,6 @@ class State(Generic[K]):
     # Without the lock.
 
     def close(self) -> None:
-        """Let go of all that is held open; it is opened again where it is needed."""
         self.index.keys.close()
         self.storage.close()
 

@@ -138,7 +138,6 @@ class Cache(Generic[K]):
             self.resize(key, memory_of(self.values[key], length))
 
     def resize(self, key: K, size: int) -> None:
-        """The value of ``key`` takes so many bytes by now."""
         self.usage += size - self.sizes[key]
         self.sizes[key] = size
         self.policy.resized(key, size, key not in self.saved)
@@ -151,7 +150,6 @@ class Cache(Generic[K]):
                 self.resize(key, size)
 
     def take_hits(self) -> None:
-        """Tell the policy of the hits up to now."""
         if self.access.log:
             self.policy.used(self.access.take())
 
