@@ -165,19 +165,13 @@ def _register(kind: type | str, /) -> Callable[[_Sizer], _Sizer]:
         raise TypeError(f"nbytes.register takes a type or the name of one, not {kind!r}")
 
     def add(function: _Sizer) -> _Sizer:
-        global _plan, _plain, _nested
+        global _plain, _nested
         _registered[kind] = function
-        # A new table, not an emptied one: a thread that is choosing a plan just now puts it into the old table.
-        _plan = _plans()
+        _plans.cache_clear()
         _plain, _nested = (frozenset(one for one in kinds if _measure(one) is None) for kinds in (_PLAIN, _NESTED))
         return function
 
     return add
-
-
-def _plans() -> Callable[[type], _Plan]:
-    """Return `_choose` with a table.  The type is said here, as PyPy 7.3 takes no annotation of what is `global`."""
-    return lru_cache(_TYPES)(_choose)
 
 
 def _measure(kind: type) -> Callable[[Any], Any] | None:
@@ -317,7 +311,8 @@ _registered: dict[type | str, Callable[[Any], Any]] = {
                      "sklearn.neighbors._ball_tree.BallTree32", "sklearn.neighbors._kd_tree.KDTree",
                      "sklearn.neighbors._kd_tree.KDTree32", "sklearn.tree._tree.Tree"], _as_pickled),
 }
-_plan = _plans()
+_plans = lru_cache(_TYPES)(_choose)
+_plan: Callable[[type], _Plan] = _plans
 # What nobody registered of these types.
 _plain, _nested = _PLAIN, _NESTED
 

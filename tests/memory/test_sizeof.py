@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import types
+from collections.abc import Iterator
 from typing import Any, Callable, NamedTuple
 
 import pytest
@@ -34,11 +35,13 @@ def taken(*values: object) -> int:
 
 
 @pytest.fixture
-def registry(monkeypatch: pytest.MonkeyPatch) -> None:
+def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Forget after the test what it registers."""
     monkeypatch.setattr(sizeof, "_registered", dict(sizeof._registered))
-    for setting in ("_plan", "_plain", "_nested"):
+    for setting in ("_plain", "_nested"):
         monkeypatch.setattr(sizeof, setting, getattr(sizeof, setting))
+    yield
+    sizeof._plans.cache_clear()
 
 
 def test_plain_values_count_what_python_says() -> None:
