@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-__all__ = ["Counts", "Stats"]
+__all__ = ["Stats"]
 
 
 class Stats(NamedTuple):
@@ -30,9 +30,3 @@ class Stats(NamedTuple):
 
     def __getitem__(self, name: Any) -> Any:
         return getattr(self, name) if isinstance(name, str) else tuple.__getitem__(self, name)
-
-
-class Counts:
-    """The running counts, but for the hits that took no lock, which `Access` counts.  Changed with the lock."""
-
-    hits = misses = spills = bytes_read = bytes_written = 0

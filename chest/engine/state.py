@@ -19,7 +19,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any, Generic, TypeVar
 
 from chest.errors import ChestError, raised_by_signal
@@ -28,7 +28,7 @@ from chest.log import log
 from chest.memory.access import frames
 from chest.memory.budget import Growth
 from chest.memory.cache import Cache
-from chest.stats import Counts
+from chest.stats import Stats
 from chest.storage.base import Ref, Storage
 
 __all__ = ["Flight", "State", "nothing"]
@@ -112,7 +112,7 @@ class State(Generic[K]):
         self.storage = storage
         self.codec = storage.codec
         self.available = available
-        self.counts = Counts()
+        self.counts = SimpleNamespace(**Stats()._asdict())  # but for hits that took no lock, which `Access` counts
         self.growth = Growth(available)
         self.flights: dict[K, Flight] = {}
         self.writing: dict[Flight, None] = {}  # all that write, also where the keys are others' by now
