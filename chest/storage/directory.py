@@ -92,9 +92,8 @@ class Directory(Generic[K]):
                             continue
                         if encoded.nbytes >= small or new.opened:
                             note = encoded.note(key_checksum(key))
-                            size = encoded.nbytes + len(note)
-                            new.write([*encoded.pieces, note], size)
-                            done[place] = new.finish(size, stamp_of(data) if data else encoded.stamp)
+                            new.write([*encoded.pieces, note], encoded.nbytes + len(note))
+                            done[place] = new.finish(stamp_of(data) if data else encoded.stamp)
                             continue
                         data = without_mark(encoded.pieces)
                     batch.append((place, hash(data) if len(data) < LEAST else None, data))

@@ -47,7 +47,6 @@ class Loose(Generic[K]):
         self.packs = packs
         self.names = names
         self.durable = durable
-        self.exact = False  # the file system keeps times to the nanosecond: no need to ask what it made of one
         self.last = 0  # the time that the newest file was marked with, in ns
 
     @cached_property
@@ -151,8 +150,8 @@ class Loose(Generic[K]):
 class NewFile(Generic[K]):
     """The loose file of one value after another, while it is written.
 
-    Cost of a file: ``open``, ``fstat``, the journal's ``fstat`` and ``write``, ``writev``, ``utime``, ``close``; for a
-    large one on ext4 ``fallocate``, as well.
+    Cost of a file: ``open``, ``fstat``, the journal's ``fstat`` and ``write``, ``writev``, ``utime``, ``fstat``,
+    ``close``; for a large one on ext4 ``fallocate``, as well.
     """
 
     def __init__(self, loose: Loose[K]):
@@ -207,13 +206,12 @@ class NewFile(Generic[K]):
             return None
 
         self._name = loose.place(self.key, make)
-        status = loose.tree.open(self._name, system.READ, self.opened)
-        self.inode = status.st_ino
+        self.inode = loose.tree.open(self._name, system.READ, self.opened).st_ino
         loose.packs.note(self.inode, self._name)  # again, as the user's open may have put another file there
-        return self.finish(status.st_size, None)
+        return self.finish(None)
 
-    def finish(self, size: int, stamp: Stamp) -> Written:
-        """All ``size`` bytes are written: close the file."""
+    def finish(self, stamp: Stamp) -> Written:
+        """All is written: close the file."""
         loose, fd = self._loose, self.opened[0]
         # Marked with a time of its own, so that no two files that had one inode and size look the same; an odd one, so
         # that a file system that keeps tenths of microseconds, or less, cannot give it back unchanged.
@@ -223,19 +221,13 @@ class NewFile(Generic[K]):
         loose.last = when
         try:
             os.utime(fd if system.UTIME_BY_DESCRIPTOR else loose.tree.path(self._name), ns=(when, when))
-            exact = loose.exact
         except OSError as error:  # as on mounts where all files are one fixed user's: the system's own time has to do
             raise_of_a_signal(error)
-            exact = False
-        if not exact:
-            status = os.fstat(fd)
-            loose.exact = status.st_mtime_ns == when
-            when = status.st_mtime_ns
+        status = os.fstat(fd)  # the file system may keep times less exactly
         if loose.durable:
             system.sync_file(fd)
         os.close(self.opened.pop())
-        version = hash((self.inode if keeps_inodes(loose.device) else 0, size, when))  # as `version_of`
-        return _new(Written, (self._name, size, version, stamp, None))
+        return _new(Written, (self._name, status.st_size, version_of(status), stamp, None))
 
     def cancel(self) -> None:
         """Remove what was made for this key: a half-written file must not stay, whatever stopped us."""
