@@ -83,7 +83,7 @@ def open_parts(asked: str | os.PathLike[str] | None, settings: Settings, availab
     _check_settings(settings)
     codec = Codec(settings.dump, settings.load, settings.open, settings.mode, settings.mmap_mode, settings.trusted,
                   settings.durable)
-    names: Names[Any] = Names(settings.key_to_filename)
+    names = Names(settings.key_to_filename)
     if asked is None and settings.flag in "rw":
         raise ValueError(f"flag={settings.flag!r} says that the chest is there already; give its path=")
     path = _full_path(asked)

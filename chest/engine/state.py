@@ -106,7 +106,7 @@ def _is_answer(error: BaseException) -> bool:
 class State(Generic[K]):
     """The parts of one handle."""
 
-    def __init__(self, index: Index[K], storage: Storage[K], looks: bool, available: float):
+    def __init__(self, index: Index[K], storage: Storage, looks: bool, available: float):
         self.cache: Cache[K] = Cache(looks, max(BESIDE, available / 8))
         self.index = index
         self.storage = storage

@@ -5,15 +5,14 @@ A name is relative to the chest's directory, its parts joined by ``/`` on every 
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Iterable
-from typing import Any, Callable, Generic, TypeVar, Union
+from collections.abc import Iterable
+from typing import Any, Callable, Union
 from zlib import crc32
 
 from chest.errors import of_the_process
 
 __all__ = ["Names", "Ref", "digest", "inside", "key_checksum", "key_to_filename", "names_of", "usable_part"]
 
-K = TypeVar("K", bound=Hashable)
 
 Ref = Union[str, int]  # where a value lies: a loose file's relative name, with "/" between its parts; or a record
 
@@ -100,7 +99,7 @@ def names_of(refs: Iterable[Ref | None]) -> list[str]:
     return [ref for ref in refs if isinstance(ref, str) and inside(ref)]
 
 
-class Names(Generic[K]):
+class Names:
     """Which names of loose files are taken, and which is next for a key.
 
     A name is taken while an index gives it to a key, or would after a failed commit, and while it is ``reserved`` for
@@ -108,11 +107,11 @@ class Names(Generic[K]):
     of the index; it is asked when a name is needed first, so that opening a chest does not pay for it.
     """
 
-    def __init__(self, plain: Callable[[K], str] = key_to_filename):
+    def __init__(self, plain: Callable[[Any], str] = key_to_filename):
         self._plain = plain
         self.source: Callable[[], Iterable[Ref]] = list
         self.noted: set[Ref | None] = set()  # names that came since; all that are taken, once `_complete`
-        self.reserved: dict[K, str] = {}
+        self.reserved: dict[Any, str] = {}
         self._complete = False
 
     def renew(self) -> None:
@@ -120,7 +119,7 @@ class Names(Generic[K]):
         self._complete = False
         self.noted.clear()
 
-    def plain(self, key: K) -> str:
+    def plain(self, key: object) -> str:
         """What the user's ``key_to_filename`` makes of ``key``, or the md5 name where that will not do."""
         name = self._plain(key)
         if self._plain is key_to_filename and "/" not in name:
@@ -129,7 +128,7 @@ class Names(Generic[K]):
             return str.__str__(name)
         return digest(key)
 
-    def is_free(self, key: K, name: str) -> bool:
+    def is_free(self, key: object, name: str) -> bool:
         """May ``key`` have this name, as far as indexes tell?  Cost: O(keys) when asked first, or after `renew`."""
         if not self._complete:
             self.noted.update(ref for ref in self.source() if type(ref) is str)
@@ -137,7 +136,7 @@ class Names(Generic[K]):
             self._complete = True  # last, as another thread may ask meanwhile
         return name not in self.noted or self.reserved.get(key) == name
 
-    def next_free(self, key: K, usable: Callable[[str], bool], plain: str = "") -> str:
+    def next_free(self, key: object, usable: Callable[[str], bool], plain: str = "") -> str:
         """The ``plain`` name (or the key's) if it is usable, else the first of ``name~1``, ``name~2``, … that is."""
         plain = plain or self.plain(key)
         name, n = plain, 0
@@ -146,14 +145,14 @@ class Names(Generic[K]):
             name = f"{plain}~{n}"
         return name
 
-    def reserve(self, key: K, choose: Callable[[], str]) -> str:
+    def reserve(self, key: object, choose: Callable[[], str]) -> str:
         """The name that is kept for ``key`` until its value is written or it is deleted: chosen now if none is yet."""
         if key not in self.reserved:
             name = self.reserved[key] = choose()
             self.noted.add(name)
         return self.reserved[key]
 
-    def release(self, key: K) -> None:
+    def release(self, key: object) -> None:
         """Give up what was reserved for ``key``, if anything was."""
         if key in self.reserved:
             self.noted.discard(self.reserved.pop(key))

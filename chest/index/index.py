@@ -48,7 +48,7 @@ class Index(Generic[K]):
       no key names.
     """
 
-    def __init__(self, keys: Keys, names: Names[K]):
+    def __init__(self, keys: Keys, names: Names):
         self.keys = keys
         self.names = names
         names.source = self.known_refs

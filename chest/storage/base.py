@@ -1,8 +1,8 @@
 """What every storage can do, and what it says of a value: `Storage`, `Ref`, `Written`, `Loaded`."""
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from chest.index.filenames import Ref
 
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 __all__ = ["CRC", "LENGTH", "OFFSET", "PACK", "PACKS", "Loaded", "Ref", "Storage", "Written", "attempt", "batches",
            "file_of", "offset_of", "pack_of", "record_size"]
 
-K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
 # A ref that is an int is a record: pack << PACK | offset << OFFSET | length << LENGTH | crc, with 40 random bits
@@ -83,7 +82,7 @@ class Loaded(NamedTuple):
     stamp: Stamp
 
 
-class Storage(Protocol[K]):
+class Storage(Protocol):
     """Where the bytes of values lie.  Bytes that were written once are never changed.  Any thread calls any method.
 
     What the system refuses is an `OSError`, a value that is gone a `FileNotFoundError`, bytes that are proven to be
@@ -94,11 +93,11 @@ class Storage(Protocol[K]):
     remote: bool
     codec: Codec
 
-    def write(self, items: Sequence[tuple[K, object]], small: int) -> list[Written]:
+    def write(self, items: Sequence[tuple[object, object]], small: int) -> list[Written]:
         """Write each value to new bytes; those that serialise to fewer than ``small`` bytes into packs."""
     def load(self, ref: Ref, owner: int = 0) -> Loaded:
         """The value at ``ref``; `DamagedError` if its file is that of a key with another checksum than ``owner``."""
-    def load_many(self, refs: Sequence[Ref], keys: Sequence[K] = ()) -> Iterator[Loaded | Exception]:
+    def load_many(self, refs: Sequence[Ref], keys: Sequence[object] = ()) -> Iterator[Loaded | Exception]:
         """The values in order, or what went wrong with each; small ones are read ahead: ask for 1,000 at most."""
     def same(self, ref: Ref, value: object) -> bool:
         """Is the value as its bytes are?  `False` if nobody can tell, as they are gone or damaged."""
@@ -106,7 +105,7 @@ class Storage(Protocol[K]):
         """Bytes that the value takes on disk, 0 if it is gone."""
     def version(self, ref: Ref) -> int | None:
         """What tells this file from others that had its name or will have it; 0 for a record, `None` if it is gone."""
-    def link(self, key: K, other: Storage[K], ref: Ref) -> Written:
+    def link(self, key: object, other: Storage, ref: Ref) -> Written:
         """Give the bytes of another storage's value to ``key`` here.  `OSError` where that cannot be."""
     def remove(self, refs: Iterable[Ref]) -> None:
         """Remove values.  One that is gone already is as well.  Records need nothing."""
@@ -117,12 +116,12 @@ class Storage(Protocol[K]):
         superseded was removed."""
     def left_bytes(self) -> None:
         """Bytes may be there, or a file may, that nothing names: they stay listed until `reclaim` has looked."""
-    def compact(self, refs: Mapping[K, Ref | None]) -> dict[int, int]:
+    def compact(self, refs: Mapping[Any, Ref | None]) -> dict[int, int]:
         """Copy records out of packs that hold little else than garbage.  Returns old and new ref of each."""
     def reclaim(self, refs: Collection[Ref]) -> None:
         """Remove what no commit names and no living writer has made just now; the caller has the directory's lock,
         ``refs`` are all that are committed."""
-    def reserve(self, key: K) -> str:
+    def reserve(self, key: object) -> str:
         """The name that the next file of ``key`` will have, as far as anyone can tell now; kept for the key."""
     def file(self, ref: Ref) -> str:
         """The full path of a value's file, for people."""

@@ -5,9 +5,9 @@ import errno
 import io
 import os
 import stat
-from collections.abc import Generator, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
-from typing import TYPE_CHECKING, Any, Callable, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Callable
 
 from chest.errors import ChestError, DamagedError, raise_of_a_signal
 from chest.index.filenames import Names, key_checksum, names_of
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Directory"]
 
-K = TypeVar("K", bound=Hashable)
 Record = tuple[int, "Stamp", bytes]  # its place among the items, and its bytes
 
 BATCH = 4 << 20  # bytes of records that one append takes
@@ -37,12 +36,12 @@ _new = tuple.__new__  # makes a Written or a Loaded without a call of Python
 _WAITS = Written(None, 0, 0, None, None)  # stands for a value that is not written yet
 
 
-class Directory(Generic[K]):
+class Directory:
     """The values of one directory, as one handle writes and reads them.  `Storage` says what each method does."""
 
     remote = False
 
-    def __init__(self, path: str, codec: Codec, names: Names[K], open_many: Callable[..., Any] | None = None):
+    def __init__(self, path: str, codec: Codec, names: Names, open_many: Callable[..., Any] | None = None):
         self.path = path
         self.codec = codec
         self._open_many = open_many
@@ -56,7 +55,7 @@ class Directory(Generic[K]):
 
     # Out.
 
-    def write(self, items: Sequence[tuple[K, object]], small: int) -> list[Written]:
+    def write(self, items: Sequence[tuple[object, object]], small: int) -> list[Written]:
         """Small values become records of this handle's pack, one append for 4 MB of them; others loose files.
 
         An `Exception` of one item is its ``Written.error``; others go on.  Anything else comes out, and no file of this
@@ -125,7 +124,7 @@ class Directory(Generic[K]):
             for place in names.values():
                 done[place] = Written(None, 0, 0, None, error)
 
-    def _append(self, batch: list[Record], done: list[Written], items: Sequence[tuple[K, object]]) -> None:
+    def _append(self, batch: list[Record], done: list[Written], items: Sequence[tuple[object, object]]) -> None:
         """Write records, and put what became of them in their places in ``done``."""
         try:
             refs = self._packs.append([data for *_, data in batch])
@@ -139,7 +138,7 @@ class Directory(Generic[K]):
             for ref, (place, stamp, data) in zip(refs, batch):
                 done[place] = _new(Written, (ref, len(data), 0, stamp, None))
 
-    def link(self, key: K, other: Storage[K], ref: Ref) -> Written:
+    def link(self, key: object, other: Storage, ref: Ref) -> Written:
         """A hard link to the other's loose file, or a copy of a record's bytes."""
         if not isinstance(other, Directory):
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), other.path)
@@ -169,7 +168,7 @@ class Directory(Generic[K]):
             if version_of(before) == version_of(status):
                 return Loaded(value, status.st_size, version_of(status), None)
 
-    def load_many(self, refs: Sequence[Ref], keys: Sequence[K] = ()) -> Iterator[Loaded | Exception]:
+    def load_many(self, refs: Sequence[Ref], keys: Sequence[object] = ()) -> Iterator[Loaded | Exception]:
         """Small records are all read at once, in the order of their places."""
         found: dict[Any, bytes] = self._packs.read_many([ref for ref in refs if type(ref) is int])
         decode, opens = self.codec.decode, self._open_many is not None

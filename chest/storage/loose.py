@@ -4,10 +4,9 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Hashable
 from contextlib import suppress
 from functools import cached_property
-from typing import TYPE_CHECKING, Callable, Generic, TypeVar
+from typing import TYPE_CHECKING, Callable
 
 from chest.errors import ChestError, DumpError, raise_of_a_signal
 from chest.index.filenames import Names, digest, inside
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Loose", "NewFile", "version_of"]
 
-K = TypeVar("K", bound=Hashable)
 
 PREALLOCATED = 1 << 20  # bytes of a file from which on its room is reserved before it is written
 
@@ -39,10 +37,10 @@ def version_of(status: os.stat_result) -> int:
     return hash((status.st_ino if keeps_inodes(status.st_dev) else 0, status.st_size, status.st_mtime_ns))
 
 
-class Loose(Generic[K]):
+class Loose:
     """The loose files of a directory, as one handle names them, and what it knows of the file system."""
 
-    def __init__(self, tree: Tree, packs: Packs, names: Names[K], durable: bool):
+    def __init__(self, tree: Tree, packs: Packs, names: Names, durable: bool):
         self.tree = tree
         self.packs = packs
         self.names = names
@@ -54,7 +52,7 @@ class Loose(Generic[K]):
         """The number of the file system, which tells what there is to know of it."""
         return os.stat(self.tree.root).st_dev
 
-    def wanted(self, key: K) -> str:
+    def wanted(self, key: object) -> str:
         """The name reserved for ``key``, or its plain one.  Where neither inode nor time tells two files apart, one
         that never comes again.
 
@@ -69,7 +67,7 @@ class Loose(Generic[K]):
                     return f"{name}~{int.from_bytes(os.urandom(4), 'big')}"
         return name
 
-    def place(self, key: K, make: Callable[[str], object]) -> str:
+    def place(self, key: object, make: Callable[[str], object]) -> str:
         """Call ``make`` with the wanted name of ``key``, then with ``~1``, ``~2`` … behind it, until it succeeds.
 
         It raises `FileExistsError` where something stands.  Returns the name: an md5 where the disk does not take the
@@ -92,7 +90,7 @@ class Loose(Generic[K]):
                 raise
             return self.names.next_free(key, usable, digest(key))
 
-    def reserve(self, key: K) -> str:
+    def reserve(self, key: object) -> str:
         return self.names.reserve(key, lambda: self.names.next_free(key, self.is_free))
 
     def is_free(self, name: str) -> bool:
@@ -115,7 +113,7 @@ class Loose(Generic[K]):
         with system.Opened() as opened:
             return self.open(name, opened)
 
-    def link(self, key: K, source: Loose[K], name: str) -> Written:
+    def link(self, key: object, source: Loose, name: str) -> Written:
         """A second name, for ``key``, of the file ``name`` of another directory.  `OSError` where that cannot be."""
         linked = ""
 
@@ -147,16 +145,16 @@ class Loose(Generic[K]):
         return Written(linked, status.st_size, version_of(status), None, None)
 
 
-class NewFile(Generic[K]):
+class NewFile:
     """The loose file of one value after another, while it is written.
 
     Cost of a file: ``open``, ``fstat``, the journal's ``fstat`` and ``write``, ``writev``, ``utime``, ``fstat``,
     ``close``; for a large one on ext4 ``fallocate``, as well.
     """
 
-    def __init__(self, loose: Loose[K]):
+    def __init__(self, loose: Loose):
         self._loose = loose
-        self.key: K
+        self.key: object
         self.opened = system.Opened()  # the file, once it is made
         self.inode = 0  # of the file that was made for this key
         self._name = ""

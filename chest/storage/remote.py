@@ -11,8 +11,8 @@ import errno
 import os
 import re
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from chest.errors import ChestError, DamagedError, of_the_process
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Remote", "connect"]
 
-K = TypeVar("K", bound=Hashable)
 
 _OURS = re.compile(r"~[a-z2-7]{12}-([0-9a-f]+)\Z")  # the end of a name: 60 random bits, and the size in bytes
 _ROOM = 220  # bytes of a name's last part that leave room for it: file systems allow 255
@@ -39,7 +38,7 @@ _GAP = 2**14  # bytes between two records of a pack that are rather read than as
 
 
 def connect(url: str, storage_options: Mapping[str, Any] | None, codec: Codec,
-            names: Names[K]) -> tuple[Remote[K], RemoteKeys]:
+            names: Names) -> tuple[Remote, RemoteKeys]:
     """The values and the index at ``url``.
 
     `ImportError` without the packages for this kind of URL, `ValueError` for an unknown kind, `OSError` without answer,
@@ -52,7 +51,7 @@ def connect(url: str, storage_options: Mapping[str, Any] | None, codec: Codec,
     return Remote(store, codec, names, keys), keys
 
 
-class Remote(Generic[K]):
+class Remote:
     """A `Storage` in a store.  A ref never comes again, so that all versions are 0.
 
     A pack is put whole by one `write`.  As nobody can tell whether a pack's writer is alive, only packs that a commit
@@ -62,7 +61,7 @@ class Remote(Generic[K]):
 
     remote = True
 
-    def __init__(self, store: Store, codec: Codec, names: Names[K], keys: RemoteKeys):
+    def __init__(self, store: Store, codec: Codec, names: Names, keys: RemoteKeys):
         self.path, self.codec = store.path, codec
         self._store, self._names, self._keys = store, names, keys
         self._sizes: dict[int, int] = {}  # bytes of the packs that this handle made, or has seen in a listing
@@ -73,7 +72,7 @@ class Remote(Generic[K]):
 
     # Out.
 
-    def write(self, items: Sequence[tuple[K, object]], small: int) -> list[Written]:
+    def write(self, items: Sequence[tuple[object, object]], small: int) -> list[Written]:
         """Small values, but for those whose names were reserved, share objects of up to 32 MB."""
         done: list[Written] = []
         try:
@@ -123,11 +122,11 @@ class Remote(Generic[K]):
             return [one if one.error else Written(None, 0, 0, None, error) for one in done]
         return done
 
-    def reserve(self, key: K) -> str:
+    def reserve(self, key: object) -> str:
         """The name that the next object of ``key`` will have, which then lies in no pack."""
         return self._names.reserve(key, lambda: _new_name(self._names, key))
 
-    def link(self, key: K, other: Storage[K], ref: Ref) -> Written:
+    def link(self, key: object, other: Storage, ref: Ref) -> Written:
         """No store has hard links: `OSError`, and the caller copies."""
         raise OSError(errno.EXDEV, "no hard links", self.path)
 
@@ -136,7 +135,7 @@ class Remote(Generic[K]):
     def load(self, ref: Ref, owner: int = 0) -> Loaded:
         return self._loaded(ref, self._get([ref])[ref])
 
-    def load_many(self, refs: Sequence[Ref], keys: Sequence[K] = ()) -> Iterator[Loaded | Exception]:
+    def load_many(self, refs: Sequence[Ref], keys: Sequence[object] = ()) -> Iterator[Loaded | Exception]:
         """Up to 32 MB and one value are got at once."""
         for batch in batches(refs, _AT_ONCE, _weight):
             found = self._get(batch)
@@ -226,7 +225,7 @@ class Remote(Generic[K]):
 
     make = committing = left_bytes = reclaim = clear_away = _nothing
 
-    def compact(self, refs: Mapping[K, Ref | None]) -> dict[int, int]:
+    def compact(self, refs: Mapping[Any, Ref | None]) -> dict[int, int]:
         """Copy the records of committed packs that hold more than twice what lives in them to a new pack.
 
         Cost: O(keys); one listing for a handle that meets packs of others.  The old ones go with the commit.
@@ -268,7 +267,7 @@ class Remote(Generic[K]):
         self._store.after_fork()
 
 
-def _new_name(names: Names[K], key: K) -> str:
+def _new_name(names: Names, key: object) -> str:
     plain = names.plain(key)
     if len(plain.rpartition("/")[2].encode("utf-8")) > _ROOM:
         plain = digest(key)
