@@ -90,9 +90,10 @@ def open_parts(asked: str | os.PathLike[str] | None, settings: Settings, availab
     storage: Any
     keys: Any
     if "://" in path:  # for fsspec
-        from chest.storage import remote
+        from chest.storage.remote import Remote
 
-        storage, keys = remote.connect(path, settings.storage_options, codec, names)
+        storage = Remote(path, settings.storage_options, codec, names)
+        keys = storage.keys
         is_there = keys.changed()  # as none was read
     elif settings.storage_options is not None:
         raise ValueError(f"storage_options are for a path that is a URL, such as s3://bucket/run, not for {path}")

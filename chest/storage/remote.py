@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from chest.serialize.codec import Codec, Stamp
     from chest.storage.base import Storage
 
-__all__ = ["Remote", "connect"]
+__all__ = ["Remote"]
 
 
 _OURS = re.compile(r"~[a-z2-7]{12}-([0-9a-f]+)\Z")  # the end of a name: 60 random bits, and the size in bytes
@@ -37,22 +37,11 @@ _AT_ONCE = 32 * 2**20  # bytes after which no further object goes along: so many
 _GAP = 2**14  # bytes between two records of a pack that are rather read than asked for separately
 
 
-def connect(url: str, storage_options: Mapping[str, Any] | None, codec: Codec,
-            names: Names) -> tuple[Remote, RemoteKeys]:
-    """The values and the index at ``url``.
+class Remote:
+    """A `Storage` at ``url``.  A ref never comes again, so that all versions are 0; ``keys`` is the index there.
 
     `ImportError` without the packages for this kind of URL, `ValueError` for an unknown kind, `OSError` without answer,
     `ChestError` for an ``open`` of the user's.
-    """
-    if not codec.local:
-        raise ChestError("open= is for files of a directory: at a URL let dump= and load= compress what they write")
-    store = Store(url, storage_options or {})
-    keys = RemoteKeys(store, codec)
-    return Remote(store, codec, names, keys), keys
-
-
-class Remote:
-    """A `Storage` in a store.  A ref never comes again, so that all versions are 0.
 
     A pack is put whole by one `write`.  As nobody can tell whether a pack's writer is alive, only packs that a commit
     named are compacted or removed; what a writer left that was killed before stays until the chest is dropped.
@@ -61,9 +50,13 @@ class Remote:
 
     remote = True
 
-    def __init__(self, store: Store, codec: Codec, names: Names, keys: RemoteKeys):
-        self.path, self.codec = store.path, codec
-        self._store, self._names, self._keys = store, names, keys
+    def __init__(self, url: str, storage_options: Mapping[str, Any] | None, codec: Codec, names: Names):
+        if not codec.local:
+            raise ChestError("open= is for files of a directory: at a URL let dump= and load= compress what they write")
+        self._store = Store(url, storage_options or {})
+        self.path, self.codec = self._store.path, codec
+        self.keys = RemoteKeys(self._store, codec)
+        self._names = names
         self._sizes: dict[int, int] = {}  # bytes of the packs that this handle made, or has seen in a listing
         self._new: dict[int, set[Ref]] = {}  # packs of this handle's that no commit named whole, and what is left there
 
@@ -212,7 +205,7 @@ class Remote:
 
     def committed(self, plain: bool = False, pending: bool = False) -> None:
         """Remove the packs that a commit named once, and the newest does not."""
-        named, known = self._keys.named, self._keys.known
+        named, known = self.keys.named, self.keys.known
         if not pending:  # nothing that is left in a pack waits for another commit
             for pack in named & self._new.keys():
                 self._new.pop(pack, None)

@@ -29,7 +29,7 @@ from fsspec.asyn import AsyncFileSystem  # noqa: E402
 from fsspec.implementations.memory import MemoryFileSystem  # noqa: E402
 from storage.servers import S3, SFTP  # noqa: E402
 
-from chest.storage.remote import connect  # noqa: E402
+from chest.storage.remote import Remote  # noqa: E402
 from chest.storage.store import redacted  # noqa: E402
 
 pytestmark = [
@@ -125,9 +125,9 @@ class Place:
         self.fs = getattr(self.fs, "fs", self.fs)
 
     def open(self, codec=None, **settings):
-        values, keys = connect(self.url, self.options, codec or Codec(**settings), Names())
+        values = Remote(self.url, self.options, codec or Codec(**settings), Names())
         values.make()
-        return values, keys
+        return values, values.keys
 
     def names(self):
         try:
@@ -564,17 +564,17 @@ def test_values_are_kept_as_the_user_writes_them(place, settings, loads):
 
 def test_what_is_missing_is_said_in_one_sentence(monkeypatch):
     with pytest.raises(ChestError, match="open= is for"):
-        connect("memory://a", None, Codec(open=gzip.open), Names())
+        Remote("memory://a", None, Codec(open=gzip.open), Names())
     with pytest.raises(ValueError, match="no chest at gopher://host/run"):
-        connect("gopher://host/run", None, Codec(), Names())
+        Remote("gopher://host/run", None, Codec(), Names())
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "s3fs", None)
         without.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
         with pytest.raises(ImportError, match="package that is not installed: Install s3fs"):
-            connect("s3://bucket/run", None, Codec(), Names())
+            Remote("s3://bucket/run", None, Codec(), Names())
     monkeypatch.setitem(sys.modules, "fsspec", None)
     with pytest.raises(ImportError, match=r"not installed: pip install 'chest\[remote\]'"):
-        connect("memory://a", None, Codec(), Names())
+        Remote("memory://a", None, Codec(), Names())
 
 
 # Secrets.
@@ -599,7 +599,8 @@ def test_no_error_and_no_text_has_a_secret(what):
     def refuse(called, path):
         raise ConnectionResetError(104, f"cannot connect to {url} ({path}) with AKIA77, pass word, sesame")
 
-    values, keys = connect(url, {"key": "AKIA77", "nested": {"secret": "pass word"}}, Codec(), Names())
+    values = Remote(url, {"key": "AKIA77", "nested": {"secret": "pass word"}}, Codec(), Names())
+    keys = values.keys
     Objects.before = staticmethod(refuse)
     told = [values.path, repr(values), repr(keys), values.file("x"), keys.path]
     work = {"load": lambda: values.load("x"), "changed": keys.changed, "replace": lambda: keys.replace(PAIRS),
