@@ -5,7 +5,6 @@ changes is noted in ``pending`` before, and `Index.rebuild` makes all else agree
 """
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Hashable, Mapping
 from contextlib import AbstractContextManager, suppress
 from typing import Any, Callable, Generic, Protocol, TypeVar
@@ -228,12 +227,9 @@ class Index(Generic[K]):
         O(keys) for a list.
         """
         own = self.own()
-        times = Counter(own) if len({*own}) < len(own) else {}
-        # Whose hash changed: nobody finds them, or they came again, beside what they were.
-        astray = [key for key in own if key not in self.pending or (key in times and times[key] > 1)]
+        astray = [key for key in own if key not in self.pending]  # as their hash changed
         refused: list[tuple[K, Exception]] = [(key, DumpError("its hash changed since it was set")) for key in astray]
-        lost = set(map(id, astray))
-        done = [key for key in own if id(key) not in lost and self.refs.get(key, "") is not None]
+        done = [key for key in dict.fromkeys(own) if key in self.pending and self.refs.get(key, "") is not None]
         try:
             if not (strict and astray):
                 self._write(done, plain, moved or {})
