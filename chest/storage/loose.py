@@ -193,15 +193,12 @@ class NewFile:
         def make(name: str) -> None:
             with loose.tree.entry(name, make=True):
                 pass
-            for again in False, True:  # what was there may just have been removed
-                try:
-                    return codec.dump_to(value, loose.tree.path(name), lambda inode: loose.packs.note(inode, name))
-                except FileExistsError as error:
-                    if not loose.is_free(name):
-                        raise
-                    if again:
-                        raise DumpError(f"dump= says that a file is there already: {error}") from error
-            return None
+            try:
+                codec.dump_to(value, loose.tree.path(name), lambda inode: loose.packs.note(inode, name))
+            except FileExistsError as error:
+                if loose.is_free(name):
+                    raise DumpError(f"dump= says that a file is there already: {error}") from error
+                raise
 
         self._name = loose.place(self.key, make)
         self.inode = loose.tree.open(self._name, system.READ, self.opened).st_ino
