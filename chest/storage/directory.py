@@ -159,14 +159,12 @@ class Directory:
             raise ChestError(f"the index of {self.path} says that a value lies at {ref!r}: do not trust this chest")
         with system.Opened() as opened:
             status = self._loose.open(ref, opened)
+            stamp: Stamp = None
             if self.codec.native:
                 value, stamp = self.codec.load_file(opened[0], status, owner)
-                return _new(Loaded, (value, status.st_size, version_of(status), stamp))
-        while True:  # the user's own load and open take a path: so the file is looked at before and after
-            before, value = status, self.codec.load_from(self._tree.path(ref))
-            status = self._loose.look(ref)
-            if version_of(before) == version_of(status):
-                return Loaded(value, status.st_size, version_of(status), None)
+            else:  # the user's own load and open take a path: should another file be there by now, the index is newer
+                value = self.codec.load_from(self._tree.path(ref))
+            return _new(Loaded, (value, status.st_size, version_of(status), stamp))
 
     def load_many(self, refs: Sequence[Ref], keys: Sequence[object] = ()) -> Iterator[Loaded | Exception]:
         """Small records are all read at once, in the order of their places."""
