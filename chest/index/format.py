@@ -166,11 +166,7 @@ class Parser:
             from chest.serialize import restricted
 
             return restricted.loads(data, whole=True)
-        stream = io.BytesIO(data)
-        found = pickle.load(stream)
-        if stream.tell() != len(data):
-            raise DamagedError("something stands behind the end of the list")
-        return found
+        return pickle.loads(data)
 
     @contextmanager
     def explaining(self) -> Iterator[None]:

@@ -218,7 +218,7 @@ def test_a_list_of_the_original_is_read_and_not_appended_to_and_another_format_i
         assert content(keys) == data
 
 
-@pytest.mark.parametrize("data", [b"", b"\x80", b"no pickle", pickle.dumps(PAIRS)[:-5], pickle.dumps(PAIRS) + b"x",
+@pytest.mark.parametrize("data", [b"", b"\x80", b"no pickle", pickle.dumps(PAIRS)[:-5],
                                   *map(pickle.dumps, ([1, 2], [("x",)], [({}, "x")], [("x", 1.5)],
                                                       None, 1, "text", [("x", "x", "x")])),
                                   *[whole_list(PAIRS)[:-cut] for cut in (1, 10, 24, 25, 60)],
