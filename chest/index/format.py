@@ -26,8 +26,8 @@ from chest.log import log
 if TYPE_CHECKING:
     from chest.serialize.codec import Codec
 
-__all__ = ["KEYS", "Pairs", "Parser", "Refs", "alike", "dumped", "put", "read_anew", "record", "whole_list",
-           "written_by"]
+__all__ = ["KEYS", "Pairs", "Refs", "alike", "dumped", "explained", "parse", "parse_records", "put", "read_anew",
+           "record", "whole_list", "written_by"]
 
 Pairs = list[tuple[Any, Optional[Ref]]]  # a ref of None says that the key was deleted
 Refs = dict[Any, Optional[Ref]]
@@ -97,91 +97,88 @@ def written_by(data: bytes) -> tuple[int, str] | None:
     return int(words[1]), words[2].decode("ascii", "replace")
 
 
-class Parser:
-    """Makes pairs of the bytes of the index at ``path``, which was written as ``codec`` says, or as chest does."""
+def parse(data: bytes, path: str, codec: Codec, load: Callable[[], Any]) -> tuple[Refs, int, int]:
+    """All pairs of the index at ``path``, whose bytes are ``data``; where the list and its footer end, 0 if others
+    wrote it; and where the whole records do.
 
-    def __init__(self, path: str, codec: Codec):
-        self._path = path
-        self._codec = codec
-
-    def whole(self, data: bytes, load: Callable[[], Any]) -> tuple[Refs, int, int]:
-        """All pairs; where the list and its footer end, 0 if others wrote it; and where the whole records do.
-
-        ``load`` reads with the user's settings what chest did not write: with them, as a pickle, or 0.2.3.
-        """
-        writer = written_by(data[:260])
-        if writer is None:
-            if END_OF_LIST in data:
-                raise DamagedError("the first bytes of the list are not those that chest wrote")
-            try:
-                return checked(read_anew(self._unpickled(data) if self._codec.native else load())), 0, 0
-            except Exception as error:
-                if self._codec.native or of_the_process(error):
-                    raise
-                try:
-                    return checked(read_anew(self._unpickled(data))), 0, 0
-                except Exception:
-                    raise error from None
-        if writer[0] != FORMAT:
-            raise ChestError(f"{self._path} was written by chest {printable(writer[1])} in format {writer[0]}, which "
-                             f"this one ({__version__}) does not know; upgrade chest to open it")
-        stop = end = 0
-        while not end:
-            stop = data.find(END_OF_LIST, stop + 1)  # it may stand in a key, too
-            if stop < 0:
-                raise DamagedError("the checksum of the list is wrong")
-            footer = _sealed(_FOOTER.pack(END_OF_LIST, stop, crc32(memoryview(data)[:stop])))
-            end = stop + len(footer) if data.startswith(footer, stop) else 0
-        refs = checked(self._unpickled(data[:stop]))
-        changes, length = self.changes(data[end:])
-        for key, ref in changes:
-            put(refs, key, ref)
-        return refs, end, end + length
-
-    def changes(self, data: bytes) -> tuple[Pairs, int]:
-        """What the whole records in ``data`` say, and where they end.  `DamagedError` unless the rest is torn."""
-        changes: Pairs = []
-        start = 0
-        while start < len(data):
-            begin = start + _HEAD.size + _CRC
-            place, found, written = start, data[start : start + len(_MAGIC)], _MAGIC
-            if data[start:begin] == _sealed(_MAGIC + data[start + len(_MAGIC) : begin - _CRC]):
-                _, length, checksum = _HEAD.unpack_from(data, start)
-                place = begin + length
-                found, written = data[place : place + len(_TRAILER)], _TRAILER
-                if found == _TRAILER and crc32(data[begin:place]) == checksum:
-                    changes += self._unpickled(data[begin:place])
-                    start = place + len(_TRAILER)
-                    continue
-            if data.find(_TRAILER, place) >= 0 or any(byte not in (0, right) for byte, right in zip(found, written)):
-                raise DamagedError(f"the commit at byte {start} behind the list is damaged")
-            log("debug", "%s ends in a torn record, which was never committed", self._path)
-            break
-        checked(changes, {str, int, type(None)})
-        return changes, start
-
-    def _unpickled(self, data: bytes) -> Any:
-        """What is pickled in ``data``: if it is a stranger's, without running code of it."""
-        if not self._codec.trusted:
-            from chest.serialize import restricted
-
-            return restricted.loads(data, whole=True)
-        return pickle.loads(data)
-
-    @contextmanager
-    def explaining(self) -> Iterator[None]:
-        """What goes wrong in reading the index comes out as a `LoadError`, or `OSError`, that names it."""
+    ``load`` reads with the user's settings what chest did not write: with them, as a pickle, or 0.2.3.
+    """
+    writer = written_by(data[:260])
+    if writer is None:
+        if END_OF_LIST in data:
+            raise DamagedError("the first bytes of the list are not those that chest wrote")
         try:
-            yield
+            return checked(read_anew(_unpickled(data, codec) if codec.native else load())), 0, 0
         except Exception as error:
-            if type(error) is ChestError or of_the_process(error):
+            if codec.native or of_the_process(error):
                 raise
-            if refused(error):
-                raise explain_os(error, "read the index", self._path) from error
-            told = str(error) if isinstance(error, LoadError) else f"{type(error).__name__}: {error}"
-            raise (DamagedError if isinstance(error, DamagedError) else LoadError)(
-                f"the index {self._path} cannot be read ({told}); nothing was changed. Open the chest with the dump, "
-                f"load, open and mode that it was written with, or put the file back from a copy") from error
+            try:
+                return checked(read_anew(_unpickled(data, codec))), 0, 0
+            except Exception:
+                raise error from None
+    if writer[0] != FORMAT:
+        raise ChestError(f"{path} was written by chest {printable(writer[1])} in format {writer[0]}, which "
+                         f"this one ({__version__}) does not know; upgrade chest to open it")
+    stop = end = 0
+    while not end:
+        stop = data.find(END_OF_LIST, stop + 1)  # it may stand in a key, too
+        if stop < 0:
+            raise DamagedError("the checksum of the list is wrong")
+        footer = _sealed(_FOOTER.pack(END_OF_LIST, stop, crc32(memoryview(data)[:stop])))
+        end = stop + len(footer) if data.startswith(footer, stop) else 0
+    refs = checked(_unpickled(data[:stop], codec))
+    changes, length = parse_records(data[end:], path, codec)
+    for key, ref in changes:
+        put(refs, key, ref)
+    return refs, end, end + length
+
+
+def parse_records(data: bytes, path: str, codec: Codec) -> tuple[Pairs, int]:
+    """What the whole records in ``data`` say, and where they end.  `DamagedError` unless the rest is torn."""
+    changes: Pairs = []
+    start = 0
+    while start < len(data):
+        begin = start + _HEAD.size + _CRC
+        place, found, written = start, data[start : start + len(_MAGIC)], _MAGIC
+        if data[start:begin] == _sealed(_MAGIC + data[start + len(_MAGIC) : begin - _CRC]):
+            _, length, checksum = _HEAD.unpack_from(data, start)
+            place = begin + length
+            found, written = data[place : place + len(_TRAILER)], _TRAILER
+            if found == _TRAILER and crc32(data[begin:place]) == checksum:
+                changes += _unpickled(data[begin:place], codec)
+                start = place + len(_TRAILER)
+                continue
+        if data.find(_TRAILER, place) >= 0 or any(byte not in (0, right) for byte, right in zip(found, written)):
+            raise DamagedError(f"the commit at byte {start} behind the list is damaged")
+        log("debug", "%s ends in a torn record, which was never committed", path)
+        break
+    checked(changes, {str, int, type(None)})
+    return changes, start
+
+
+def _unpickled(data: bytes, codec: Codec) -> Any:
+    """What is pickled in ``data``: if it is a stranger's, without running code of it."""
+    if not codec.trusted:
+        from chest.serialize import restricted
+
+        return restricted.loads(data, whole=True)
+    return pickle.loads(data)
+
+
+@contextmanager
+def explained(path: str) -> Iterator[None]:
+    """What goes wrong in reading the index comes out as a `LoadError`, or `OSError`, that names it."""
+    try:
+        yield
+    except Exception as error:
+        if type(error) is ChestError or of_the_process(error):
+            raise
+        if refused(error):
+            raise explain_os(error, "read the index", path) from error
+        told = str(error) if isinstance(error, LoadError) else f"{type(error).__name__}: {error}"
+        raise (DamagedError if isinstance(error, DamagedError) else LoadError)(
+            f"the index {path} cannot be read ({told}); nothing was changed. Open the chest with the dump, "
+            f"load, open and mode that it was written with, or put the file back from a copy") from error
 
 
 def checked(found: Any, kinds: Iterable[type] = (str, int)) -> Refs:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from chest.errors import of_the_process
-from chest.index.format import KEYS, Pairs, Parser, Refs, alike, read_anew, record, whole_list
+from chest.index.format import KEYS, Pairs, Refs, alike, explained, parse, parse_records, read_anew, record, whole_list
 from chest.storage import system
 from chest.storage.descriptors import Descriptor, close_idle
 from chest.storage.locks import directory_lock
@@ -43,7 +43,6 @@ class KeysFile:
         self.path = os.path.join(directory, KEYS)
         self.lock = directory_lock(directory)
         self._directory, self._codec = directory, codec
-        self._parser = Parser(self.path, codec)
         self._signature: Signature | None = None  # of what was read or written last
         self._list_end = self._end = 0  # bytes of the list with its footer, and with its whole records
         self._last = b""  # the last of these bytes: where a backup was copied over the file, others stand there
@@ -79,7 +78,7 @@ class KeysFile:
 
         `DamagedError` where checksums prove it, `LoadError` for all else that is no index.
         """
-        with system.Opened() as opened, self._parser.explaining():
+        with system.Opened() as opened, explained(self.path):
             try:
                 found = system.open_regular(self.path, system.READ, opened)
             except FileNotFoundError:
@@ -100,10 +99,10 @@ class KeysFile:
             changes: Pairs | Refs
             if whole:
                 self._named = False
-                changes, self._list_end, self._end = self._parser.whole(
-                    data, lambda: self._codec.load_from(self.path))
+                changes, self._list_end, self._end = parse(
+                    data, self.path, self._codec, lambda: self._codec.load_from(self.path))
             else:
-                changes, length = self._parser.changes(data[len(self._last) :])
+                changes, length = parse_records(data[len(self._last) :], self.path, self._codec)
                 self._end += length
             self._last = data[: self._end - start][-_LAST:]
             self._keep(opened, found)

@@ -21,7 +21,7 @@ from urllib.parse import unquote
 
 from chest.errors import ChestError, of_the_process
 from chest.index import KEYS
-from chest.index.format import Pairs, Parser, Refs, whole_list
+from chest.index.format import Pairs, Refs, explained, parse, whole_list
 from chest.storage.base import PACK, Ref
 
 if TYPE_CHECKING:
@@ -328,7 +328,7 @@ class RemoteKeys:
 
     def __init__(self, store: Store, codec: Codec):
         self.path = store.shown(KEYS)
-        self._store, self._codec, self._parser = store, codec, Parser(store.shown(KEYS), codec)
+        self._store, self._codec = store, codec
         self.named: set[int] = set()  # the packs that this version names,
         self.known: set[int] = set()  # and that ones before a commit of ours did, as far as they were not removed since
         self._head: bytes | None = None  # of the version that was read, or written; None: there is none
@@ -358,8 +358,8 @@ class RemoteKeys:
             self.close()
             self.named = set()
             return True, []
-        with self._parser.explaining():
-            refs, *_ = self._parser.whole(data, partial(self._codec.decode, data))
+        with explained(self.path):
+            refs, *_ = parse(data, self.path, self._codec, partial(self._codec.decode, data))
         self._head, self._tag, self.named = data[:_HEAD], tag, _packs(refs.values())
         return True, refs
 
