@@ -147,13 +147,13 @@ class Loader(Generic[K]):
         inherited = self.state.index.inherited
         return not inherited or inherited.get(key) in (None, version)
 
-    def _arrive(self, key: K, loaded: Loaded, size: int) -> None:
+    def _arrive(self, key: K, loaded: Loaded, size: int, is_given: bool = True) -> None:
         counts = self.state.counts
         counts.misses += 1
         counts.bytes_read += loaded.nbytes
         if size > self.state.available:
             self.state.large.add(key)
-        self.state.cache.put(key, loaded.value, size, (loaded.stamp, loaded.version))
+        self.state.cache.put(key, loaded.value, size, (loaded.stamp, loaded.version), is_given)
 
     # Many at once.
 
@@ -201,9 +201,8 @@ class Loader(Generic[K]):
                         newest = state.newest_check()
                     if state.flights.get(key) is flight and self._is_as_inherited(key, loaded.version):
                         with state.section:
-                            self._arrive(key, loaded, size)
-                            cache.given.pop(key)  # nobody was given it yet
-                            cache.watch.pop(key, None)
+                            self._arrive(key, loaded, size, is_given=False)
+                            cache.watch.pop(key, None)  # as nobody has it
             return True
 
     def stream(self, keys: list[K]) -> Iterator[tuple[K, Any]]:

@@ -86,8 +86,7 @@ class Spiller(Generic[K]):
                 if self._is_same(value, saved):
                     cache.let_go(key)
                 else:
-                    cache.put(key, value, nbytes(value), saved)
-                    del cache.given[key]
+                    cache.put(key, value, nbytes(value), saved, is_given=False)
         del found
 
     def notice(self) -> None:

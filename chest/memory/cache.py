@@ -95,8 +95,11 @@ class Cache(Generic[K]):
         self.kept: dict[K, int] = {}
         self._usage_beside = 0  # the sum of these
 
-    def put(self, key: K, value: Any, size: int, saved: Saved | None) -> None:
-        """The value of ``key`` is ``value``, of ``size`` bytes; ``saved`` if it is on disk, else it is dirty."""
+    def put(self, key: K, value: Any, size: int, saved: Saved | None, is_given: bool = True) -> None:
+        """The value of ``key`` is ``value``, of ``size`` bytes; ``saved`` if it is on disk, else it is dirty.
+
+        If it ``is_given``, other threads may have it from now on, without the lock.
+        """
         if self.stuck:
             self.stuck.discard(key)
         self.usage += size - (self.sizes[key] if key in self.sizes else 0)
@@ -108,7 +111,9 @@ class Cache(Generic[K]):
         elif key in self.saved:
             del self.saved[key]
             self.watch.pop(key, None)
-        self.given[key] = self.values[key] = value
+        self.values[key] = value
+        if is_given:
+            self.given[key] = value
         if self.left and key in self.left:
             self.let_go(key)
         self.policy.put(key, size, saved is None)

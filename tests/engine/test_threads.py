@@ -653,6 +653,24 @@ def test_what_threads_have_in_hand_whose_first_use_of_a_chest_is_a_hit_may_be_ch
     assert [Chest(path=path)[key]["part"] for key in "xy"] == [[0, 1], [0, 1]]
 
 
+def test_what_a_thread_asks_for_just_as_another_prefetches_it_may_be_changed(path, monkeypatch):
+    Chest({"x": [0]}, path=path).close()
+    chest, put, changes = Chest(path=path), Cache.put, []
+
+    def put_and_let_another_thread_run(*arguments, **more):
+        put(*arguments, **more)
+        if not changes:
+            changes.append(threading.Thread(target=lambda: chest["x"].append(1), daemon=True))
+            changes[0].start()
+            changes[0].join(0.1)
+
+    monkeypatch.setattr(Cache, "put", put_and_let_another_thread_run)
+    chest.prefetch("x")
+    changes[0].join(WAIT)
+    chest.close()
+    assert Chest(path=path)["x"] == [0, 1]
+
+
 @pytest.mark.parametrize("late", [False, True])
 def test_what_is_no_key_is_asked_for_as_threads_come_and_disturbs_nobody(tmp_path, late):
     """Hits are logged before anybody looks at them, and told apart by thread from the first operation behind its start."""
