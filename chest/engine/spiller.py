@@ -21,7 +21,7 @@ from chest.engine.state import Flight, State, nothing
 from chest.errors import explain_dump, explain_os, of_the_process, raise_of_a_signal, raised_by_signal, refused
 from chest.log import log
 from chest.memory.cache import UNKNOWN, Saved
-from chest.memory.changes import held_parts, owned, referenced, references
+from chest.memory.changes import held_parts, holders, owned, referenced, references
 from chest.memory.sizeof import nbytes
 from chest.serialize.compare import can_change
 from chest.storage.base import Ref, Written
@@ -193,7 +193,7 @@ class Spiller(Generic[K]):
                         access.release()
                     flight.given |= access.pinned()  # 1. B has a value in hand; 2. it is written; 3. B changes it
                 items = self._withdraw(keys, flight)
-                flight.counts = list(map(references, map(_value_of, items)))
+                flight.counts = holders(list(map(_value_of, items)))
                 if not leaves:
                     # Now, and not behind the comparison: thread B may have one, change it then, and let go of it.
                     are_owned = owned(list(map(_value_of, items)), 2)
@@ -251,8 +251,12 @@ class Spiller(Generic[K]):
                 orphans = self._record(written, saved, flight)
             flights = state.flights
             lengths: dict[K, int] = {}  # of what was written, and stays
-            # 1. thread B has one in hand; 2. it is compared; 3. B changes it; 4. B lets go of it.
-            counts = list(map(references, map(_value_of, items)))
+            held = cache.held(saved) if alone is None else {}
+            unheld = {item[0] for item in items if item[0] in cache.kept and not (
+                referenced([item[1]], 2)[0] or held_parts([item[1]])[0])}  # but by `left` and its item
+            # 1. thread B has one in hand; 2. it is compared; 3. B changes it; 4. B lets go of it, before we ask who has
+            # it: then the counts, which are taken behind that, are lower.
+            counts = holders([item[1] for item in items])
             if counts != flight.counts:
                 flight.given |= {item[0] for item, was, now in zip(items, flight.counts, counts)
                                  if now < was and can_change(item[1])}
@@ -267,15 +271,13 @@ class Spiller(Generic[K]):
                 if key in saved:  # it stays, and is known to be saved
                     lengths = lengths or {one[0][0]: one[1].nbytes for one in written}
                     cache.wrote(key, saved.pop(key), lengths.get(key))
-                    # Nobody has it, nor had as it was compared, but `left` and its item.
-                    if key in cache.kept and key not in flight.given and not (
-                            referenced([item[1]], 2)[0] or held_parts([item[1]])[0]):
+                    if key in unheld and key not in flight.given:
                         cache.let_go(key)
                 if is_free and alone and key in alone:
                     cache.watch.pop(key, None)
                 else:
                     cache.look_at(key)
-            gone = cache.evict(saved)
+            gone = cache.evict(saved, held)
             if cache.kept:
                 kept = list(map(_first_of, map(cache.left.__getitem__, islice(cache.kept, 2 * SWEPT))))
                 is_due = ALONE in map(references, kept) or kept[2 * SWEPT - 1 :]

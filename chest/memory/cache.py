@@ -184,21 +184,30 @@ class Cache(Generic[K]):
         self.policy.leave(key)
         return gone
 
-    def evict(self, saved: Mapping[K, Saved]) -> list[Any]:
-        """The values of the keys of ``saved`` leave memory; those that the program has, or a part of, are found again.
+    def held(self, keys: Iterable[K]) -> dict[K, list[Any]]:
+        """Those of ``keys`` whose values the program has, besides the cache and the item of a spill; with each the
+        parts that it has, none where it has the whole."""
+        keys = [key for key in keys if key in self.values]
+        values = list(map(self.values.__getitem__, keys))
+        found: dict[K, list[Any]] = {key: [] for key, is_held in zip(keys, referenced(values, 2)) if is_held}
+        if not CONTAINERS.isdisjoint(map(type, values)):
+            for key, parts in zip(keys, held_parts(values)):
+                if parts:
+                    found.setdefault(key, parts)
+        return found
+
+    def evict(self, saved: Mapping[K, Saved], held: Mapping[K, list[Any]]) -> list[Any]:
+        """The values of the keys of ``saved`` leave memory; those that are ``held`` are found again.
 
         Returns them, so that finalisers of the user's run when the caller is through.
         """
         values, watch, sizes = list(map(self.values.__getitem__, saved)), self.watch, self.sizes
-        parts: list[list[Any] | None] = []  # looked at if need be
-        held_whole = referenced(values, 2)  # besides the cache and the item of the spill
-        for place, (key, value, held) in enumerate(zip(saved, values, held_whole)):
-            if held:  # first, lest Ctrl-C comes in between, and a change of what the program holds is not seen
-                self.leave(key, value, saved[key])
-            elif type(value) in CONTAINERS:
-                parts = parts or held_parts(values)
-                if held_inside := parts[place]:
-                    self._keep_beside(key, value, saved[key], held_inside)
+        for key, value in zip(saved, values):
+            if key in held:  # first, lest Ctrl-C comes in between, and a change of what the program holds is not seen
+                if parts := held[key]:
+                    self._keep_beside(key, value, saved[key], parts)
+                else:
+                    self.leave(key, value, saved[key])
             del self.values[key]
             if key in self.saved:
                 del self.saved[key]

@@ -8,16 +8,17 @@ compared at each commit.
 """
 from __future__ import annotations
 
+import _thread
 import gc
 import sys
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 from weakref import getweakrefcount
 
 from chest.serialize.compare import can_change
 
-__all__ = ["CONTAINERS", "COUNTED", "held_parts", "owned", "owner", "referenced", "references"]
+__all__ = ["CONTAINERS", "COUNTED", "held_parts", "holders", "owned", "owner", "referenced", "references"]
 
 _LONGEST = 2000  # items, keys and values of one that are looked at
 _IN_A_LIST = _OF_AN_ATTRIBUTE = 2  # the counts of an object with one owner: that one, and who asks
@@ -65,19 +66,22 @@ class _Attributes(dict[type, str]):
 _attributes = _Attributes()  # a look into it is no call
 
 
-def shared(memory: Any, most: int = _OF_AN_ATTRIBUTE, other: bool = False) -> bool:
-    """Has anything that an array is a view of, at whatever depth, a higher count of references than ``most``?
-
-    ``other`` is the answer for a view of what is no array and no plain buffer, as of a file that is mapped.
-    """
+def _counts_below(memory: Any, other: int = 0) -> Iterator[int]:
+    """The counts of references to what an array is a view of, at each depth; ``other`` for what is no array and no
+    plain buffer, such as a file that is mapped."""
     while name := _attributes[type(memory)]:
         below = type(getattr(memory, name))
         if below is type(None) or below.__module__.startswith("chest."):
-            return False
-        if _count_of_attribute(memory, name) > most:
-            return True
+            return
+        yield _count_of_attribute(memory, name)
         memory = getattr(memory, name)
-    return other and type(memory) is not bytearray
+    if type(memory) is not bytearray:
+        yield other
+
+
+def shared(memory: Any, most: int = _OF_AN_ATTRIBUTE, other: int = 0) -> bool:
+    """Has anything that an array is a view of, at whatever depth, a higher count of references than ``most``?"""
+    return any(count > most for count in _counts_below(memory, other))
 
 
 def owner(value: Any) -> Any:
@@ -118,9 +122,21 @@ def owned(values: Collection[Any], more: int) -> list[bool]:
         elif type(value) in CONTAINERS:
             is_owned = parts == []
         else:
-            is_owned = type(value) is array and not value.dtype.hasobject and not shared(value, other=True)
+            is_owned = type(value) is array and not value.dtype.hasobject and not shared(value, other=sys.maxsize)
         found.append(is_owned or not can_change(value))
     return found
+
+
+def holders(values: Collection[Any]) -> list[int]:
+    """For each value how many refer to it, and, where there are threads, to its parts, or to what it is a view of.
+
+    Fewer than before: somebody let go of it, and may have changed it just before.
+    """
+    counts = list(map(references, values))
+    if not COUNTED or not _thread._count():
+        return counts
+    return [count + len(parts or ()) + sum(_counts_below(value))
+            for count, parts, value in zip(counts, held_parts(values), values)]
 
 
 def held_parts(values: Collection[Any], kinds: frozenset[type] = CONTAINERS) -> list[list[Any] | None]:
@@ -170,7 +186,7 @@ def _held_parts(value: Any) -> list[Any] | None:
                 met.append(part)
                 if type(getattr(part, "base", None)) is array:
                     bases.append(id(part.base))
-                is_sure = is_sure and not shared(part, other=True)
+                is_sure = is_sure and not shared(part, other=sys.maxsize)
             elif kind is array or (kind is not type and gc.is_tracked(part)):
                 return None  # as this may refer to others of the parts
             else:

@@ -20,8 +20,10 @@ from invariants import Model, check
 
 from chest import Chest
 from chest.core import nbytes
+from chest.engine.spiller import Spiller
 from chest.errors import ChestError
 from chest.memory.cache import Cache
+from chest.memory.changes import COUNTED
 from chest.storage.packs import Packs
 
 VALUE = "v" * 900
@@ -669,6 +671,35 @@ def test_what_a_thread_asks_for_just_as_another_prefetches_it_may_be_changed(pat
     changes[0].join(WAIT)
     chest.close()
     assert Chest(path=path)["x"] == [0, 1]
+
+
+@pytest.mark.skipif(not COUNTED, reason="references are not counted here")
+@pytest.mark.parametrize("away", [False, True])
+@pytest.mark.parametrize("make, get", [(lambda: [0], lambda value: value), (lambda: {"part": [0]}, lambda value: value["part"])])
+@pytest.mark.parametrize("when", [(Spiller, "_divide"), (Cache, "held")])
+def test_what_a_thread_changes_and_lets_go_of_at_the_very_end_of_a_spill_is_saved(path, monkeypatch, make, get, when, away):
+    """Behind its comparison, or as the spill has just asked who has it."""
+    chest = Chest({"x": make(), "y": 1}, path=path)
+    chest.flush()
+    held, (kind, name), through = [], when, Stop()
+    before = getattr(kind, name)
+
+    def change_behind(*arguments):
+        found = before(*arguments)
+        if held:
+            held.pop().append(1)
+        return found
+
+    with through.during(through):  # so that there are threads
+        held.append(get(chest["x"]))
+        chest["y"]
+        if away:
+            chest.move_to_disk("x")
+        monkeypatch.setattr(kind, name, change_behind)
+        (chest.flush if away else chest.move_to_disk)(*[] if away else ["x"])
+        assert not held or (away and kind is Cache)
+    chest.close()
+    assert get(Chest(path=path)["x"]) == ([0, 1] if not held else [0])
 
 
 @pytest.mark.parametrize("late", [False, True])
