@@ -270,6 +270,8 @@ class State(Generic[K]):
             self.is_exposed = True
             for key in list(self.cache.values):
                 self.cache.give(key)
+            for flight in self.flights.values():
+                flight.given = flight.given.union(self.cache.values)
             return self.cache.values
 
     def take_off(self, flight: Flight, keys: Sequence[K]) -> None:

@@ -655,6 +655,15 @@ def test_what_threads_have_in_hand_whose_first_use_of_a_chest_is_a_hit_may_be_ch
     assert [Chest(path=path)[key]["part"] for key in "xy"] == [[0, 1], [0, 1]]
 
 
+def test_a_value_may_be_changed_that_a_look_at_memory_gave_away_while_it_was_saved(chest, gates):
+    chest["x"], chest["last"] = [0], 1
+    with gates.during("dump", [0], chest.sync):
+        assert chest.inmem["x"] == [0]
+    chest["x"].append(1)
+    chest.close()
+    assert saved(chest)["x"] == [0, 1]
+
+
 def test_what_a_thread_asks_for_just_as_another_prefetches_it_may_be_changed(path, monkeypatch):
     Chest({"x": [0]}, path=path).close()
     chest, put, changes = Chest(path=path), Cache.put, []
