@@ -216,6 +216,7 @@ class Cache(Generic[K]):
             self.usage -= sizes[key]
             del sizes[key]
             self.policy.leave(key)
+            self.stuck.discard(key)
         return values
 
     # Values that left, and that the program still refers to.

@@ -256,6 +256,14 @@ def test_a_value_may_hold_a_chest_with_a_path_or_even_its_own_which_is_not_saved
     c.clear()
 
 
+def test_a_value_that_could_not_be_dumped_and_leaves_memory_once_it_can_keeps_no_commit_from_its_end(path):
+    c = Chest({"x": [Refuses()], "y": 1}, path=path, available_memory=0)
+    del c["x"][0]
+    c.move_to_disk("x")
+    c.sync()
+    assert dict(Chest(path=path)) == {"x": [], "y": 1}
+
+
 def test_several_that_cannot_be_dumped_are_counted(path):
     c = Chest({i: Refuses() for i in range(3)}, path=path)
     with pytest.raises(DumpError, match=r"of 0 \(and 2 more\)") as caught:
