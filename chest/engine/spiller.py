@@ -324,7 +324,7 @@ class Spiller(Generic[K]):
         self.state.refresh()
         return self.state.cache.find(key)[0] is not value
 
-    def write(self, items: Sequence[T]) -> list[tuple[T, Written]]:
+    def write(self, items: Sequence[T], tries: int = 8) -> list[tuple[T, Written]]:
         """Write ``items``, each of which begins with key and value, to new bytes; what goes wrong is noted with it."""
         storage = self.state.storage
         done = list(zip(items, storage.write([(item[0], item[1]) for item in items], self.threshold())))
@@ -332,6 +332,10 @@ class Spiller(Generic[K]):
             if one.error is not None and raised_by_signal(one.error):
                 storage.remove([each.ref for _, each in done if each.ref is not None])
                 raise one.error
+        changing = [item for item, one in done if tries and _is_changing(one.error)]
+        if changing:
+            again = iter(self.write(changing, tries - 1))
+            done = [next(again) if _is_changing(one.error) else (item, one) for item, one in done]
         return done
 
     def _record(self, written: Iterable[tuple[Item, Written]], saved: dict[K, Saved], flight: Flight) -> list[Ref]:
@@ -352,3 +356,8 @@ class Spiller(Generic[K]):
             else:
                 orphans.append(one.ref)
         return orphans
+
+
+def _is_changing(error: Exception | None) -> bool:
+    """Does a dict, set or deque say so that another thread changed it while it was pickled?"""
+    return isinstance(error, RuntimeError) and "during iteration" in str(error)

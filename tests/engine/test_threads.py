@@ -655,6 +655,25 @@ def test_what_threads_have_in_hand_whose_first_use_of_a_chest_is_a_hit_may_be_ch
     assert [Chest(path=path)[key]["part"] for key in "xy"] == [[0, 1], [0, 1]]
 
 
+class Growing:
+    """When it is pickled the first time, its dict grows, as where another thread changes it just then."""
+
+    def __init__(self, home):
+        self.home = home
+
+    def __reduce__(self):
+        self.home.setdefault("more", 1)
+        return int, ()
+
+
+@pytest.mark.parametrize("min_file_size", [0, 4096])
+def test_a_dict_that_another_thread_changes_while_it_is_pickled_is_pickled_again(path, min_file_size):
+    c = Chest({"x": {"a": 1}, "y": 1}, path=path, min_file_size=min_file_size)
+    c["x"]["grows"] = Growing(c["x"])
+    c.flush()
+    assert dict(Chest(path=path)) == {"x": {"a": 1, "grows": 0, "more": 1}, "y": 1}
+
+
 def test_a_value_may_be_changed_that_a_look_at_memory_gave_away_while_it_was_saved(chest, gates):
     chest["x"], chest["last"] = [0], 1
     with gates.during("dump", [0], chest.sync):
