@@ -107,6 +107,7 @@ class Engine(Generic[K]):
             if not state.known(key):
                 return False
             with state.section:
+                state.cache.given.pop(key, None)  # first, as in `Cache.remove`
                 orphans = state.index.delete(key)
                 gone = state.drop(key)
                 state.cache.policy.forget(key)

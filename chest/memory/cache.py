@@ -174,9 +174,9 @@ class Cache(Generic[K]):
     def remove(self, key: K) -> Any:
         """``key`` has another value now, or none: nothing of this one is kept.  Returns it, so that a finaliser of the
         user's, which may use the chest, runs when the caller is through."""
+        self.given.pop(key, None)  # first, lest a hit behind Ctrl-C gives what is kept no more
         gone = self.values.pop(key, ABSENT), self.left.get(key)
         self.let_go(key)
-        self.given.pop(key, None)
         self.watch.pop(key, None)
         self.saved.pop(key, None)
         self.stuck.discard(key)
@@ -315,10 +315,10 @@ class Cache(Generic[K]):
 
     def clear(self) -> list[Any]:
         """Empty memory.  Returns what was there, so that finalisers of the user's run when the caller is through."""
+        self.access.clear()  # first, as in `remove`
         kept = [*self.values.values(), *self.left.values()]
         for part in (self.values, self.sizes, self.saved, self.watch, self.stuck, self.kept, self.left):
             part.clear()
-        self.access.clear()
         self.usage = self._usage_beside = 0
         self.policy.clear()
         return kept
@@ -328,9 +328,9 @@ class Cache(Generic[K]):
 
         A value without a key in ``refs`` was being set, or deleted: it goes.
         """
+        self.given.clear()
         for key in [key for key in list(self.values) if key not in refs]:
             self.values.pop(key, None)  # one whose hash changed is not found
-        self.given.clear()
         self.saved = {key: self.saved.get(key, UNKNOWN) for key in self.values if refs.get(key) is not None}
         self.watch = dict.fromkeys(self.saved)
         left = {key: found for key, found in self.left.copy().items() if refs.get(key) is not None

@@ -27,6 +27,7 @@ from chest import Chest
 from chest.engine.state import State
 from chest.index import Index
 from chest.memory import hit_density
+from chest.memory.cache import Cache
 from chest.storage import system
 from chest.storage.locks import DirectoryLock
 
@@ -401,6 +402,22 @@ def test_a_key_whose_set_was_interrupted_stays_if_a_hit_showed_it(path):
     c["x"].append(2)
     c.sync()
     assert dict(c) == dict(Chest(path=path)) == {"x": [1, 2]}
+
+
+@pytest.mark.parametrize("remove", [lambda c: c.pop("x"), Chest.rollback], ids=["pop", "rollback"])
+def test_what_a_hit_gives_behind_an_interrupted_removal_stays(path, remove):
+    for line in itertools.count(1):
+        c = Chest({"x": [1]}, path=path)
+        c.sync()
+        c["x"]
+        if not Interruption(line, Index.delete, Cache.remove, Cache.clear).during(lambda c=c: remove(c)):
+            break
+        value = c.get("x")
+        if value is not None:
+            value.append(2)
+        assert dict(c) == ({} if value is None else {"x": [1, 2]})
+        c.drop()
+    assert line > 5
 
 
 def test_what_is_read_behind_an_interrupted_look_at_others_commits_may_change_in_place(path):
