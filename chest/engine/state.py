@@ -27,7 +27,7 @@ from chest.index import Index
 from chest.log import log
 from chest.memory.access import frames
 from chest.memory.budget import Growth
-from chest.memory.cache import Cache
+from chest.memory.cache import ABSENT, Cache
 from chest.stats import Stats
 from chest.storage.base import Ref, Storage
 
@@ -152,8 +152,11 @@ class State(Generic[K]):
             self.index.rebuild(self.cache.values)
             gone = self._drop_stale(self.index.replaced())
             refs, values, saved = self.index.refs, self.cache.values, self.cache.saved
-            for key in [key for key in list(values)
-                        if key in values and key not in saved and refs.get(key, "") is not None]:
+            # What tells of bytes may be that of those before.
+            cut = {key for key, one in self.flights.items() if not (one.loads or one in self.writing)}
+            values.update((key, value) for key in cut if (value := self.cache.find(key)[0]) is not ABSENT)
+            for key in [key for key in list(values) if key in values and (key not in saved or key in cut)
+                        and refs.get(key, "") is not None]:
                 self.index.set(key)  # it was being set, which a hit may have shown since, or written
             self.cache.rebuild(refs)
             # What other threads write is theirs to note: else their sync would return, and not have saved it.

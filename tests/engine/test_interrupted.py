@@ -28,6 +28,7 @@ from chest.engine.state import State
 from chest.index import Index
 from chest.memory import hit_density
 from chest.memory.cache import Cache
+from chest.memory.changes import COUNTED
 from chest.storage import system
 from chest.storage.locks import DirectoryLock
 
@@ -418,6 +419,25 @@ def test_what_a_hit_gives_behind_an_interrupted_removal_stays(path, remove):
         assert dict(c) == ({} if value is None else {"x": [1, 2]})
         c.drop()
     assert line > 5
+
+
+@pytest.mark.parametrize("min_file_size", [0, 4096])
+@pytest.mark.parametrize("away", [False, COUNTED])
+def test_a_value_whose_save_was_interrupted_is_compared_with_its_new_bytes(path, away, min_file_size):
+    c = Chest({"x": [1]}, path=path, min_file_size=min_file_size)
+    c.sync()
+    held = c["x"]
+    if away:
+        c.move_to_disk("x")
+    held.append(2)
+    assert Interruption(1, Cache.wrote).during(c.sync)
+    c.sync()
+    held.pop()
+    c.sync()
+    assert Chest(path=path)["x"] == [1]
+    held.append(3)
+    assert Interruption(1, Index.commit).during(c.sync)
+    assert c["x"] == [1, 3]
 
 
 def test_what_is_read_behind_an_interrupted_look_at_others_commits_may_change_in_place(path):
