@@ -21,7 +21,7 @@ from chest.engine.state import Flight, State, nothing
 from chest.errors import explain_dump, explain_os, of_the_process, raise_of_a_signal, raised_by_signal, refused
 from chest.log import log
 from chest.memory.cache import UNKNOWN, Saved
-from chest.memory.changes import held_parts, holders, owned, referenced, references
+from chest.memory.changes import below, held_parts, owned, referenced, references
 from chest.memory.sizeof import nbytes
 from chest.serialize.compare import can_change
 from chest.storage.base import Ref, Written
@@ -40,7 +40,7 @@ ROUNDS = 3  # batches that are tried before memory stays over the budget until t
 # A key, its value, where its bytes lie, if anywhere, and what tells whether it changed since.
 Item = tuple[Any, Any, Optional[Ref], Optional[Saved]]
 Errors = list[tuple[Any, Exception]]
-_first_of, _value_of = itemgetter(0), itemgetter(1)
+_first_of, _value_of, _pair_of = itemgetter(0), itemgetter(1), itemgetter(0, 1)
 
 
 class Spiller(Generic[K]):
@@ -193,7 +193,9 @@ class Spiller(Generic[K]):
                         access.release()
                     flight.given |= access.pinned()  # 1. B has a value in hand; 2. it is written; 3. B changes it
                 items = self._withdraw(keys, flight)
-                flight.counts = holders(list(map(_value_of, items)))
+                flight.counts = list(map(references, map(_value_of, items)))
+                if not access.is_single:
+                    flight.counts += below(items)
                 if not leaves:
                     # Now, and not behind the comparison: thread B may have one, change it then, and let go of it.
                     are_owned = owned(list(map(_value_of, items)), 2)
@@ -252,13 +254,15 @@ class Spiller(Generic[K]):
             flights = state.flights
             lengths: dict[K, int] = {}  # of what was written, and stays
             held = cache.held(saved) if alone is None else {}
-            unheld = {item[0] for item in items if item[0] in cache.kept and not (
-                referenced([item[1]], 2)[0] or held_parts([item[1]])[0])}  # but by `left` and its item
+            unheld = {item[0] for item in items if item[0] in cache.kept and not (  # by any but `left` and its item
+                referenced([item[1]], 2)[0] or held_parts([item[1]])[0])} if cache.kept else ()
             # 1. thread B has one in hand; 2. it is compared; 3. B changes it; 4. B lets go of it, before we ask who has
             # it: then the counts, which are taken behind that, are lower.
-            counts = holders([item[1] for item in items])
+            counts = list(map(references, map(_value_of, items)))
+            if not cache.access.is_single:
+                counts += below(items)
             if counts != flight.counts:
-                flight.given |= {item[0] for item, was, now in zip(items, flight.counts, counts)
+                flight.given |= {item[0] for item, was, now in zip(items * 2, flight.counts, counts)
                                  if now < was and can_change(item[1])}
             for item in items:
                 key = item[0]
@@ -327,12 +331,15 @@ class Spiller(Generic[K]):
     def write(self, items: Sequence[T], tries: int = 8) -> list[tuple[T, Written]]:
         """Write ``items``, each of which begins with key and value, to new bytes; what goes wrong is noted with it."""
         storage = self.state.storage
-        done = list(zip(items, storage.write([(item[0], item[1]) for item in items], self.threshold())))
-        for _, one in done:
-            if one.error is not None and raised_by_signal(one.error):
-                storage.remove([each.ref for _, each in done if each.ref is not None])
-                raise one.error
-        changing = [item for item, one in done if tries and _is_changing(one.error)]
+        done = list(zip(items, storage.write(list(map(_pair_of, items)), self.threshold())))
+        changing = []
+        for item, one in done:
+            if one.error is not None:
+                if raised_by_signal(one.error):
+                    storage.remove([each.ref for _, each in done if each.ref is not None])
+                    raise one.error
+                if tries and _is_changing(one.error):
+                    changing.append(item)
         if changing:
             again = iter(self.write(changing, tries - 1))
             done = [next(again) if _is_changing(one.error) else (item, one) for item, one in done]

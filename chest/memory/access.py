@@ -58,7 +58,7 @@ class Access(Generic[K]):
         self._end = 0  # how many hits there were when the counter ends
         self.log: deque[K] = deque(maxlen=LOGGED)
         self._last: dict[int, K] = {}
-        self._single = COUNTED
+        self.is_single = COUNTED
         self.used: Callable[[K], object] = self.log.append if COUNTED else self._used_by_thread
 
     def _used_by_thread(self, key: K) -> None:
@@ -68,7 +68,7 @@ class Access(Generic[K]):
 
     def asked(self, key: K) -> None:
         """This thread is given the value of ``key`` now, by way of the engine."""
-        if self._single and _thread._count():
+        if self.is_single and _thread._count():
             self._tell_threads_apart()
         self._last[_thread.get_ident()] = key
 
@@ -76,21 +76,21 @@ class Access(Generic[K]):
         """There are more threads by now: what was given last is taken for the main thread's."""
         last = [*self._last.values(), *filter(_is_key, [*self.log][-1:])]
         self._last = {threading.main_thread().ident or 0: key for key in last[-1:]}
-        self._single, self.used = False, self._used_by_thread
+        self.is_single, self.used = False, self._used_by_thread
 
     def take(self) -> list[K]:
         """The keys of the hits since the last call, in order; the log is empty then."""
-        if self._single and _thread._count():
+        if self.is_single and _thread._count():
             self._tell_threads_apart()
         log = self.log
         keys = [log.popleft() for _ in range(len(log)) if log]  # a finaliser of the user's may take some meanwhile
-        if self._single and keys and _is_key(keys[-1]):
+        if self.is_single and keys and _is_key(keys[-1]):
             self._last[_thread.get_ident()] = keys[-1]
         return keys
 
     def pinned(self) -> set[K]:
         """The keys whose values threads were given last: these stay in memory.  Cost: O(threads)."""
-        if not self._single:
+        if not self.is_single:
             for ident in self._last.copy().keys() - frames().keys():
                 self._last.pop(ident, None)
         return set(self._last.copy().values())

@@ -187,13 +187,17 @@ class Cache(Generic[K]):
     def held(self, keys: Iterable[K]) -> dict[K, list[Any]]:
         """Those of ``keys`` whose values the program has, besides the cache and the item of a spill; with each the
         parts that it has, none where it has the whole."""
-        keys = [key for key in keys if key in self.values]
+        found: dict[K, list[Any]] = {}
+        keys = list(filter(self.values.__contains__, keys))
         values = list(map(self.values.__getitem__, keys))
-        found: dict[K, list[Any]] = {key: [] for key, is_held in zip(keys, referenced(values, 2)) if is_held}
-        if not CONTAINERS.isdisjoint(map(type, values)):
-            for key, parts in zip(keys, held_parts(values)):
-                if parts:
-                    found.setdefault(key, parts)
+        parts: list[list[Any] | None] = []  # looked at if need be
+        for place, (key, value, is_held) in enumerate(zip(keys, values, referenced(values, 2))):
+            if is_held:
+                found[key] = []
+            elif type(value) in CONTAINERS:
+                parts = parts or held_parts(values)
+                if some := parts[place]:
+                    found[key] = some
         return found
 
     def evict(self, saved: Mapping[K, Saved], held: Mapping[K, list[Any]]) -> list[Any]:
@@ -216,7 +220,8 @@ class Cache(Generic[K]):
             self.usage -= sizes[key]
             del sizes[key]
             self.policy.leave(key)
-            self.stuck.discard(key)
+            if self.stuck:
+                self.stuck.discard(key)
         return values
 
     # Values that left, and that the program still refers to.

@@ -8,17 +8,16 @@ compared at each commit.
 """
 from __future__ import annotations
 
-import _thread
 import gc
 import sys
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from typing import Any
 from weakref import getweakrefcount
 
 from chest.serialize.compare import can_change
 
-__all__ = ["CONTAINERS", "COUNTED", "held_parts", "holders", "owned", "owner", "referenced", "references"]
+__all__ = ["CONTAINERS", "COUNTED", "below", "held_parts", "owned", "owner", "referenced", "references"]
 
 _LONGEST = 2000  # items, keys and values of one that are looked at
 _IN_A_LIST = _OF_AN_ATTRIBUTE = 2  # the counts of an object with one owner: that one, and who asks
@@ -28,11 +27,7 @@ _NOT_WEAK: frozenset[type] = frozenset((list, dict, tuple))  # to which there ar
 CONTAINERS: frozenset[type] = frozenset((list, dict, tuple, set, frozenset, deque, OrderedDict, defaultdict))
 
 
-references: Callable[[object], int] = getattr(sys, "getrefcount", lambda value: 0)
-
-
-def _counts(items: Collection[object]) -> list[int]:
-    return list(map(references, items))  # by C alone, which refers to each once, whatever the interpreter
+references: Callable[[object], int] = getattr(sys, "getrefcount", lambda value: 0)  # by `map`, lest a frame has one too
 
 
 def _count_of_attribute(holder: Any, name: str) -> int:
@@ -45,7 +40,8 @@ def _counted() -> bool:
         return False
     holder = type("Holder", (), {})()
     holder.base = object()
-    return _counts([object()]) == [_IN_A_LIST] and _count_of_attribute(holder, "base") == _OF_AN_ATTRIBUTE
+    counts = list(map(references, [object()])), _count_of_attribute(holder, "base")
+    return counts == ([_IN_A_LIST], _OF_AN_ATTRIBUTE)
 
 
 COUNTED = _counted()
@@ -66,22 +62,19 @@ class _Attributes(dict[type, str]):
 _attributes = _Attributes()  # a look into it is no call
 
 
-def _counts_below(memory: Any, other: int = 0) -> Iterator[int]:
-    """The counts of references to what an array is a view of, at each depth; ``other`` for what is no array and no
-    plain buffer, such as a file that is mapped."""
+def shared(memory: Any, most: int = _OF_AN_ATTRIBUTE, other: bool = False) -> bool:
+    """Has anything that an array is a view of, at whatever depth, a higher count of references than ``most``?
+
+    ``other`` is the answer for a view of what is no array and no plain buffer, as of a file that is mapped.
+    """
     while name := _attributes[type(memory)]:
         below = type(getattr(memory, name))
         if below is type(None) or below.__module__.startswith("chest."):
-            return
-        yield _count_of_attribute(memory, name)
+            return False
+        if _count_of_attribute(memory, name) > most:
+            return True
         memory = getattr(memory, name)
-    if type(memory) is not bytearray:
-        yield other
-
-
-def shared(memory: Any, most: int = _OF_AN_ATTRIBUTE, other: int = 0) -> bool:
-    """Has anything that an array is a view of, at whatever depth, a higher count of references than ``most``?"""
-    return any(count > most for count in _counts_below(memory, other))
+    return other and type(memory) is not bytearray
 
 
 def owner(value: Any) -> Any:
@@ -107,7 +100,7 @@ def referenced(items: Collection[Any], more: int = 0) -> list[bool]:
         return [True] * len(items)
     most = _IN_A_LIST + more
     return [count > most or (type(item) not in CONTAINERS and shared(item))
-            for item, count in zip(items, _counts(items))]
+            for item, count in zip(items, list(map(references, items)))]
 
 
 def owned(values: Collection[Any], more: int) -> list[bool]:
@@ -122,21 +115,21 @@ def owned(values: Collection[Any], more: int) -> list[bool]:
         elif type(value) in CONTAINERS:
             is_owned = parts == []
         else:
-            is_owned = type(value) is array and not value.dtype.hasobject and not shared(value, other=sys.maxsize)
+            is_owned = type(value) is array and not value.dtype.hasobject and not shared(value, other=True)
         found.append(is_owned or not can_change(value))
     return found
 
 
-def holders(values: Collection[Any]) -> list[int]:
-    """For each value how many refer to it, and, where there are threads, to its parts, or to what it is a view of.
-
-    Fewer than before: somebody let go of it, and may have changed it just before.
-    """
-    counts = list(map(references, values))
-    if not COUNTED or not _thread._count():
-        return counts
-    return [count + len(parts or ()) + sum(_counts_below(value))
-            for count, parts, value in zip(counts, held_parts(values), values)]
+def below(items: Collection[tuple[Any, Any, Any, Any]]) -> list[int]:
+    """For each value, the second of an item: how many of its parts are held, and how many references there are to what
+    it is a view of."""
+    values = [item[1] for item in items]
+    counts = [len(parts or ()) for parts in held_parts(values)]
+    for place, value in enumerate(values):
+        while name := _attributes[type(value)]:
+            counts[place] += _count_of_attribute(value, name)
+            value = getattr(value, name)
+    return counts
 
 
 def held_parts(values: Collection[Any], kinds: frozenset[type] = CONTAINERS) -> list[list[Any] | None]:
@@ -158,7 +151,7 @@ def _are_free(containers: list[Any], kinds: frozenset[type]) -> bool:
         if sum(map(len, containers)) > most:
             return False
         containers = [part for part in gc.get_referents(*containers) if type(part) not in _FIXED]
-        if not kinds.issuperset(map(type, containers)) or max(_counts(containers), default=0) > _IN_A_LIST + 1:
+        if not kinds.issuperset(map(type, containers)) or max(map(references, containers), default=0) > _IN_A_LIST + 1:
             return False
     return True
 
@@ -186,7 +179,7 @@ def _held_parts(value: Any) -> list[Any] | None:
                 met.append(part)
                 if type(getattr(part, "base", None)) is array:
                     bases.append(id(part.base))
-                is_sure = is_sure and not shared(part, other=sys.maxsize)
+                is_sure = is_sure and not shared(part, other=True)
             elif kind is array or (kind is not type and gc.is_tracked(part)):
                 return None  # as this may refer to others of the parts
             else:
@@ -196,7 +189,7 @@ def _held_parts(value: Any) -> list[Any] | None:
         parts = [part for part in gc.get_referents(*below) if type(part) not in _FIXED]
     part, below = None, []  # they would count
     views = Counter(bases) if bases else {}
-    counts = _counts(met)
+    counts = list(map(references, met))
     times = Counter(map(id, met)) if max(counts, default=0) > _IN_A_LIST + 1 else {}
     # Each time that a part was met one reference is of ``met``, and one of a container; a base has those of its views.
     held = [part for part, count in zip(met, counts) if (
