@@ -193,10 +193,17 @@ class NewFile:
         def make(name: str) -> None:
             with loose.tree.entry(name, make=True):
                 pass
+            is_made = False
+
+            def made(inode: int) -> None:
+                nonlocal is_made
+                is_made = True
+                loose.packs.note(inode, name)
+
             try:
-                codec.dump_to(value, loose.tree.path(name), lambda inode: loose.packs.note(inode, name))
-            except FileExistsError as error:
-                if loose.is_free(name):
+                codec.dump_to(value, loose.tree.path(name), made)
+            except FileExistsError as error:  # of what stood there, though that may be gone by now
+                if is_made:
                     raise DumpError(f"dump= says that a file is there already: {error}") from error
                 raise
 

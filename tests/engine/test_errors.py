@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import json
 import os
 import pickle
 import shutil
@@ -262,6 +263,25 @@ def test_a_value_that_could_not_be_dumped_and_leaves_memory_once_it_can_keeps_no
     c.move_to_disk("x")
     c.sync()
     assert dict(Chest(path=path)) == {"x": [], "y": 1}
+
+
+def test_a_file_that_goes_just_as_ones_own_dump_is_to_make_it_is_no_error_of_the_value(path, monkeypatch):
+    class Late(io.FileIO):
+        def __init__(self, name, mode):
+            try:
+                super().__init__(name, mode)
+            except FileExistsError:
+                os.unlink(name)  # as by the commit of another process, which superseded it
+                raise
+
+    c = Chest(path=path, dump=json.dump, load=json.load)
+    c["y"] = 1
+    c.flush()
+    open(f"{path}/x", "x").close()
+    monkeypatch.setattr(io, "FileIO", Late)
+    c["x"] = 2
+    c.flush()
+    assert c["x"] == 2
 
 
 def test_several_that_cannot_be_dumped_are_counted(path):
