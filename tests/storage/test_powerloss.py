@@ -26,6 +26,7 @@ STRESS = bool(os.environ.get("CHEST_STRESS"))
 STATES = 20000 if STRESS else 600  # of each script, about
 ROLLED_BACK = "never committed"
 SMALL = 3000  # bytes below which values go to packs, where there are any
+PLACE = os.path.join("far", "chest")  # below a folder that is made with it
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="simulates POSIX")
 
@@ -42,7 +43,7 @@ class Run:
 
     def __init__(self, recorder, **settings):
         self.recorder, self.settings = recorder, settings
-        self.path = os.path.join(recorder.root, "chest")
+        self.path = os.path.join(recorder.root, PLACE)
         self.model, self.count = {}, 0
 
     def open(self, **more):
@@ -363,7 +364,7 @@ def play(script, durable, quick_path, monkeypatch, states=STATES):
             seen.add((mark, len(models), begun))
             where = str(quick_path / str(len(seen)))
             make(tree, numbers, where)
-            path = os.path.join(where, "chest")
+            path = os.path.join(where, PLACE)
             assert not (gone and os.path.exists(path)), "a chest that was dropped is there again"
             found = read(path, **settings)
             (right_if_durable if durable else right_if_not)(found, models, path)
