@@ -14,6 +14,8 @@ import copyreg
 import pickle
 import re
 import sys
+import threading
+import time
 from collections import defaultdict, deque
 from collections.abc import Iterable
 from functools import cache, partial
@@ -31,6 +33,7 @@ _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, bytearray
 _FACTORIES = frozenset("list dict int set tuple float str bool bytes frozenset deque OrderedDict Counter".split())
 _ZONE = re.compile(r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+){0,3}")
 _RATIO = re.compile(r"[-+]?\d{1,4000}(/\d{1,4000})?")
+_WAITS = (0.001, 0.01, 0.05)  # seconds for which another thread that looks at our frames may keep what these had
 _MOST_ALIKE = 1_000  # different numbers of the same hash: 10 ms if all of them are keys of one dict
 
 
@@ -44,6 +47,10 @@ class Load:
         self.last: list[Callable[[], object]] = []  # what is to be done when all is loaded
         self._hashes: dict[int, object] = {}
         self._alike = 0
+
+    def left(self) -> list[Any]:
+        """What is watched and there still."""
+        return [one for one in [watched() for watched in self.watched] if one is not None]
 
     def spend(self, size: int) -> None:
         """Count what is copied: a value may be copied again and again by a few bytes each."""
@@ -139,7 +146,12 @@ def loads(data: bytes | memoryview, buffers: Iterable[Any] | None = None, whole:
         raise Refused("something stands behind its end")
     if any(map(vars, made.dicts)):  # which numpy, for one, would take for a description of memory
         raise Refused("it gives attributes to a dict")
-    left = [one for one in [watched() for watched in made.watched] if one is not None]
+    left = made.left()
+    for seconds in _WAITS if _CPYTHON and threading.active_count() > 1 else ():
+        if any(isinstance(one, Named) for one in left):
+            left = []
+            time.sleep(seconds)
+            left = made.left()
     for one in left:
         if _CPYTHON and isinstance(one, Named):  # elsewhere it may be there still, and `finish` meets it
             one.finish({})

@@ -9,12 +9,15 @@ import pathlib
 import pickle
 import random
 import sys
+import threading
+import time
 import uuid
 import zoneinfo
 
 import pytest
 
 from chest.errors import LoadError
+from chest.memory.access import frames
 from chest.serialize import bounds, restricted
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
@@ -210,3 +213,25 @@ def test_what_others_classes_are_needed_for_is_refused_with_what_to_do_instead(m
     data = pickle.dumps(make())
     with pytest.raises(LoadError, match=match):
         restricted.loads(data)
+
+
+def test_a_thread_that_looks_at_the_frames_of_others_gets_no_value_refused():
+    value, ends, interval = [fractions.Fraction(n, 7) for n in range(50)], threading.Event(), sys.getswitchinterval()
+    data = pickle.dumps(value)
+
+    def look():  # as a profiler does, and as chest does that wants to know which threads there are
+        while not ends.is_set():
+            held = frames()
+            time.sleep(0)
+            del held
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    sys.setswitchinterval(1e-5)
+    try:
+        for _ in range(100):
+            assert restricted.loads(data) == value
+    finally:
+        sys.setswitchinterval(interval)
+        ends.set()
+        thread.join()
