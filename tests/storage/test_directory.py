@@ -68,7 +68,9 @@ def test_a_ref_that_is_none_is_an_error(tmp_path, ref):
 @pytest.mark.parametrize("settings", [{}, {"dump": pickle.dump, "load": pickle.load},
                                       {"dump": pickle.dump, "load": pickle.load, "open": lambda p, mode: open(p, mode)}])
 @pytest.mark.parametrize("name", ["x", "_a/x"])
-def test_links_are_followed_neither_for_a_file_nor_for_a_folder_on_the_way(tmp_path, settings, name):
+@pytest.mark.parametrize("walks", {system.WALKS, False})
+def test_links_are_followed_neither_for_a_file_nor_for_a_folder_on_the_way(tmp_path, monkeypatch, settings, name, walks):
+    monkeypatch.setattr(system, "WALKS", walks)  # whether folders are walked by descriptors
     outside, path = tmp_path / "outside", tmp_path / "c"
     outside.mkdir()
     (outside / "x").write_bytes(pickle.dumps("secret"))

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import _thread
-import errno
 import logging
 import operator
 import os
@@ -166,20 +165,6 @@ def test_a_directory_that_is_gone_is_an_error_and_one_that_was_made_anew_meanwhi
     looks(1, lambda: (there.rmdir(), there.mkdir()))
     with lock:
         assert not is_free(there)
-
-
-def test_a_file_system_without_locks_is_a_clear_error(tmp_path, monkeypatch, leaks_nothing):
-    def flock(fd, how):
-        if how != fcntl.LOCK_UN:
-            raise OSError(errno.ENOTSUP, "not supported")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(system.fcntl, "flock", flock)
-        with pytest.raises(OSError, match="cannot lock") as caught, directory_lock(str(tmp_path)):
-            pass
-        assert caught.value.filename == str(tmp_path)
-    with directory_lock(str(tmp_path)):
-        pass
 
 
 def test_a_lock_whose_descriptor_the_program_closed_closes_nobody_elses(lock, tmp_path):
