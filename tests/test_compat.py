@@ -71,19 +71,6 @@ def test_a_chest_of_0_2_3_is_used_on_as_any_other(path, settings):
     assert dict(Chest(path=path, **settings)) == expected
 
 
-def test_a_json_chest_of_0_2_3_opens_with_tuples_for_keys(path):
-    os.makedirs(os.path.join(path, "_a"))
-    for name, text in {".keys": '[["x", "x"], [["a", "b"], "_a/b"]]', "x": "[1, 2]", "_a/b": '{"y": 1}'}.items():
-        with open(os.path.join(path, name), "w") as file:
-            file.write(text)
-    for mode in "tb":
-        with Chest(path=path, dump=json.dump, load=json.load, mode=mode) as c:
-            assert dict(c) == {"x": [1, 2], ("a", "b"): {"y": 1}}
-            c["x"] = [3]
-        with Chest(path=path, dump=json.dump, load=json.load, mode=mode) as c:
-            c["x"] = [1, 2]
-
-
 def test_a_chest_of_0_2_3_that_python_2_wrote_opens(path):
     """Protocol 1 and text keys: what a Python 2 pickle of plain text looks like."""
     os.makedirs(path)

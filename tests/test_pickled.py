@@ -52,17 +52,6 @@ def test_the_copy_has_what_the_original_had_not_saved_yet(path, protocol, small)
     assert ("y" in os.listdir(path)) is not bool(small)
 
 
-def test_the_copy_is_at_the_same_path_wherever_it_is_opened(path, monkeypatch, tmp_path):
-    monkeypatch.chdir(os.path.dirname(path))
-    data = pickle.dumps(Chest({"x": 1}, path=os.path.basename(path)))
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    there = pickle.loads(data)
-    assert there.path == path
-    assert there["x"] == 1
-    assert os.listdir(".") == []
-
-
 def test_the_copy_has_the_same_class_and_settings_and_the_budget_of_now(path):
     given = dict(FUNCTIONS, writeback=False, durable=True)
     c = Special({"x": 1}, path=path, available_memory=12345.0, **given)
@@ -176,12 +165,3 @@ def test_it_goes_through_joblib(path, backend):
     jobs = (joblib.delayed(work)(c, n) for n in range(3))
     assert joblib.Parallel(n_jobs=2, backend=backend)(jobs) == [(path, "Chest")] * 3
     assert c["worker2"] == [0, 2]
-
-
-def test_it_goes_through_what_distributed_makes_of_messages(path):
-    protocol = pytest.importorskip("distributed.protocol")
-    c = Chest({"x": [0]}, path=path)
-    there = protocol.deserialize(*protocol.serialize(c))
-    assert there is not c
-    assert work(there, 7) == (path, "Chest")
-    assert c["worker7"] == [0, 7]

@@ -7,20 +7,6 @@ from chest import Chest
 from chest.memory.changes import COUNTED
 
 
-def inode(chest, key):
-    return os.stat(chest.key_to_filename(key)).st_ino
-
-
-@pytest.mark.skipif(not hasattr(os, "link"), reason="there are no hard links here")
-def test_values_of_another_chest_are_linked_and_not_copied(tmp_path):
-    a, b = Chest(path=tmp_path / "a"), Chest(path=tmp_path / "b")
-    b["x"] = [1, 2]
-    a.update(b)
-    assert a["x"] == [1, 2]
-    assert inode(a, "x") == inode(b, "x")
-    assert "x" in b.inmem, "the source is synced, not emptied"
-
-
 @pytest.mark.parametrize("pairs", [Chest.items, lambda chest: zip(chest, chest.values())], ids=["items", "iterator"])
 def test_pairs_that_are_not_in_memory_are_taken_one_after_another(pairs):
     taken = []

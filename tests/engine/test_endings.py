@@ -301,14 +301,6 @@ def test_of_a_transaction_that_is_open_as_the_script_ends_nothing_is_saved(path)
     assert dict(Chest(path=path)) == {"x": [0]}
 
 
-def test_what_was_rolled_back_leaves_nothing_behind(path):
-    with pytest.raises(ZeroDivisionError), Chest({"x": 1}, path=path, available_memory=0) as c, c.transaction():
-        c["y"] = 2
-        c.move_to_disk("y")
-        raise ZeroDivisionError
-    assert sorted(os.listdir(path)) == [".keys", "x"]
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="the system renames no folder of an open file")
 @pytest.mark.parametrize("look", [len, list, lambda c: c.get("none"), lambda c: "none" in c, lambda c: c["x"]],
                          ids=["len", "list", "get", "in", "read"])

@@ -121,9 +121,9 @@ def another_chest_is_taken_in_and_copied(path):
     other = os.path.join(folder, "d")
     expected = {"list": [1, 2], ("a", 1): b"b" * 70_000, "small": 3}
     c = Chest(expected, path=path)
-    c.flush()
     d = Chest(path=other)
     d.update(c)
+    expect(set(c.inmem), set(expected))  # it was saved, and not emptied
     d.flush()
     expect(contents(other), expected)
     same = os.path.samefile(c.key_to_filename("list"), d.key_to_filename("list"))

@@ -107,15 +107,6 @@ def free(*used):
     return lambda name: name not in used
 
 
-@pytest.mark.parametrize(("key", "usable", "name"), [
-    ("x", free("x", "x~1"), "x~2"),
-    (("a", "b"), free(), "_a/b"),
-    (("a", "b"), free("_a/b"), "_a/b~1"),
-])
-def test_a_name_that_cannot_be_used_gets_a_number(key, usable, name):
-    assert Names().next_free(key, usable) == name
-
-
 def test_a_name_that_is_taken_is_not_given_though_no_file_has_it():
     names = Names(lambda key: "same")
     names.source = lambda: ["same", None, 5 << 104, "other"]
