@@ -107,8 +107,10 @@ class Committer(Generic[K]):
             errors += self.spiller.save(some, leaves=empty)
         if not (strict and errors):
             errors += self._commit(plain, strict)
-        if clean:
-            self.spiller.save(clean)
+        if empty:  # with what somebody let go of just as it was written, which stayed, as it might have been changed
+            stayed = [key for key in unsaved if key in cache.values and key not in cache.stuck]
+            if clean or stayed:
+                self.spiller.save(clean + stayed)
         self.spiller.sweep(len(cache.kept))
         self.spiller.make_room_quietly()  # what was written may have turned out to be larger
         return errors

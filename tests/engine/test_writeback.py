@@ -5,6 +5,7 @@ import os
 import pytest
 
 from chest import Chest
+from chest.engine.spiller import Spiller
 from chest.memory.changes import COUNTED
 
 
@@ -225,3 +226,19 @@ def test_a_change_behind_a_rollback_stays_though_others_committed_the_key_before
     assert list(c.items()) == [("x", [2, 3])]
     c.close()
     assert dict(Chest(path=path)) == {"x": [2, 3]}
+
+
+def test_a_flush_leaves_nothing_in_memory_though_the_program_lets_go_of_values_meanwhile(path, monkeypatch):
+    """As when the traceback of an earlier error goes."""
+    c, held, divide = Chest({"x": [1], "y": [2]}, path=path), [], Spiller._divide
+
+    def let_go(*arguments):
+        held.clear()
+        return divide(*arguments)
+
+    monkeypatch.setattr(Spiller, "_divide", let_go)
+    for _ in range(2):
+        held += [c["x"], c["y"]]
+        c.flush()
+        assert not c.inmem
+    assert dict(c) == {"x": [1], "y": [2]}
