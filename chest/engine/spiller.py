@@ -283,7 +283,8 @@ class Spiller(Generic[K]):
                     cache.look_at(key)
             gone = cache.evict(saved, held)
             if cache.kept:
-                kept = list(map(_first_of, map(cache.left.__getitem__, islice(cache.kept, 2 * SWEPT))))
+                # But for those whose key's hash changed, which nobody finds.
+                kept = list(map(_first_of, filter(None, map(cache.left.get, islice(cache.kept, 2 * SWEPT)))))
                 is_due = ALONE in map(references, kept) or kept[2 * SWEPT - 1 :]
                 self._due = 2 * len(items) + 8 if is_due else 0  # more than can have come, so that few stay
             if orphans:

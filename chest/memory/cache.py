@@ -299,7 +299,7 @@ class Cache(Generic[K]):
 
     def unreferenced(self, most: int) -> list[tuple[K, Any, Saved]]:
         """Of up to ``most`` values kept by plain references, those of which the program has neither all nor a part."""
-        found = [(key, *self.left[key]) for key in islice(self.kept, most)]
+        found = [(key, *self.left[key]) for key in islice(self.kept, most) if key in self.left and key in self.kept]
         held = referenced([one[1] for one in found], 2)  # ``left`` and ``found`` refer to it
         free = [one for one, is_held in zip(found, held) if not is_held]
         free = [(key, value, saved) for (key, value, saved), parts in zip(free, held_parts([one[1] for one in free]))

@@ -235,7 +235,8 @@ class HitDensity(Generic[K]):
                 ranked = dict(marks)
                 least, spared = self._rank(ranked)[::-1], []
                 many = len(least)
-                is_large = many and ranked[least[-1][2]] >> SIZE >= LARGE
+                # Of a key whose hash changed nothing is found.
+                is_large = many and (key := least[-1][2]) in ranked and ranked[key] >> SIZE >= LARGE
                 others = many - 1 - min(many // 2, many * many >> 17 if is_large else many)
                 continue
             else:

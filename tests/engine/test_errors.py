@@ -202,6 +202,21 @@ def test_a_key_whose_hash_changed_and_that_some_dicts_find_keeps_no_other_from_b
         c.rollback()
 
 
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_key_whose_hash_changed_stands_in_the_way_of_no_other_that_leaves_memory(path, leaves):
+    c, key, value = Chest(path=path, available_memory=1000), Changing(1), [1]
+    c[key] = value
+    if leaves:
+        c.move_to_disk(key)
+    key.number = 2
+    for n in range(9):
+        c[n] = [bytes(500)]
+    with pytest.raises(DumpError, match="its hash changed"):
+        c.sync()
+    assert seen(path) == {n: [bytes(500)] for n in range(9)}
+    c.rollback()
+
+
 def test_a_chest_with_a_key_whose_hash_changed_goes_on_after_an_interruption(path):
     c, key = Chest({"x": 1}, path=path), Changing(1)
     c[key] = [1]
