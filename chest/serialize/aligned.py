@@ -186,9 +186,9 @@ class Encoded:
                 piece = piece[: -len(header)]
                 gap = make_gap(self.nbytes + len(piece), view.nbytes, readonly)
                 piece, self._payload = piece + gap, (view, len(gap), readonly)
-        else:  # it may be there during this call only, so it is passed on at once, or copied
+        else:  # it may be there during this call only, so it is passed on at once; or copied, as its checksum is of now
             whole = data.raw() if isinstance(data, pickle.PickleBuffer) else memoryview(data)
-            piece = bytes(whole) if self._overflow is None else whole
+            piece = whole if self._overflow is not None and whole.readonly else bytes(whole)
         self.nbytes += len(piece)
         self._crc = crc32(piece, self._crc)
         self._add(piece)
