@@ -5,6 +5,7 @@ changes is noted in ``pending`` before, and `Index.rebuild` makes all else agree
 """
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Hashable, Mapping
 from contextlib import AbstractContextManager, suppress
 from typing import Any, Callable, Generic, Protocol, TypeVar
@@ -227,9 +228,12 @@ class Index(Generic[K]):
         O(keys) for a list.
         """
         own = self.own()
-        astray = [key for key in own if key not in self.pending]  # as their hash changed
+        times = Counter(own) if len({*own}) < len(own) else {}
+        # Whose hash changed: nobody finds them, or they came again, beside what they were.
+        astray = [key for key in own if key not in self.pending or (key in times and times[key] > 1)]
         refused: list[tuple[K, Exception]] = [(key, DumpError("its hash changed since it was set")) for key in astray]
-        done = [key for key in dict.fromkeys(own) if key in self.pending and self.refs.get(key, "") is not None]
+        lost = set(map(id, astray))
+        done = [key for key in own if id(key) not in lost and self.refs.get(key, "") is not None]
         try:
             if not (strict and astray):
                 self._write(done, plain, moved or {})
