@@ -229,8 +229,10 @@ class Index(Generic[K]):
         """
         own = self.own()
         times = Counter(own) if len({*own}) < len(own) else {}
+        there = self.pending.copy()  # without the gaps of what was removed, so that it finds others than `pending` does
         # Whose hash changed: nobody finds them, or they came again, beside what they were.
-        astray = [key for key in own if key not in self.pending or (key in times and times[key] > 1)]
+        astray = [key for key in own
+                  if key not in self.pending or key not in there or (key in times and times[key] > 1)]
         refused: list[tuple[K, Exception]] = [(key, DumpError("its hash changed since it was set")) for key in astray]
         lost = set(map(id, astray))
         done = [key for key in own if id(key) not in lost and self.refs.get(key, "") is not None]
