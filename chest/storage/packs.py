@@ -276,13 +276,12 @@ class Packs:
             # They stay locked, as one may be so new that its writer is about to lock it: that makes another one then.
             dead = [name for name in files
                     if name == own or (name not in named and len(locks) < _DEAD and taken(self._tree, name, locks))]
-            listed = {name: self._entries(name) for name in files if name.endswith(JOURNAL)}
-            spared = set().union(*[listed[name] for name in listed if name not in dead])
+            listed = {name: self._entries(name) for name in dead if name.endswith(JOURNAL)}
             if not system.HOLDS_OPEN:
                 locks.close()
             for name in dead:
                 # A journal that lists what cannot be removed now, as it is in use, is left to the next commit.
-                if not [entry for entry in sorted(listed.get(name, set()) - spared) if not self._remove(entry, loose)]:
+                if not [entry for entry in sorted(listed.get(name, ())) if not self._remove(entry, loose, dead)]:
                     with system.tolerated("warning", "%s cannot be reclaimed: %s", self._tree.path(name)):
                         self._tree.unlink(name)
         self._tree.prune(PACKS + "/")
@@ -298,13 +297,18 @@ class Packs:
             return set(system.pread(opened[0], status.st_size, 0).split(b"\0")[:-1])
         return set()
 
-    def _remove(self, entry: bytes, named: set[str]) -> bool:
-        """Remove a file that a journal lists, unless it is ``named``.  `False` if the system does not let it go."""
+    def _remove(self, entry: bytes, named: set[str], dead: list[str]) -> bool:
+        """Remove a file that a journal lists, unless it is ``named``, or listed by one that is not among the ``dead``,
+        as it stands at this moment.  `False` if the system does not let it go."""
         inode, _, text = entry.partition(b" ")
         name = text.decode("utf-8", "surrogateescape")
         with system.tolerated("warning", "%s, which no index names, stays: %s", self._tree.path(name)):
             if inode.isdigit() and len(inode) < 30 and name not in named and inside(name):
-                self._tree.unlink(name, int(inode))
+                with suppress(FileNotFoundError, NotADirectoryError):
+                    if self._tree.status(name).st_ino == int(inode) and not any(
+                            entry in self._entries(other) for other in self._files()
+                            if other.endswith(JOURNAL) and other not in dead):
+                        self._tree.unlink(name, int(inode))
             return True
         return False
 

@@ -133,6 +133,30 @@ def test_a_new_file_with_the_inode_of_one_that_a_dead_writer_made_committed_and_
     assert files(path) == [".keys", "x", "y"]
 
 
+def test_a_new_file_with_the_inode_of_one_that_a_dead_writer_removed_stays_though_it_is_made_during_a_clean_up(
+        path, monkeypatch):
+    living = directory(path)
+    living._packs.note(1, "another")
+    killed(path, x=1)
+    inode = os.stat(path / "loose_x").st_ino
+    os.rename(path / "loose_x", path / "elsewhere")
+
+    def entries(reader, journal):
+        found = read(reader, journal)
+        if b"%d loose_x" % inode in found:  # the others' were read before
+            os.rename(path / "elsewhere", path / "loose_x")
+            living._packs.note(inode, "loose_x")
+            monkeypatch.undo()
+        return found
+
+    own = living._packs._journal.name
+    read, all_files = packs.Packs._entries, packs.Packs._files
+    monkeypatch.setattr(packs.Packs, "_entries", entries)
+    monkeypatch.setattr(packs.Packs, "_files", lambda reader: sorted(all_files(reader), key=lambda name: name != own))
+    directory(path).reclaim([])
+    assert "loose_x" in files(path)
+
+
 def test_what_is_not_committed_stays_while_it_may_be_named_and_goes_when_its_handle_is_closed(path):
     one = directory(path)
     refs = saved(one, x=1) + saved(one, 4096, y=2)
