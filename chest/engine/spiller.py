@@ -21,7 +21,7 @@ from chest.engine.state import Flight, State, nothing
 from chest.errors import explain_dump, explain_os, of_the_process, raise_of_a_signal, raised_by_signal, refused
 from chest.log import log
 from chest.memory.cache import UNKNOWN, Saved
-from chest.memory.changes import below, held_parts, owned, referenced, references
+from chest.memory.changes import counts_below, held_parts, owned, referenced, references
 from chest.memory.sizeof import nbytes
 from chest.serialize.compare import can_change
 from chest.storage.base import Ref, Written
@@ -195,7 +195,7 @@ class Spiller(Generic[K]):
                 items = self._withdraw(keys, flight)
                 flight.counts = list(map(references, map(_value_of, items)))
                 if not access.is_single:
-                    flight.counts += below(items)
+                    flight.counts += counts_below(list(map(_value_of, items)))
                 if not leaves:
                     # Now, and not behind the comparison: thread B may have one, change it then, and let go of it.
                     are_owned = owned(list(map(_value_of, items)), 2)
@@ -260,7 +260,7 @@ class Spiller(Generic[K]):
             # it: then the counts, which are taken behind that, are lower.
             counts = list(map(references, map(_value_of, items)))
             if not cache.access.is_single:
-                counts += below(items)
+                counts += counts_below(list(map(_value_of, items)))
             if counts != flight.counts:
                 flight.given |= {item[0] for item, was, now in zip(items * 2, flight.counts, counts)
                                  if now < was and can_change(item[1])}

@@ -17,7 +17,7 @@ from weakref import getweakrefcount
 
 from chest.serialize.compare import can_change
 
-__all__ = ["CONTAINERS", "COUNTED", "below", "held_parts", "owned", "owner", "referenced", "references"]
+__all__ = ["CONTAINERS", "COUNTED", "counts_below", "held_parts", "owned", "owner", "referenced", "references"]
 
 _LONGEST = 2000  # items, keys and values of one that are looked at
 _IN_A_LIST = _OF_AN_ATTRIBUTE = 2  # the counts of an object with one owner: that one, and who asks
@@ -31,7 +31,7 @@ references: Callable[[object], int] = getattr(sys, "getrefcount", lambda value: 
 
 
 def _count_of_attribute(holder: Any, name: str) -> int:
-    return sys.getrefcount(getattr(holder, name))
+    return references(getattr(holder, name))
 
 
 def _counted() -> bool:
@@ -120,15 +120,21 @@ def owned(values: Collection[Any], more: int) -> list[bool]:
     return found
 
 
-def below(items: Collection[tuple[Any, Any, Any, Any]]) -> list[int]:
-    """For each value, the second of an item: how many of its parts are held, and how many references there are to what
-    it is a view of."""
-    values = [item[1] for item in items]
+def counts_below(values: Collection[Any]) -> list[int]:
+    """For each value: how many of its parts are held, and how many references there are to what it is a view of.
+
+    Nothing where references are not counted.
+    """
+    if not COUNTED:
+        return []
     counts = [len(parts or ()) for parts in held_parts(values)]
-    for place, value in enumerate(values):
-        while name := _attributes[type(value)]:
-            counts[place] += _count_of_attribute(value, name)
-            value = getattr(value, name)
+    for place, memory in enumerate(values):
+        while name := _attributes[type(memory)]:
+            kind = type(getattr(memory, name))
+            if kind is type(None) or kind.__module__.startswith("chest."):  # as in `shared`; all refer to `None`
+                break
+            counts[place] += _count_of_attribute(memory, name)
+            memory = getattr(memory, name)
     return counts
 
 

@@ -1,11 +1,14 @@
 """Changes in place: noticed when the value leaves memory or is saved; what did not change is not written again."""
 import gc
 import os
+import sys
+import threading
 
 import pytest
 
 from chest import Chest
 from chest.engine.spiller import Spiller
+from chest.memory import access, cache, changes
 from chest.memory.changes import COUNTED
 
 
@@ -242,3 +245,22 @@ def test_a_flush_leaves_nothing_in_memory_though_the_program_lets_go_of_values_m
         c.flush()
         assert not c.inmem
     assert dict(c) == {"x": [1], "y": [2]}
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_an_array_leaves_memory_where_there_are_threads_whatever_else_goes_meanwhile(path, monkeypatch, counted):
+    """All arrays that own their memory have `None` for what they are a view of, as who knows how many others have."""
+    np = pytest.importorskip("numpy")
+    end = threading.Event()
+    other = threading.Thread(target=end.wait, daemon=True)
+    other.start()
+    if not counted:
+        for module in access, cache, changes:
+            monkeypatch.setattr(module, "COUNTED", False)
+        monkeypatch.delattr(sys, "getrefcount", raising=False)
+    c, nothing, divide = Chest({"x": np.arange(10)}, path=path), [None] * 1000, Spiller._divide
+    monkeypatch.setattr(Spiller, "_divide", lambda *arguments: nothing.clear() or divide(*arguments))
+    c.move_to_disk("x")
+    end.set()
+    other.join()
+    assert not c.inmem and (c["x"] == np.arange(10)).all()
