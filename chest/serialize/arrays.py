@@ -160,7 +160,9 @@ def loads(
     try:
         return pickle.loads(data, buffers=buffers and buffers())
     except (ImportError, AttributeError, DeprecationWarning):
-        return _Renaming(io.BytesIO(data), buffers=buffers and buffers()).load()
+        if not re.search(rb"numpy\._?core", data):
+            raise
+    return _Renaming(io.BytesIO(data), buffers=buffers and buffers()).load()
 
 
 def _map_file(descriptor: int, status: os.stat_result, mode: str) -> Map | None:

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Remote"]
 
-
 _OURS = re.compile(r"~[a-z2-7]{12}-([0-9a-f]+)\Z")  # the end of a name: 60 random bits, and the size in bytes
 _ROOM = 220  # bytes of a name's last part that leave room for it: file systems allow 255
 _UNKNOWN = 16 * 2**20  # bytes that an object is taken to have while its size is not known
@@ -44,7 +43,8 @@ class Remote:
     `ChestError` for an ``open`` of the user's.
 
     A pack is put whole by one `write`.  As nobody can tell whether a pack's writer is alive, only packs that a commit
-    named are compacted or removed; what a writer left that was killed before stays until the chest is dropped.
+    named are compacted or removed; packs that a killed writer left stay until the chest is dropped, its objects of
+    single values for good.
     Cost: one round trip for each call, none for `same`, `size` and `version`.
     """
 
