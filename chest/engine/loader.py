@@ -81,15 +81,16 @@ class Loader(Generic[K]):
         """The value of ``key`` if it need not be loaded: in memory, or let go of by us but not by the program."""
         state, cache = self.state, self.state.cache
         is_there = key in cache.values  # first, as a key that cannot be hashed raises here
-        log = cache.access.log
-        is_logged = log and log[-1] is key  # by `c[key]`
         torn, state.torn = state.torn, True
-        cache.take_hits()
+        log = cache.access.log
+        if log and log[-1] is key:
+            log.pop()  # `c[key]` took it for a hit
+        if log:
+            cache.take_hits()
         cache.access.asked(key)
         value = cache.give(key) if is_there else ABSENT
         if value is not ABSENT:
-            if not is_logged:
-                cache.policy.used((key,))
+            cache.policy.used((key,))
         elif key in cache.left:
             value, saved = cache.find(key)
             if value is not ABSENT:
