@@ -22,8 +22,8 @@ def check(chest):
         assert cache.usage == sum(cache.sizes.values()), "the sum of the sizes is wrong"
         assert saved.keys() <= values.keys(), "saved, and not in memory"
         assert cache.watch.keys() <= saved.keys(), "watched, and dirty or not in memory"
-        assert not cache.left.keys() & values.keys(), "left memory, and is in it"
-        assert cache.kept.keys() <= cache.left.keys(), "kept, and did not leave"
+        assert not cache.left.entries.keys() & values.keys(), "left memory, and is in it"
+        assert cache.left.kept.keys() <= cache.left.entries.keys(), "kept, and did not leave"
         assert all((key in cache.policy) != (key in cache.stuck) for key in values), "stuck and in the order, or neither"
         assert values.keys() <= refs.keys(), "a value in memory without a key"
         for key, ref in refs.items():

@@ -111,7 +111,7 @@ class Committer(Generic[K]):
             stayed = [key for key in unsaved if key in cache.values and key not in cache.stuck]
             if clean or stayed:
                 self.spiller.save(clean + stayed)
-        self.spiller.sweep(len(cache.kept))
+        self.spiller.sweep(len(cache.left.kept))
         self.spiller.make_room_quietly()  # what was written may have turned out to be larger
         return errors
 

@@ -183,7 +183,7 @@ class Engine(Generic[K]):
                     if was_there:
                         gone.append(state.drop(key))
                     if value is not ABSENT:
-                        cache.leave(key, value, (one.stamp, one.version))
+                        cache.left.add(key, value, (one.stamp, one.version))
                         state.counts.bytes_written += one.nbytes
                 if len(refs) > before:
                     state.count_change()
@@ -255,7 +255,7 @@ class Engine(Generic[K]):
         with state.lock:
             state.mend()
             if self.settings.flag != "r" and (
-                    self.unsaved() or cache.watch or cache.left or index.inherited or index.untidy):
+                    self.unsaved() or cache.watch or cache.left.entries or index.inherited or index.untidy):
                 return False
             state.forget()
             return True

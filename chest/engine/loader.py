@@ -91,8 +91,8 @@ class Loader(Generic[K]):
         value = cache.give(key) if is_there else ABSENT
         if value is not ABSENT:
             cache.policy.used((key,))
-        elif key in cache.left:
-            value, saved = cache.find(key)
+        elif key in cache.left.entries:
+            value, saved = cache.left.find(key)
             if value is not ABSENT:
                 cache.put(key, value, nbytes(value), saved)
         if value is not ABSENT:
@@ -227,7 +227,7 @@ class Loader(Generic[K]):
                 for key in few:
                     entry = passing.get(key)
                     # Nobody had, set or deleted it meanwhile: what may be changed is known as what left memory.
-                    if entry is not None and (cache.left.get(key) is entry if entry[1] is not None
+                    if entry is not None and (cache.left.entries.get(key) is entry if entry[1] is not None
                                               else state.index.refs.get(key) == ahead[key]):
                         yield key, entry[0]
                     elif (value := self.get(key)) is not ABSENT:
@@ -246,7 +246,7 @@ class Loader(Generic[K]):
         with state.lock:
             state.mend()
             refs = {key: ref for key in keys if (type(ref := state.index.refs.get(key)) is int or (remote and ref))
-                    and key not in cache.values and key not in cache.left}
+                    and key not in cache.values and key not in cache.left.entries}
             least = sum([record_size(ref) if type(ref) is int else 1 << 16 for ref in refs.values()])
             return refs if cache.usage + 4 * least > state.available else {}  # in memory they take more than on disk
 
@@ -258,13 +258,13 @@ class Loader(Generic[K]):
         state, cache = self.state, self.state.cache
         passing: dict[K, Any] = {}
         with state.lock, state.section:
-            refs, values, left, flights = state.index.refs, cache.values, cache.left, state.flights
+            refs, values, left, flights = state.index.refs, cache.values, cache.left.entries, state.flights
             for key, loaded in zip(keys, found):
                 if type(loaded) is Loaded and key in refs and refs[key] == ahead[key] and not (
                         key in values or key in left or key in flights):
                     value, length, version, stamp = loaded
                     if can_change(value):
-                        cache.keep(key, value, (stamp, version))
+                        cache.left.keep(key, value, (stamp, version))
                         passing[key] = left[key]
                     else:
                         passing[key] = value, None

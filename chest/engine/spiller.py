@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from itertools import compress, islice
+from itertools import compress
 from operator import itemgetter
 from typing import Any, Generic, Optional, TypeVar
 
@@ -21,7 +21,7 @@ from chest.engine.state import Flight, State, nothing
 from chest.errors import explain_dump, explain_os, of_the_process, raise_of_a_signal, raised_by_signal, refused
 from chest.log import log
 from chest.memory.cache import UNKNOWN, Saved
-from chest.memory.changes import counts_below, held_parts, owned, referenced, references
+from chest.memory.changes import counts_below, owned, references
 from chest.memory.sizeof import nbytes
 from chest.serialize.compare import can_change
 from chest.storage.base import Ref, Written
@@ -33,7 +33,6 @@ T = TypeVar("T", bound="tuple[Any, ...]")
 
 SMALL = 4096  # bytes: values that take less leave memory many at a time where they share packs
 MANY = 1000  # keys: larger chests pack their small values where min_file_size is not given
-ALONE = 3  # references to a value that is kept, and that the program has no more: `left`, a list, and who asks
 SWEPT = 64  # values that left memory, and that the program refers to, that are looked at together
 ROUNDS = 3  # batches that are tried before memory stays over the budget until the next operation
 
@@ -81,10 +80,10 @@ class Spiller(Generic[K]):
         state, cache = self.state, self.state.cache
         self._due = 0
         with state.lock, state.section:
-            found = cache.unreferenced(most)
+            found = cache.left.unreferenced(most)
             for key, value, saved in found:
                 if self._is_same(value, saved):
-                    cache.let_go(key)
+                    cache.left.forget(key)
                 else:
                     cache.put(key, value, nbytes(value), saved, is_given=False)
         del found
@@ -96,7 +95,7 @@ class Spiller(Generic[K]):
         5. the parent takes that over.
         """
         state, cache, refs = self.state, self.state.cache, self.state.index.refs
-        if state.torn or not (cache.watch or cache.left) or not state.storage.exists():
+        if state.torn or not (cache.watch or cache.left.entries) or not state.storage.exists():
             return  # where the directory is gone, nothing is as its bytes are
         cache.take_hits()
         items: list[Item] = [(key, value, refs[key], saved) for key, value, saved in cache.suspects()
@@ -166,9 +165,10 @@ class Spiller(Generic[K]):
         values, refs, saved = cache.values, state.index.refs, cache.saved
         items: list[Item] = [(key, values[key], refs[key] if key in refs else None, saved[key]) if key in saved
                              else (key, values[key], None, None) for key in keys if key in values]
-        if cache.left and keys[len(items) :]:
-            away = cache.departed([key for key in keys if key not in values])
-            items += [(key, value, refs[key], as_saved) for key, value, as_saved in away if key in refs]
+        if cache.left.entries and keys[len(items) :]:
+            away = cache.left.suspects([key for key in keys if key not in values])
+            flight.away = [(key, value, refs[key], as_saved) for key, value, as_saved in away if key in refs]
+            items += flight.away
         return items
 
     def save(self, keys: Sequence[K] | None, leaves: bool = True, flight: Flight | None = None) -> Errors:
@@ -254,8 +254,7 @@ class Spiller(Generic[K]):
             flights = state.flights
             lengths: dict[K, int] = {}  # of what was written, and stays
             held = cache.held(saved) if alone is None else {}
-            unheld = {item[0] for item in items if item[0] in cache.kept and not (  # by any but `left` and its item
-                referenced([item[1]], 2)[0] or held_parts([item[1]])[0])} if cache.kept else ()
+            unheld = cache.left.unheld(flight.away) if flight.away else ()
             # 1. thread B has one in hand; 2. it is compared; 3. B changes it; 4. B lets go of it, before we ask who has
             # it: then the counts, which are taken behind that, are lower.
             counts = list(map(references, map(_value_of, items)))
@@ -276,17 +275,14 @@ class Spiller(Generic[K]):
                     lengths = lengths or {one[0][0]: one[1].nbytes for one in written}
                     cache.wrote(key, saved.pop(key), lengths.get(key))
                     if key in unheld and key not in flight.given:
-                        cache.let_go(key)
+                        cache.left.forget(key)
                 if is_free and alone and key in alone:
                     cache.watch.pop(key, None)
                 else:
                     cache.look_at(key)
             gone = cache.evict(saved, held)
-            if cache.kept:
-                # But for those whose key's hash changed, which nobody finds.
-                kept = list(map(_first_of, filter(None, map(cache.left.get, islice(cache.kept, 2 * SWEPT)))))
-                is_due = ALONE in map(references, kept) or kept[2 * SWEPT - 1 :]
-                self._due = 2 * len(items) + 8 if is_due else 0  # more than can have come, so that few stay
+            if cache.left.kept:  # the next sweep looks at more than can have come, so that few stay
+                self._due = 2 * len(items) + 8 if cache.left.is_due(2 * SWEPT) else 0
             if orphans:
                 state.storage.remove(orphans)
             state.land(flight)

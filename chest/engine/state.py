@@ -48,15 +48,17 @@ _HERE = os.path.dirname(nothing.__code__.co_filename)  # what frames say, also o
 
 
 class Flight:
-    """A load, or a batch of writes, of ``keys`` under way.  ``given`` has those whose values somebody got."""
+    """A load, or a batch of writes, of ``keys`` under way.  ``given`` has those whose values somebody got, ``away`` the
+    items of those that had left memory before."""
 
-    __slots__ = ("counts", "given", "keys", "loads", "thread")
+    __slots__ = ("away", "counts", "given", "keys", "loads", "thread")
 
     def __init__(self, loads: bool = False, keys: Sequence[Any] = ()) -> None:
         self.thread = _thread.get_ident()
         self.loads = loads
         self.keys = keys
         self.given: frozenset[Any] = NOBODY
+        self.away: Sequence[Any] = ()
         self.counts: Sequence[int] = ()  # of the references to each value at the start
 
     def under_way(self) -> bool:
@@ -224,7 +226,7 @@ class State(Generic[K]):
         """The keys whose values in memory are no longer those of their loose files."""
         found: list[K] = [key for key, flight in self.flights.copy().items() if flight.loads]
         pending, refs = self.index.pending, self.index.refs
-        left = [(key, saved) for key, (_, saved) in self.cache.left.copy().items()]
+        left = [(key, saved) for key, (_, saved) in self.cache.left.entries.copy().items()]
         for key, (_, version) in [*self.cache.saved.copy().items(), *left]:
             ref = refs.get(key)
             if isinstance(ref, str) and key not in pending and self.storage.version(ref) != version:

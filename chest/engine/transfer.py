@@ -62,7 +62,7 @@ def _take(engine: Engine[Any], other: Engine[Any], key: Any, saved: bool, linked
         with theirs.lock:
             theirs.refresh()
             ref, newest = theirs.index.refs.get(key), theirs.index.newest_check()
-            if ref is None or (not saved and (key in theirs.cache.watch or key in theirs.cache.left)):
+            if ref is None or (not saved and (key in theirs.cache.watch or key in theirs.cache.left.entries)):
                 break
         if linked:
             with suppress(OSError, ChestError), mine.in_flight(flight):

@@ -109,8 +109,6 @@ class Directory:
             new.cancel()
             self.remove([one.ref for one in done if isinstance(one.ref, str)])
             raise
-        finally:
-            new.opened.close()
 
     def _sync_names(self, done: list[Written]) -> None:
         """Sync the folders of the new files.  Where the system refuses, who knows whether their names are on the disk:

@@ -8,7 +8,7 @@ import pytest
 
 from chest import Chest
 from chest.engine.spiller import Spiller
-from chest.memory import access, cache, changes
+from chest.memory import access, changes, left
 from chest.memory.changes import COUNTED
 
 
@@ -255,7 +255,7 @@ def test_an_array_leaves_memory_where_there_are_threads_whatever_else_goes_meanw
     other = threading.Thread(target=end.wait, daemon=True)
     other.start()
     if not counted:
-        for module in access, cache, changes:
+        for module in access, changes, left:
             monkeypatch.setattr(module, "COUNTED", False)
         monkeypatch.delattr(sys, "getrefcount", raising=False)
     c, nothing, divide = Chest({"x": np.arange(10)}, path=path), [None] * 1000, Spiller._divide
