@@ -87,7 +87,9 @@ def owner(value: Any) -> Any:
     if base is None or type(base).__module__.startswith("chest."):
         return value
     is_plain = type(base) is kind and kind.__name__ == "ndarray" and base.flags.forc and not value.dtype.hasobject
-    return base if is_plain and not shared(base, 0) else None if COUNTED else value
+    if not COUNTED:  # then there is no other way to find it again
+        return base if is_plain else value
+    return base if is_plain and not shared(base, 0) else None
 
 
 def referenced(items: Collection[Any], more: int = 0) -> list[bool]:

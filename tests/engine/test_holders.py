@@ -21,6 +21,7 @@ import pytest
 from children import python
 
 from chest import Chest
+from chest.memory import changes, left
 from chest.memory.changes import COUNTED
 
 try:
@@ -254,6 +255,19 @@ def test_a_part_or_view_that_changes_between_commits_is_saved(view, leaves, path
         return lambda: part
 
     changes_are_saved(path, make, hold, change, leaves)
+
+
+def test_a_loaded_array_is_found_again_by_its_view_also_where_references_are_not_counted(path, monkeypatch):
+    """It is a view itself, of an array that is one of the buffer that was unpickled."""
+    np = pytest.importorskip("numpy")
+    for module in changes, left:
+        monkeypatch.setattr(module, "COUNTED", False)
+    c = Chest({"x": np.zeros(3)}, path=path)
+    c.flush()
+    view = c["x"][:]
+    c.flush()
+    view[0] = 1
+    assert c["x"].tolist() == [1, 0, 0]
 
 
 @pytest.mark.skipif(not COUNTED, reason="references are not counted here")
