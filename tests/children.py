@@ -109,6 +109,14 @@ class Stop:
             self.go_on.set()
 
 
+@contextlib.contextmanager
+def another_thread():
+    """In this block there is another thread, which does nothing."""
+    idle = Stop()
+    with idle.during(idle):
+        yield
+
+
 @functools.cache
 def without_signals(code):
     """Where lines begin at which no signal is handled: those with nothing but ``try:``, and, as the interpreter is about

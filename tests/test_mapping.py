@@ -5,11 +5,13 @@ Its own tests run here over `Chest`, but for construction from keywords (they ar
 """
 from __future__ import annotations
 
+import contextlib
 import gc
 import pickle
 import unittest
 
 import pytest
+from children import another_thread
 from invariants import check
 
 from chest import Chest
@@ -221,16 +223,11 @@ class Single:
 @pytest.mark.parametrize("threads", [False, True])
 @pytest.mark.parametrize("hash", [77, None])
 def test_a_key_whose_own_code_raises_is_the_error_of_that_one_operation(tmp_path, hash, threads):
-    from threading import Event, Thread
-
-    c, key, wrong, end = Chest(path=tmp_path / "c", available_memory=200), Single(), Single(hash), Event()
+    c, key, wrong = Chest(path=tmp_path / "c", available_memory=200), Single(), Single(hash)
     c[key] = "x"
     with pytest.raises((ZeroDivisionError, ValueError)):
         c[wrong]
-    other = Thread(target=end.wait)
-    if threads:
-        other.start()
-    try:
+    with another_thread() if threads else contextlib.nullcontext():
         for n in range(9):
             c[n] = bytes(100)
             for use in (c.get, c.__getitem__, c.__contains__, c.pop, c.setdefault):
@@ -243,7 +240,3 @@ def test_a_key_whose_own_code_raises_is_the_error_of_that_one_operation(tmp_path
         c[0]
         c.flush()
         assert len(Chest(path=tmp_path / "c")) == 10
-    finally:
-        end.set()
-        if threads:
-            other.join()

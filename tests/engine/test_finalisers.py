@@ -10,6 +10,7 @@ import threading
 from contextlib import suppress
 
 import pytest
+from children import another_thread, limited, thread
 from invariants import check
 
 from chest import Chest
@@ -77,14 +78,11 @@ def test_no_finaliser_comes_while_a_chest_looks_which_threads_there_are(monkeypa
         seen.append(gc.isenabled())
         return real()
 
-    real, seen, end = sys._current_frames, [], threading.Event()
+    real, seen = sys._current_frames, []
     monkeypatch.setattr(sys, "_current_frames", looks)
-    other = threading.Thread(target=end.wait)
-    other.start()
-    c = Chest({n: [n] * 20 for n in range(500)}, available_memory=40_000)
-    assert all(c[n] == [n] * 20 for n in range(500))
-    end.set()
-    other.join()
+    with another_thread():
+        c = Chest({n: [n] * 20 for n in range(500)}, available_memory=40_000)
+        assert all(c[n] == [n] * 20 for n in range(500))
     assert True not in seen != [] and gc.isenabled()
 
 
@@ -158,43 +156,34 @@ def test_a_finaliser_may_wait_for_a_handle_by_which_another_thread_commits(path,
                 other.sync()
 
     def use(key):
-        thread.start()
+        committing.start()
         within.wait()
         done.append(other.get("x"))
 
-    thread, done = threading.Thread(target=commit, daemon=True), []
+    committing, done = threading.Thread(target=commit, daemon=True), []
     with monkeypatch.context() as patch:
         patch.setattr(Value, "use", staticmethod(use))
         c["z"] = 4
-        acting = threading.Thread(target=how, args=(c,), daemon=True)
-        acting.start()
-        acting.join(60)
-        assert not acting.is_alive()
+        with thread(how, c) as acted:
+            pass
+        assert acted == [None]
         if sys.implementation.name != "cpython":
             gc.collect()
-    thread.join()
+    committing.join()
     assert len(done) == 1
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="the system has no such signals")
 def test_what_a_signals_handler_raises_while_a_handle_ends_comes_out_and_it_is_saved_the_next_time(path, tmp_path):
-    def handler(*_):
-        raise TimeoutError("a limit of time")
-
     def dump(value, file):
         if limits:
             signal.raise_signal(limits.pop())
         pickle.dump(value, file)
 
-    limits = [signal.SIGUSR1]
+    limits = [signal.SIGINT]
     c, other = Chest(path=path, dump=dump, load=pickle.load), Chest({"y": 2}, path=str(tmp_path / "other"))
     c["x"] = [1]
     lifecycle.waiting.append(c._engine)
-    before = signal.signal(signal.SIGUSR1, handler)
-    try:
-        with pytest.raises(TimeoutError):
-            "z" in other  # noqa: B015 - it is asked for what ends meanwhile
-    finally:
-        signal.signal(signal.SIGUSR1, before)
+    with limited(TimeoutError("time is up")), pytest.raises(TimeoutError):
+        "z" in other  # noqa: B015 - it is asked for what ends meanwhile
     assert other["y"] == 2 and "z" not in other
     assert dict(Chest(path=path, load=pickle.load)) == {"x": [1]}

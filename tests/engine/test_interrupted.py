@@ -14,12 +14,11 @@ import operator
 import os
 import signal
 import sys
-import threading
 import types
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from children import Interruption, limited, open_files
+from children import Interruption, limited, open_files, thread
 from invariants import Model, check
 
 import chest
@@ -390,10 +389,8 @@ def test_ctrl_c_on_the_way_out_of_the_directorys_lock_keeps_nobody_waiting(path,
     c = Chest({"x": 1}, path=path)
     other = Chest({"y": 2}, path=path)
     assert Interruption(1, DirectoryLock.__exit__).during(lambda: action(c))
-    thread = threading.Thread(target=other.sync, daemon=True)
-    thread.start()
-    thread.join(30)
-    assert not thread.is_alive(), "it waits until this thread uses the chest again"
+    with thread(other.sync):  # else it waits until this thread uses the chest again
+        pass
     assert other["y"] == 2
 
 

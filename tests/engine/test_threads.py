@@ -15,7 +15,7 @@ import shutil
 import threading
 
 import pytest
-from children import HOME, WAIT, Interruption, Stop, python, thread
+from children import HOME, WAIT, Interruption, Stop, another_thread, python, thread
 from invariants import Model, check
 
 from chest import Chest
@@ -709,7 +709,7 @@ def test_what_a_thread_changes_and_lets_go_of_at_the_very_end_of_a_spill_is_save
     """Behind its comparison, or as the spill has just asked who has it."""
     chest = Chest({"x": make(), "y": 1}, path=path)
     chest.flush()
-    held, (kind, name), through = [], when, Stop()
+    held, (kind, name) = [], when
     before = getattr(kind, name)
 
     def change_behind(*arguments):
@@ -718,7 +718,7 @@ def test_what_a_thread_changes_and_lets_go_of_at_the_very_end_of_a_spill_is_save
             held.pop().append(1)
         return found
 
-    with through.during(through):  # so that there are threads
+    with another_thread():
         held.append(get(chest["x"]))
         chest["y"]
         if away:
@@ -733,16 +733,15 @@ def test_what_a_thread_changes_and_lets_go_of_at_the_very_end_of_a_spill_is_save
 @pytest.mark.parametrize("late", [False, True])
 def test_what_is_no_key_is_asked_for_as_threads_come_and_disturbs_nobody(tmp_path, late):
     """Hits are logged before anybody looks at them, and told apart by thread from the first operation behind its start."""
-    idle = Stop()
     c = Chest({"x": [1]}, path=tmp_path / "c", available_memory=0)
     with contextlib.ExitStack() as threads:
         if not late:
-            threads.enter_context(idle.during(idle))
+            threads.enter_context(another_thread())
         for use in (lambda: c[[]], lambda: c.__setitem__([], 1)):
             with pytest.raises(TypeError, match="unhashable"):
                 use()
         if late:
-            threads.enter_context(idle.during(idle))
+            threads.enter_context(another_thread())
         c["y"] = [2]
         c["x"].append(3)
         for key in "zzz":

@@ -2,9 +2,9 @@
 import gc
 import os
 import sys
-import threading
 
 import pytest
+from children import another_thread
 
 from chest import Chest
 from chest.engine.spiller import Spiller
@@ -251,16 +251,12 @@ def test_a_flush_leaves_nothing_in_memory_though_the_program_lets_go_of_values_m
 def test_an_array_leaves_memory_where_there_are_threads_whatever_else_goes_meanwhile(path, monkeypatch, counted):
     """All arrays that own their memory have `None` for what they are a view of, as who knows how many others have."""
     np = pytest.importorskip("numpy")
-    end = threading.Event()
-    other = threading.Thread(target=end.wait, daemon=True)
-    other.start()
     if not counted:
         for module in access, changes, left:
             monkeypatch.setattr(module, "COUNTED", False)
         monkeypatch.delattr(sys, "getrefcount", raising=False)
-    c, nothing, divide = Chest({"x": np.arange(10)}, path=path), [None] * 1000, Spiller._divide
-    monkeypatch.setattr(Spiller, "_divide", lambda *arguments: nothing.clear() or divide(*arguments))
-    c.move_to_disk("x")
-    end.set()
-    other.join()
+    with another_thread():
+        c, nothing, divide = Chest({"x": np.arange(10)}, path=path), [None] * 1000, Spiller._divide
+        monkeypatch.setattr(Spiller, "_divide", lambda *arguments: nothing.clear() or divide(*arguments))
+        c.move_to_disk("x")
     assert not c.inmem and (c["x"] == np.arange(10)).all()

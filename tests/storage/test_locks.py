@@ -6,10 +6,9 @@ import logging
 import operator
 import os
 import signal
-import threading
 
 import pytest
-from children import Interruption, forked
+from children import Interruption, forked, thread
 
 from chest.storage import locks, system
 from chest.storage.locks import DirectoryLock, directory_lock
@@ -124,23 +123,17 @@ def test_ctrl_c_at_any_line_leaves_the_lock_free_or_to_be_mended_and_on_the_way_
     while Interruption(count, *functions).during(within):
         if not functions:
             lock.mend()
-        thread = threading.Thread(target=within, daemon=True)
-        thread.start()
-        thread.join(60)
-        assert not thread.is_alive(), f"interrupted at line {count}: another thread waits for ever"
-        assert is_free(tmp_path)
+        with thread(within) as done:
+            pass
+        assert done == [None] and is_free(tmp_path), count
         count, lock = count + 1, DirectoryLock(str(tmp_path))
     assert count > (5 if functions else 15)
 
 
 def test_ctrl_c_while_a_lock_is_let_go_of_is_not_lost(tmp_path):
     held = [directory_lock(str(tmp_path))]
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):  # the signal comes, and the lock goes, within one call of C
-            any(map(operator.methodcaller("__call__"), [_thread.interrupt_main, held.clear]))
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt):  # the signal comes, and the lock goes, within one call of C
+        any(map(operator.methodcaller("__call__"), [_thread.interrupt_main, held.clear]))
     assert not held and directory_lock(str(tmp_path)) is directory_lock(str(tmp_path / "."))
 
 
