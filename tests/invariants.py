@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 
 from chest import Chest
 from chest.memory.cache import ABSENT
@@ -29,6 +30,11 @@ def check(chest):
         for key, ref in refs.items():
             assert ref is not None or key in values, f"{key!r} has no value anywhere"
             assert key not in values or (ref is None) == (key not in saved), key
+
+
+def files(path):
+    """All that stands below ``path``, relative."""
+    return sorted(os.path.relpath(os.path.join(folder, name), path) for folder, _, names in os.walk(path) for name in names)
 
 
 def seen(path, **settings):

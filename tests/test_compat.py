@@ -27,18 +27,12 @@ OLD_NAMES = {"x": "x", ("a", "b", "c"): "_a/_b/c", 1: md5(1), "1/2": md5("1/2"),
              "long" * 50: "long" * 50}
 
 
-old_dump = functools.partial(pickle.dump, protocol=1)
-
-
-def written_by_0_2_3(path, dump=old_dump, mode="wb"):
+def written_by_0_2_3(path):
     """A chest as 0.2.3 left it: pickles of protocol 1 under plain names, and a list of pairs."""
-    for key, name in OLD_NAMES.items():
-        place = os.path.join(path, name)
-        os.makedirs(os.path.dirname(place), exist_ok=True)
-        with open(place, mode) as file:
-            dump(OLD[key], file)
-    with open(os.path.join(path, ".keys"), mode) as file:
-        dump(list(OLD_NAMES.items()), file)
+    for name, value in [(".keys", list(OLD_NAMES.items())), *((OLD_NAMES[key], OLD[key]) for key in OLD)]:
+        place = pathlib.Path(path, name)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(pickle.dumps(value, 1))
 
 
 def contents(path):
@@ -75,8 +69,7 @@ def test_a_chest_of_0_2_3_that_python_2_wrote_opens(path):
     """Protocol 1 and text keys: what a Python 2 pickle of plain text looks like."""
     os.makedirs(path)
     for name, data in {".keys": b"]q\x00U\x01xq\x01h\x01\x86q\x02a.", "x": b"U\x05helloq\x00."}.items():
-        with open(os.path.join(path, name), "wb") as file:
-            file.write(data)
+        pathlib.Path(path, name).write_bytes(data)
     assert dict(Chest(path=path)) == {"x": "hello"}
 
 
@@ -84,16 +77,11 @@ def test_a_chest_of_0_2_3_that_python_2_wrote_opens(path):
 
 
 READER = """if True:
-    import os, pickle, sys
-    path = sys.argv[1]
-    with open(os.path.join(path, '.keys'), 'rb') as file:
-        pairs = pickle.load(file)
-    found = {}
-    for key, name in pairs:
-        with open(os.path.join(path, name), 'rb') as file:
-            found[key] = pickle.load(file)
+    import pathlib, pickle, sys
+    path = pathlib.Path(sys.argv[1])
+    pairs = pickle.loads((path / '.keys').read_bytes())
+    found = {key: pickle.loads((path / name).read_bytes()) for key, name in pairs}
     assert 'chest' not in sys.modules
-    sys.path.insert(0, os.path.dirname(path))
     sys.stdout.write(ascii(list(found.items())))
 """
 

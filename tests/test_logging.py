@@ -1,6 +1,7 @@
 """The logger ``chest``: silent until asked, then a line for what a chest does by itself."""
 import logging
 import os
+import pathlib
 
 import pytest
 from children import python
@@ -18,8 +19,7 @@ def told(caplog):
 
 def test_a_commit_is_a_line_that_names_the_path_and_a_leftover_in_its_way_is_a_warning(told, path):
     chest = Chest({"x": 1}, path=path)
-    with open(os.path.join(path, "x"), "w") as file:
-        file.write("somebody's")
+    pathlib.Path(path, "x").write_text("somebody's")
     chest.sync()
     assert [text for text in told("DEBUG") if "commit" in text] == [f"committed {path}; keys: 1"]
     (warning,) = told("WARNING")

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 from children import chest_command, python
@@ -36,8 +37,7 @@ def damaged(filled):
     os.remove(os.path.join(filled, "text"))
     for name, size in (("nothing", 0), ("c4ca4238a0b923820dcc509a6f75849b", 100)):
         os.truncate(os.path.join(filled, name), size)
-    with open(os.path.join(filled, "_a", "b"), "wb") as file:
-        file.write(b"something else")
+    Path(filled, "_a", "b").write_bytes(b"something else")
     return filled
 
 
@@ -116,8 +116,7 @@ def test_info_counts_keys_and_bytes_and_names_the_writer(run, filled):
     index_bytes = os.path.getsize(os.path.join(filled, ".keys"))
     assert told["index bytes"] == f"{index_bytes} bytes"
     assert f"chest {__version__} (format " in told["writer"]
-    with open(os.path.join(filled, "notes.txt"), "w") as file:
-        file.write("mine")
+    Path(filled, "notes.txt").write_text("mine")
     about = json.loads(run("info", "--json", filled)[1])
     assert (about["bytes"], about["index_bytes"]) == (sum(entry["bytes"] for entry in listed(run, filled)), index_bytes)
     assert (about["path"], about["keys"], about["leftovers"], about["leftover_bytes"]) == (filled, 5, 1, 4)
@@ -196,15 +195,12 @@ def test_a_flipped_bit_is_damage_in_a_file_and_in_a_pack_and_so_is_a_file_of_ano
     status, out = run("check", filled)
     assert status == DAMAGED and "c4ca4238a0b923820dcc509a6f75849b: damaged: the file is another key's\n" in out
     for size, name in ((0, "x"), (4096, ".packs")):
-        with Chest(path=path + name, min_file_size=size) as chest:
-            chest["x"] = list(range(100))
-        place = os.path.join(path + name, name)
-        place = os.path.join(place, os.listdir(place)[0]) if os.path.isdir(place) else place
-        with open(place, "r+b") as file:
-            data = bytearray(file.read())
-            data[60] ^= 1
-            file.seek(0)
-            file.write(data)
+        with Chest({"x": list(range(100))}, path=path + name, min_file_size=size) as chest:
+            chest.sync()
+            place = Path(chest.key_to_filename("x"))
+        data = bytearray(place.read_bytes())
+        data[60] ^= 1
+        place.write_bytes(data)
         assert "1 key, 1 damaged" in run("check", path + name)[1]
         status, out = run("check", path + name, "--repair", "--yes")
         assert (status, out.splitlines()[-1]) == (OK, "dropped 1 key")

@@ -41,8 +41,7 @@ class Code:
 def make(path, index, **contents):
     os.makedirs(path, exist_ok=True)
     for name, data in {".keys": index if isinstance(index, bytes) else json.dumps(index).encode(), **contents}.items():
-        with open(os.path.join(path, name), "wb") as file:
-            file.write(data)
+        pathlib.Path(path, name).write_bytes(data)
 
 
 @pytest.fixture
@@ -78,11 +77,10 @@ def test_what_is_refused_needs_trust_and_is_no_damage_unless_its_checksum_says_s
     assert not os.path.exists(mark)
     assert main(["check", "--trust", path]) == 0
     assert os.path.exists(mark)
-    with open(os.path.join(path, "code"), "r+b") as file:
-        data = bytearray(file.read())
-        data[15] ^= 1
-        file.seek(0)
-        file.write(data)
+    place = pathlib.Path(path, "code")
+    data = bytearray(place.read_bytes())
+    data[15] ^= 1
+    place.write_bytes(data)
     assert main(["check", path]) == 1
     assert "2 keys, 1 damaged; 0 leftovers" in capsys.readouterr().out
 

@@ -2,12 +2,13 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import pickle
 
 import pytest
 from filesystems import mounts
-from invariants import check
+from invariants import check, seen
 
 from chest import Chest
 
@@ -70,9 +71,7 @@ def full(call):
     return caught.value
 
 
-def snapshot(path):
-    """What another handle finds, which changes nothing."""
-    return dict(Chest(path=path, flag="r"))
+snapshot = functools.partial(seen, flag="r")  # what another handle finds, which changes nothing
 
 
 @every_setting

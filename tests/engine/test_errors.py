@@ -9,6 +9,7 @@ import os
 import pickle
 import shutil
 import stat
+from pathlib import Path
 
 import pytest
 from filesystems import mounts
@@ -81,8 +82,7 @@ def test_a_value_that_refers_to_a_damaged_chest_is_not_called_damaged(path, tmp_
     c.flush()
     other.close()
     del other
-    with open(tmp_path / "other" / ".keys", "r+b") as file:
-        file.write(b"\0")
+    (tmp_path / "other" / ".keys").write_bytes(b"\0")
     with pytest.raises(LoadError, match="'x'.*other.*Nothing proves it lost") as caught:
         c["x"]
     assert not isinstance(caught.value, DamagedError)
@@ -334,18 +334,12 @@ def test_a_transaction_with_a_key_that_cannot_be_saved_is_rolled_back_whole(path
 # What cannot be loaded.
 
 
-def overwrite(path, data):
-    with open(path, "wb") as file:
-        file.write(data)
-
-
 @pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[:-3], lambda data: data[:7], lambda data: b"\0" * len(data),
                                     lambda data: b"not a pickle at all"], ids=["empty", "torn", "head", "zeros", "text"])
 def test_a_value_that_cannot_be_loaded_is_named_and_left_alone_and_healed_by_setting_or_deleting_it(saved, damage):
     name = saved.key_to_filename("x")
-    with open(name, "rb") as file:
-        data = file.read()
-    overwrite(name, damage(data))
+    data = Path(name).read_bytes()
+    Path(name).write_bytes(damage(data))
     for use in (lambda: saved["x"], lambda: saved.get("x"), lambda: saved.prefetch(["y", "x"]), lambda: saved.pop("x"),
                 lambda: list(saved.values()), lambda: saved.pop("x", None)):
         with pytest.raises(LoadError, match=f"'x'.*{name}") as caught:
@@ -355,12 +349,11 @@ def test_a_value_that_cannot_be_loaded_is_named_and_left_alone_and_healed_by_set
         assert KeyError not in causes  # that it was not in memory is no cause
     assert (saved["y"], saved["t", "u"], len(saved), "x" in saved) == ("saved y", "saved t", 3, True)
     saved.flush()
-    with open(name, "rb") as file:
-        assert file.read() == damage(data)
-    overwrite(name, data)
+    assert Path(name).read_bytes() == damage(data)
+    Path(name).write_bytes(data)
     assert saved["x"] == "saved x"
     for key in ("x", "y"):
-        overwrite(saved.key_to_filename(key), damage(data))
+        Path(saved.key_to_filename(key)).write_bytes(damage(data))
     saved["x"] = "healed"
     del saved["y"]
     saved.flush()

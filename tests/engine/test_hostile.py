@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import threading
+from pathlib import Path
 
 import pytest
 from invariants import seen
@@ -19,16 +20,8 @@ needs_links = pytest.mark.skipif(not hasattr(os, "symlink"), reason="needs symbo
 
 def tree(path):
     """Every file and link under ``path`` with its content."""
-    found = {}
-    for folder, folders, names in os.walk(path):
-        for name in [*names, *folders]:
-            place = os.path.join(folder, name)
-            if os.path.islink(place):
-                found[os.path.relpath(place, path)] = os.readlink(place)
-            elif os.path.isfile(place):
-                with open(place, "rb") as file:
-                    found[os.path.relpath(place, path)] = file.read()
-    return found
+    return {str(place.relative_to(path)): os.readlink(place) if place.is_symlink() else place.read_bytes()
+            for place in Path(path).rglob("*") if place.is_symlink() or place.is_file()}
 
 
 # Names.
@@ -66,8 +59,7 @@ def test_a_key_to_filename_that_fails_is_the_callers_error_and_loses_nothing(pat
 
 def index_of(path, pairs):
     os.makedirs(path, exist_ok=True)
-    with open(os.path.join(path, ".keys"), "wb") as file:
-        pickle.dump(pairs, file)
+    Path(path, ".keys").write_bytes(pickle.dumps(pairs))
 
 
 ASTRAY = ["../victim", "a/../../victim", "/victim", ".keys", ".", "", "a/.git", ".packs/x", ".packs", "nul\0", 5, 1 << 104,
@@ -187,8 +179,7 @@ def test_directories_and_files_in_the_way_are_walked_around(path):
     os.rmdir(os.path.join(path, ".keys"))
     os.makedirs(os.path.join(path, "x", "y"))
     for name in ("_a", "x~1"):
-        with open(os.path.join(path, name), "w") as file:
-            file.write("mine")
+        Path(path, name).write_text("mine")
     c = Chest({"x": 1, ("a", "b"): 2}, path=path)
     c.flush()
     assert seen(path) == {"x": 1, ("a", "b"): 2}

@@ -15,7 +15,7 @@ import shutil
 
 import pytest
 from interleavings import World, explore
-from invariants import check
+from invariants import check, files
 
 from chest import Chest
 from chest.storage import keysfile
@@ -143,12 +143,10 @@ class Play:
         assert found == expected, (found, expected)
 
     def files(self):
-        found = [os.path.relpath(os.path.join(folder, name), self.path)
-                 for folder, _, names in os.walk(self.path) for name in names]
         folders = [os.path.join(folder, name) for folder, names, _ in os.walk(self.path) for name in names]
         assert all(map(os.listdir, folders)), "an empty folder is left"
-        found = [name for name in found if not name.endswith(".new")]  # what a handle that is open writes of its own files
-        return sorted(set(found) - {".keys", ".keys~"})
+        # But for what a handle that is open writes of its own files.
+        return [name for name in files(self.path) if not name.endswith(".new") and name not in (".keys", ".keys~")]
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Handles on one ``.keys``, for the tests of this floor."""
 import os
+from pathlib import Path
 
 from chest.index import Index, Names
 from chest.serialize import Codec
@@ -20,14 +21,12 @@ def index_on(directory, **settings):
 
 
 def content(keys):
-    with open(keys.path, "rb") as file:
-        return file.read()
+    return Path(keys.path).read_bytes()
 
 
 def put(keys, data):
     """Put other bytes into place, in a new file as every writer does."""
-    with open(keys.path + ".new", "wb") as file:
-        file.write(data)
+    Path(keys.path + ".new").write_bytes(data)
     os.replace(keys.path + ".new", keys.path)
 
 

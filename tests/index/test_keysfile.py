@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import zlib
+from pathlib import Path
 
 import pytest
 from index.handles import another, committed, content, keys_file, put
@@ -34,8 +35,7 @@ def joined(changes):
 @pytest.mark.parametrize("pairs", [PAIRS, [(n, n << 64) for n in range(5)], [("k", 1), (True, 2), (b"", 3), (None, 4), (1.5, 5)], []])
 def test_the_list_is_an_ordinary_pickle_and_so_it_is_with_records_behind(keys, pairs):
     assert (keys.changed(), keys.read()) == (False, (True, []))
-    with open(keys.path + "~", "wb") as file:
-        file.write(b"half a list of another, who was killed")
+    Path(keys.path + "~").write_bytes(b"half a list of another, who was killed")
     records = pairs and all(type(ref) is int for _, ref in pairs)
     steps = [ref - before for (_, ref), (_, before) in zip(pairs, [("", 0), *pairs])] if records else []
     listed = ([key for key, _ in pairs], steps) if records else pairs
@@ -94,8 +94,7 @@ def test_what_is_copied_over_the_file_is_read_whole_although_it_is_the_same_file
     backup, right = content(keys), committed(keys)
     os.replace(keys.path + ".before", keys.path)
     assert not other.changed()
-    with open(keys.path, "wb") as file:
-        file.write(backup)
+    Path(keys.path).write_bytes(backup)
     os.utime(keys.path, (1, 1))
     assert other.changed()
     assert other.read() == (True, right)
@@ -306,8 +305,7 @@ def test_another_format_never_hides_records_behind_a_header_that_is_damaged(keys
                          ids=["pipe", "folder", "link", "dead link"])
 @pytest.mark.parametrize("codec", [Codec(), Codec(dump=json.dump, load=json.load)], ids=["native", "json"])
 def test_only_a_regular_file_is_an_index(keys, make, codec):
-    with open(os.path.join(os.path.dirname(keys.path), "real"), "wb") as file:
-        file.write(whole_list(PAIRS))
+    Path(keys.path).with_name("real").write_bytes(whole_list(PAIRS))
     make(keys.path)
     reader = another(keys, codec)
     assert reader.changed()

@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -21,10 +22,7 @@ def child(*arguments):
     """The lines that a child prints; its end must be its own."""
     environment = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run([sys.executable, CHILD, *arguments], capture_output=True, text=True, env=environment, timeout=1200)
-    last = ""
-    if os.path.exists("last.pickle"):
-        with open("last.pickle", "rb") as file:
-            last = ascii(file.read())
+    last = ascii(Path("last.pickle").read_bytes()) if os.path.exists("last.pickle") else ""
     assert done.returncode == 0, f"{done.returncode}: {done.stderr[-3000:]} {done.stdout[-500:]} {last}"
     return done.stdout.splitlines()
 

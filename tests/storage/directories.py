@@ -1,8 +1,6 @@
 """What the tests of a local directory share: handles, children, faults."""
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from chest.errors import DamagedError
@@ -29,12 +27,6 @@ def saved(handle, small=0, **items):
 
 def values(handle, refs):
     return [handle.load(ref).value for ref in refs]
-
-
-def files(path):
-    """All that stands below ``path``, relative."""
-    return sorted(os.path.relpath(os.path.join(folder, name), path)
-                  for folder, _, names in os.walk(path) for name in names)
 
 
 def commit(handle, refs=()):

@@ -8,10 +8,12 @@ import logging
 import os
 import pickle
 import sys
+from pathlib import Path
 
 import pytest
 from children import forked
-from storage.directories import commit, damaged, directory, files, saved, values
+from invariants import files
+from storage.directories import commit, damaged, directory, saved, values
 
 from chest import Chest
 from chest.errors import ChestError, DamagedError
@@ -119,20 +121,17 @@ def test_the_folder_of_packs_is_no_way_out_either_and_a_named_pipe_does_not_hang
 
 def test_every_flipped_bit_of_a_pack_is_an_error_and_never_another_value_and_so_is_one_cut_off_or_gone(handle):
     refs = saved(handle, 4096, a={"x": 1}, b=[2] * 9, c="three")
-    path = handle.file(refs[0])
-    with open(path, "rb") as file:
-        content = file.read()
+    path = Path(handle.file(refs[0]))
+    content = path.read_bytes()
     handle.close()
     for bit in range(8 * len(content)):
         flipped = bytearray(content)
         flipped[bit // 8] ^= 1 << bit % 8
-        with open(path, "wb") as file:
-            file.write(flipped)
+        path.write_bytes(flipped)
         right = zip(damaged(handle, refs), [{"x": 1}, [2] * 9, "three"])
         assert [found for found, value in right if found != value] == ["damaged"]
     assert len(content) > 60
-    with open(path, "wb") as file:
-        file.write(content[:-1])  # cut off
+    path.write_bytes(content[:-1])  # cut off
     assert damaged(handle, refs) == [{"x": 1}, [2] * 9, "damaged"]
     with pytest.raises(DamagedError):
         handle.load(refs[0] | CRC << LENGTH)  # a length that no file has takes no memory

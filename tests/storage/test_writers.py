@@ -8,7 +8,8 @@ import stat
 
 import pytest
 from children import forked, python
-from storage.directories import commit, directory, files, saved, values
+from invariants import files
+from storage.directories import commit, directory, saved, values
 
 from chest import Chest
 from chest.storage import locks, packs, system
