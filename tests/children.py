@@ -38,7 +38,7 @@ def python(script, *arguments, code=0, stderr="", options=(), **environment):
     paths = os.pathsep.join(filter(None, [HOME, os.environ.get("PYTHONPATH")]))
     what = [script] if script.endswith(".py") else ["-c", script]
     done = subprocess.run([sys.executable, *options, *what, *map(str, arguments)], capture_output=True, text=True,
-                          timeout=120, env=dict(os.environ, PYTHONPATH=paths, **environment))
+                          timeout=300, env={**os.environ, "PYTHONPATH": paths, **environment})
     assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
     if stderr is not None:
         assert done.stderr == stderr, done.stderr

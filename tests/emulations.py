@@ -228,8 +228,8 @@ def main(name, folder, *wanted):
             import numpy  # noqa: F401
     globals()[name]()
     home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    sys.path[:0] = [os.path.join(home, "tests", "filesystems"), os.path.join(home, "tests")]
-    import scenarios
+    sys.path[:0] = [home, os.path.join(home, "tests")]
+    from filesystems import scenarios
 
     for scenario, function in scenarios.SCENARIOS.items():
         if function in scenarios.NEEDS_PROCESSES or (wanted and scenario not in wanted):

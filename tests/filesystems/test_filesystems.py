@@ -10,9 +10,8 @@ import shutil
 import sys
 import tempfile
 
-import mounts
 import pytest
-import scenarios
+from filesystems import mounts, scenarios
 
 from chest import Chest
 from chest.serialize import arrays
