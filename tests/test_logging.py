@@ -7,7 +7,6 @@ import pytest
 from children import python
 
 from chest import Chest
-from chest.index import KEYS
 
 
 @pytest.fixture
@@ -41,14 +40,6 @@ def test_a_key_and_a_path_are_told_so_that_any_terminal_and_file_takes_them(told
         chest.move_to_disk(key)
     assert any("spill" in text for text in told("DEBUG"))
     assert all(text.isprintable() for text in told("DEBUG"))
-
-
-def test_a_torn_commit_of_a_process_that_died_is_a_line(told, path):
-    Chest({"x": 1}, path=path).close()
-    with open(os.path.join(path, KEYS), "ab") as file:
-        file.write(b"+chs torn")
-    assert dict(Chest(path=path)) == {"x": 1}
-    assert any("torn record" in text and path in text for text in told("DEBUG"))
 
 
 @pytest.mark.parametrize("first", ["", "import logging"])

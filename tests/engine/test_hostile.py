@@ -63,7 +63,7 @@ def index_of(path, pairs):
 
 
 ASTRAY = ["../victim", "a/../../victim", "/victim", ".keys", ".", "", "a/.git", ".packs/x", ".packs", "nul\0", 5, 1 << 104,
-          None, b"x", ("a", "b")]
+          -1, 1 << 200, 1.5, None, b"x", ("a", "b")]
 
 
 @pytest.mark.parametrize("trusted", [True, False])

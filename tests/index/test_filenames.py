@@ -94,15 +94,6 @@ def test_a_key_whose_text_cannot_be_made_has_a_name_too(make):
             key_to_filename(type("Key", (), {"__repr__": lambda self, error=error: (_ for _ in ()).throw(error)})())
 
 
-OUTSIDE = ["", "/x", "../x", "a/../x", ".keys", ".packs/1", "a/.b", "a//b", "x/", "x\0", None, 3]
-
-
-@pytest.mark.parametrize("name", [*OUTSIDE, "a" * 256, "deep/" * 300 + "x", "nul"])
-def test_a_name_that_leads_outside_or_is_unusable_is_replaced_by_the_md5(name):
-    assert inside(name) == (name not in OUTSIDE)
-    assert Names(lambda key: name).plain("x") == md5("x")
-
-
 def free(*used):
     return lambda name: name not in used
 

@@ -229,12 +229,6 @@ def test_an_index_that_cannot_be_read_is_a_clear_error_and_stays_as_it_is(keys, 
     assert content(keys) == data
 
 
-@pytest.mark.parametrize("pairs", [{"x": "x"}, [["x", "x"]], [("x", 5)], [([[1]], 5)]])
-def test_an_odd_list_that_can_be_read_is(keys, pairs):
-    put(keys, pickle.dumps(pairs))
-    assert list(committed(keys).items()) in ([("x", "x")], [("x", 5)], [(((1,),), 5)])
-
-
 @pytest.mark.parametrize("trusted", [True, False])
 @pytest.mark.parametrize("found", [([1], [1, 2]), (["a", "b"], ["x", "y"]), (["a"], [1.5]), ([], []), ([1], [1], [1]), ([{}], [1]),
                                    ([1, 2], [1 << 145, 1]), ([1, 2], [-(1 << 145), 1])], ids=str)

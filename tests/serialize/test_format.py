@@ -4,7 +4,6 @@ from __future__ import annotations
 import io
 import os
 import pickle
-import pickletools
 import random
 import types
 
@@ -19,31 +18,7 @@ np = pytest.importorskip("numpy")
 
 N = 20_000  # items of eight bytes: enough to be a buffer of its own
 SMALL = [None, 5, "text", {"a": [1, 2.5], "b": ("x", b"y")}, list(range(1000)), np.arange(10.0)]
-ARRAYS = {
-    "floats": lambda: np.arange(N, dtype="f8"),
-    "two axes": lambda: np.arange(N, dtype="i4").reshape(100, -1),
-    "columns first": lambda: np.asfortranarray(np.arange(N, dtype="f4").reshape(100, -1)),
-    "an axis of one": lambda: np.arange(N, dtype="f8").reshape(-1, 1),
-    "big-endian": lambda: np.arange(N, dtype=">f8"),
-    "dates": lambda: np.arange(N).astype("M8[ns]").reshape(10, -1),
-    "spans": lambda: np.arange(N).astype("m8[25us]"),
-    "bools": lambda: np.arange(5 * N) % 3 == 0,
-    "complex": lambda: np.arange(N) * 1j,
-    "texts": lambda: np.array([f"text{n}" for n in range(N)]),
-    "bytes": lambda: np.array([b"b%d" % n for n in range(N)]),
-    "half": lambda: np.arange(N * 2).astype("f2"),
-    "read-only": lambda: np.frombuffer(np.arange(N, dtype="f8").tobytes()),
-    "fields": lambda: np.zeros(N, [("a", "f8"), ("b", "i2")]),
-    "objects": lambda: np.array([{}, 1] * N, dtype=object),
-    "matrix": lambda: np.arange(N, dtype="f8").reshape(100, -1).view(np.matrix),
-    "every other": lambda: np.arange(2 * N)[::2],
-    "masked": lambda: np.ma.masked_array(np.arange(N), np.arange(N) % 7 == 0),
-}
-VALUES = {
-    "dict of arrays": lambda: {"x": np.arange(N), "y": np.ones((N, 2)), "z": [np.arange(3), "end"]},
-    "long text and bytes": lambda: ["ä" * 100_000, b"x" * 200_000, bytearray(b"y" * 70_000), np.ones(N)],
-    "many opcodes": lambda: [list(map(float, range(400_000))), np.arange(N), dict.fromkeys(range(200_000), "x")],
-}
+SOME = {"dict": SMALL[3], "array": np.arange(N), "dict of arrays": {"x": np.arange(N), "y": np.ones((N, 2)), "z": [np.arange(3), "end"]}}
 
 
 def content(value, **settings):
@@ -70,26 +45,6 @@ def _pickled(value):
     return pickle.dumps(value, 4)  # in the later ones an array that is read only is told from one that is not
 
 
-@pytest.mark.parametrize("durable", [False, True])
-@pytest.mark.parametrize("name", [*ARRAYS, *VALUES])
-def test_every_value_comes_back_from_its_file_in_each_mode_and_by_pickle_alone(name, durable, tmp_path):
-    value = {**ARRAYS, **VALUES}[name]()
-    data = content(value, durable=durable)
-    path = tmp_path / "value"
-    path.write_bytes(data)
-    expected = pickle.loads(pickle.dumps(value, 5))
-    assert alike(pickle.loads(data), expected)
-    pickletools.dis(data, out=io.StringIO())
-    for mode in ("auto", "c", "r", None):
-        for _ in range(2):  # the second time what an array's opcodes say is remembered
-            loaded, _ = from_file(path, mode)
-            assert alike(loaded, expected)
-            if isinstance(value, np.ndarray) and mode != "r":
-                assert loaded.flags.writeable == expected.flags.writeable
-    assert alike(load(io.BytesIO(data)), expected)
-    assert alike(Codec().decode(data), expected)
-
-
 @pytest.mark.parametrize("value", SMALL, ids=str)
 def test_small_values_come_back_and_their_hash_is_the_same_on_both_ways_whatever_was_pickled_between(value, tmp_path):
     encoded = Codec().encode(value)
@@ -98,16 +53,6 @@ def test_small_values_come_back_and_their_hash_is_the_same_on_both_ways_whatever
     loaded, stamp = from_file(tmp_path / "value", "auto")
     assert pickle.dumps(loaded) == pickle.dumps(value) == pickle.dumps(Codec().decode(record))
     assert stamp == encoded.stamp == stamp_of(record) == hash(Codec().dump_short(value)), "of a record too"
-
-
-def test_values_are_pickled_for_records_without_large_arrays_and_whatever_they_raise():
-    codec = Codec()
-    for value in (*SMALL, list(range(100_000)), b"x" * 100_000):
-        assert codec.dump_short(value) == pickle.dumps(value, 5)
-        assert codec.dump_short([value, np.zeros(N)]) == b"", "it takes no record"
-        with pytest.raises((TypeError, pickle.PicklingError, AttributeError)):
-            codec.dump_short([value, lambda: 0])
-    assert Codec(dump=pickle.dump).dump_short([]) == b""
 
 
 def test_an_array_is_not_copied_when_it_is_encoded_and_views_of_a_loaded_one_keep_it(tmp_path):
@@ -123,6 +68,28 @@ def test_an_array_is_not_copied_when_it_is_encoded_and_views_of_a_loaded_one_kee
     assert loaded.flags.owndata
 
 
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="links are followed on this system")
+def test_a_load_of_the_users_own_follows_no_link_and_does_not_hang_at_a_pipe(tmp_path):
+    (tmp_path / "target").write_bytes(pickle.dumps(1))
+    os.symlink("target", tmp_path / "link")
+    os.mkfifo(tmp_path / "pipe")
+    for name in "link", "pipe":
+        with pytest.raises(OSError):
+            Codec(load=pickle.load).load_from(str(tmp_path / name))
+
+
+def test_a_bytearray_that_changes_while_it_is_written_is_no_damaged_file():
+    value, written = bytearray(1 << 20), []
+
+    def write(pieces):
+        value[7] = 7  # as another thread does, behind the checksum
+        written.extend(map(bytes, pieces))
+
+    encoded = Codec().encode({"x": value}, write)
+    found = Codec().decode_file(b"".join([*written, *encoded.pieces, encoded.note()]))[0]["x"]
+    assert found in (value, bytearray(1 << 20))
+
+
 def test_pieces_are_passed_on_before_they_are_too_many():
     value = {n: "x" * 1000 + str(n) for n in range(40_000)}
     value["text"], value["bytes"] = "t" * 9_000_000, b"b" * 9_000_000
@@ -136,7 +103,7 @@ def test_pieces_are_passed_on_before_they_are_too_many():
 
 
 def test_dump_writes_what_encode_gives_and_needs_only_write():
-    for value in (*SMALL, np.arange(N), VALUES["dict of arrays"](), list(range(3_000_000))):  # the last is passed on in parts
+    for value in (*SMALL, *SOME.values(), list(range(3_000_000))):  # the last is passed on in parts
         pieces = []
         dump(value, types.SimpleNamespace(write=lambda data, pieces=pieces: pieces.append(bytes(data))))
         assert b"".join(pieces) == content(value)
@@ -145,12 +112,9 @@ def test_dump_writes_what_encode_gives_and_needs_only_write():
 # --- damage -----------------------------------------------------------------------------------------------------------
 
 
-SOME = {"dict": lambda: SMALL[3], "array": lambda: np.arange(N), "dict of arrays": VALUES["dict of arrays"]}
-
-
 @pytest.mark.parametrize("name", SOME)
 def test_any_flipped_bit_is_noticed(name, tmp_path):
-    data = content(SOME[name](), durable=True)
+    data = content(SOME[name], durable=True)
     path, draw = tmp_path / "value", random.Random(7)
     ends = [*range(400), *range(len(data) - 400, len(data))] if len(data) > 800 else range(len(data))
     for at in [*ends, *draw.choices(range(len(data)), k=300)]:
@@ -167,7 +131,7 @@ def test_any_flipped_bit_is_noticed(name, tmp_path):
 
 @pytest.mark.parametrize("name", SOME)
 def test_a_file_of_another_key_is_damaged_and_one_that_names_no_key_is_not(name, tmp_path):
-    value = SOME[name]()
+    value = SOME[name]
     encoded, path = Codec().encode(value), tmp_path / "value"
     for written, asked in (0, 0), (7, 0), (0, 7), (7, 7):
         path.write_bytes(b"".join([*encoded.pieces, encoded.note(written)]))
@@ -249,8 +213,9 @@ def test_a_strangers_texts_and_truths_that_cannot_be_are_refused(mode, wrap, val
 @pytest.mark.parametrize("value", [np.arange(10.0), {"a": np.ones(N)}, np.float64(2), list(np.arange(9000.0))],
                          ids=["small", "inside", "scalar", "scalars"])
 def test_a_plain_array_has_no_name_that_one_numpy_lacks_and_names_of_the_other_are_found(value, tmp_path):
-    for name in ("floats", "two axes", "dates", "texts", "read-only"):
-        assert b"numpy.core" not in content(ARRAYS[name]()) and b"_core" not in content(ARRAYS[name]())
+    floats = np.arange(N, dtype="f8")
+    for array in floats, floats.reshape(100, -1), floats.astype("M8[ns]"), floats.astype(str), np.frombuffer(floats.tobytes()):
+        assert b"numpy.core" not in content(array) and b"_core" not in content(array)
     mine, other = sorted((b"numpy.core", b"numpy._core"), key=lambda name: name not in pickle.dumps(np.float64(1)))
     code = """if True:
         import os, sys
