@@ -1,13 +1,13 @@
-"""Every public method and attribute of a chest once, the commands, and a small form of the demo: the least that must work on
-every platform.  It needs neither processes nor threads nor numpy, and runs in a browser's Python too."""
+"""Every public method and attribute of a chest once, and the commands: the least that must work on every platform.
+
+It needs neither processes nor threads nor numpy, and runs in a browser's Python too.
+"""
 from __future__ import annotations
 
 import copy
-import importlib.util
 import logging
 import os
 import pickle
-import pkgutil
 
 import pytest
 
@@ -89,24 +89,6 @@ def test_each_command(command, path, tmp_path, capsys):
 
 def test_a_module_of_helpers():
     assert utils.raises(KeyError, lambda: utils.raise_KeyError("x")) and not utils.raises(KeyError, str)
-
-
-def test_a_small_form_of_the_demo(path):
-    """Tables of how often each byte follows each other, of some modules of Python: more than the budget, found again."""
-    names = [one.name for one in pkgutil.iter_modules(importlib.import_module("json").__path__, "json.")] + ["abc", "copy", "csv", "ast"]
-    expected = {}
-    with Chest(path=path, available_memory=100_000) as c:
-        for name in names:
-            text = importlib.util.find_spec(name).loader.get_source(name) or name
-            table = [0] * (128 * 128)
-            for one, other in zip(text, text[1:]):
-                table[ord(one) % 128 * 128 + ord(other) % 128] += 1
-            c[name], expected[name] = table, hash(tuple(table))
-        assert c.memory_usage <= 100_000 + 200_000 and c.stats.spills
-    with Chest(path=path, available_memory=100_000) as c:
-        assert {name: hash(tuple(table)) for name, table in c.items()} == expected
-        c["json.decoder"][0] = -1
-    assert Chest(path=path)["json.decoder"][0] == -1
 
 
 def test_nothing_is_warned_of_or_logged_but_a_drop(path, caplog):

@@ -11,6 +11,7 @@ import functools
 import gc
 import itertools
 import operator
+import queue
 import sys
 import threading
 import types
@@ -120,22 +121,15 @@ def thread(value):
 
 
 def waiting_thread(value):
-    asked, answered, answers = threading.Semaphore(0), threading.Semaphore(0), []
+    asked, answers = queue.SimpleQueue(), queue.SimpleQueue()
 
     def run(it):
         for _ in range(4):
-            asked.acquire()
-            answers.append(it)
-            answered.release()
+            asked.get()
+            answers.put(it)
 
     threading.Thread(target=run, args=(value,), daemon=True).start()
-
-    def get():
-        asked.release()
-        assert answered.acquire(timeout=60)
-        return answers.pop()
-
-    return get
+    return lambda: asked.put("the value, please") or answers.get(timeout=60)
 
 
 def held_by(make, get=operator.itemgetter(0)):

@@ -1,5 +1,8 @@
 """File names: plain, collision-free, and never outside of the chest."""
+import gzip
 import hashlib
+import json
+import os
 
 import pytest
 from children import python
@@ -94,26 +97,18 @@ def test_a_key_whose_text_cannot_be_made_has_a_name_too(make):
             key_to_filename(type("Key", (), {"__repr__": lambda self, error=error: (_ for _ in ()).throw(error)})())
 
 
-def free(*used):
-    return lambda name: name not in used
-
-
-def test_a_name_that_is_taken_is_not_given_though_no_file_has_it():
-    names = Names(lambda key: "same")
-    names.source = lambda: ["same", None, 5 << 104, "other"]
-    assert names.next_free("a", free()) == "same~1"
-    assert names.reserve("a", lambda: "same~1") == names.reserve("a", lambda: "other name") == "same~1"
-    assert names.next_free("b", free()) == "same~2"
-    names.release("a")
-    names.reserve("a", lambda: "same~2")
-    assert names.next_free("b", free()) == "same~1"
-    names.renew()
-    assert not any(names.is_free("b", name) for name in ("same", "other", "same~2"))
-    assert names.is_free("a", "same~2") and not names.is_free("a", "same") and names.is_free("b", "same~1")
-    names.release("a")
-    names.release("nobody")
-    assert names.is_free("b", "same~2") and not names.is_free("b", "other")
-    assert not names.reserved
+@pytest.mark.parametrize("settings", [{}, {"dump": json.dump, "load": json.load}, {"open": gzip.open}], ids=["native", "json", "gzip"])
+def test_a_name_that_was_told_beforehand_is_that_of_the_value_and_of_no_other(path, settings):
+    c = Chest({"x": "of no file", "y": 2}, path=path, key_to_filename=lambda key: "same", **settings)
+    told = c.key_to_filename("y")
+    assert told == c.key_to_filename("y") == os.path.join(path, "same")
+    c.move_to_disk("x")
+    assert c._keys["x"] == "same~1"
+    os.unlink(c.key_to_filename("x"))
+    c["z"] = 3
+    c.flush()
+    assert c._keys == {"x": "same~1", "y": "same", "z": "same~2"}
+    assert c.key_to_filename("y") == told and (c["y"], c["z"]) == (2, 3)
 
 
 class Text(str):

@@ -222,27 +222,7 @@ def test_three_thousand_mapped_arrays_live_with_a_thousand_descriptors(file):
     assert again == "True"
 
 
-# --- small values -----------------------------------------------------------------------------------------------------
-
-
-class Record:
-    def __init__(self, name):
-        self.name = name
-
-
-def test_small_values_are_told_by_the_hash_of_their_bytes_and_same_by_loading_them():
-    codec = Codec()
-    for value in ({"a": [1]}, [Record("".join(["in", "terned"])), "interned", "x"], np.arange(100.0)):
-        encoded = codec.encode(value)
-        data = b"".join(encoded.pieces)
-        assert codec.unchanged(value, encoded.stamp) and codec.same(value, data) and codec.same(value, data + encoded.note())
-        loaded = codec.decode(data)
-        assert codec.same(loaded, data)
-    assert not codec.same({"a": [2]}, codec.encode({"a": [1]}).pieces[0])
-    value = {"a": [1]}
-    stamp = codec.encode(value).stamp
-    value["a"].append(2)
-    assert codec.unchanged(value, stamp) is False and codec.unchanged(value, None) is None
+# --- values that are compared as they are loaded ----------------------------------------------------------------------
 
 
 def test_what_cannot_be_loaded_is_not_the_same_but_want_of_memory_comes_out():

@@ -5,14 +5,13 @@ import io
 import os
 import pickle
 import random
-import types
 
 import pytest
 from children import python
 
 from chest.errors import DamagedError, LoadError
-from chest.serialize import Codec, aligned, dump, load
-from chest.serialize.aligned import read_layout, stamp_of
+from chest.serialize import Codec, aligned, load
+from chest.serialize.aligned import read_layout
 
 np = pytest.importorskip("numpy")
 
@@ -43,16 +42,6 @@ def alike(one, other):
 
 def _pickled(value):
     return pickle.dumps(value, 4)  # in the later ones an array that is read only is told from one that is not
-
-
-@pytest.mark.parametrize("value", SMALL, ids=str)
-def test_small_values_come_back_and_their_hash_is_the_same_on_both_ways_whatever_was_pickled_between(value, tmp_path):
-    encoded = Codec().encode(value)
-    record = b"".join(encoded.pieces)
-    (tmp_path / "value").write_bytes(record + encoded.note())
-    loaded, stamp = from_file(tmp_path / "value", "auto")
-    assert pickle.dumps(loaded) == pickle.dumps(value) == pickle.dumps(Codec().decode(record))
-    assert stamp == encoded.stamp == stamp_of(record) == hash(Codec().dump_short(value)), "of a record too"
 
 
 def test_an_array_is_not_copied_when_it_is_encoded_and_views_of_a_loaded_one_keep_it(tmp_path):
@@ -100,13 +89,6 @@ def test_pieces_are_passed_on_before_they_are_too_many():
     data = b"".join([*passed, rest, encoded.note()])
     assert len(data) == encoded.nbytes + len(encoded.note())
     assert pickle.loads(data) == value == load(io.BytesIO(data))
-
-
-def test_dump_writes_what_encode_gives_and_needs_only_write():
-    for value in (*SMALL, *SOME.values(), list(range(3_000_000))):  # the last is passed on in parts
-        pieces = []
-        dump(value, types.SimpleNamespace(write=lambda data, pieces=pieces: pieces.append(bytes(data))))
-        assert b"".join(pieces) == content(value)
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------

@@ -2,8 +2,6 @@
 from __future__ import annotations
 
 import errno
-import gzip
-import json
 import logging
 import os
 import pickle
@@ -43,19 +41,6 @@ def test_an_error_leaves_no_file_of_its_value_and_ctrl_c_none_of_the_call(handle
     assert done[1].ref is None and done[1].error is not None
     assert values(handle, [done[0].ref, done[2].ref]) == [1, 2]
     assert not [name for name in files(tmp_path / "c") if "wrong" in name]  # no pack's name has such letters
-
-
-@pytest.mark.parametrize("codec", [{}, {"dump": json.dump, "load": json.load}, {"open": gzip.open}], ids=["native", "json", "gzip"])
-def test_a_name_that_is_taken_is_left_alone_and_a_reserved_one_is_the_one_that_is_used(tmp_path, codec):
-    handle = directory(tmp_path / "c", **codec)
-    for name in "xy":
-        (tmp_path / "c" / name).write_text("mine")
-    assert handle.reserve("x") == handle.reserve("x") == "x~1"
-    assert handle.reserve(("a", "b")) == "_a/b"
-    done = handle.write([("x", 1), (("a", "b"), 2), ("y", 3)], 0)
-    assert [one.ref for one in done] == ["x~1", "_a/b", "y~1"]
-    assert values(handle, ["x~1", "_a/b", "y~1"]) == [1, 2, 3]
-    assert {(tmp_path / "c" / name).read_text() for name in "xy"} == {"mine"}
 
 
 # What a hostile directory holds.
