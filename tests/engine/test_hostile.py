@@ -285,12 +285,3 @@ def test_a_dump_that_writes_nothing(path):
     c = Chest({"x": 1}, **settings)
     c.flush()
     assert dict(c) == dict(Chest(**settings)) == {"x": "always"}
-
-
-def test_an_index_that_is_read_lazily_is_read_whole(path):
-    def load(file):
-        value = json.load(file)
-        return iter(value) if isinstance(value, list) else value
-
-    Chest({"x": 1}, path=path, dump=json.dump, load=json.load).close()
-    assert dict(Chest(path=path, dump=json.dump, load=load)) == {"x": 1}

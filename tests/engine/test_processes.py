@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +49,21 @@ def test_a_reader_finds_new_keys_at_once_and_others_values_when_it_looks_or_load
     a["x"] = 3
     a.sync()
     assert b["x"] == 3
+
+
+def test_a_commit_that_changes_nothing_writes_nothing_unless_a_plain_list_is_asked_for(path):
+    one, other, keys = Chest({"x": 1}, path=path), Chest(path=path), Path(path, ".keys")
+    one.sync()
+    one["x"] = 2
+    one.sync()
+    before = keys.read_bytes()
+    other.sync()
+    assert keys.read_bytes() == before
+    other.flush()
+    assert pickle.loads(keys.read_bytes()) == [("x", "x~1")]
+    before = keys.stat()
+    other.flush()
+    assert keys.stat() == before
 
 
 def test_a_key_set_here_stays_though_another_committed_the_very_bytes_and_then_deleted_it(path):

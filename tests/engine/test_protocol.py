@@ -49,12 +49,6 @@ class Handle:
         del self.chest[key]
         self.pending[key] = GONE
 
-    def sync(self):
-        self.chest.sync()
-
-    def flush(self):
-        self.chest.flush()
-
     def get(self, key):
         """Load a value, or find it in memory; it must be right at some moment meanwhile."""
         at_hand = key in self.chest.inmem
@@ -185,13 +179,13 @@ def orders(tmp_path):
 
 
 def script(calls):
-    """A program: ``"set x 1, sync"``.  A key with a slash is a tuple."""
+    """A program: ``"set x 1, sync"``, of what a `Handle` does or its chest.  A key with a slash is a tuple."""
     def program(handle):
         for call in calls.split(", "):
             name, *arguments = call.split()
             if arguments and "/" in arguments[0]:
                 arguments[0] = tuple(arguments[0].split("/"))
-            getattr(handle, name)(*arguments)
+            getattr(handle if hasattr(handle, name) else handle.chest, name)(*arguments)
     return program
 
 

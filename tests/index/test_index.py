@@ -3,14 +3,13 @@ from __future__ import annotations
 
 import functools
 import os
-import pickle
 import threading
 from contextlib import contextmanager, suppress
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from index.handles import commit, content, index_on, on_disk
+from index.handles import commit, index_on, on_disk
 
 LOW = 500 << 32 | 7  # length and checksum of a record
 
@@ -184,23 +183,6 @@ def test_a_damaged_index_is_an_error_each_time_and_what_is_known_stays(tmp_path)
 
 
 # Commits that fail.
-
-
-def test_a_commit_that_changes_nothing_writes_nothing_unless_a_plain_list_is_asked_for(tmp_path):
-    one, other = two(tmp_path, {"x": "x"})
-    one.removes_records = False  # as in a directory
-    one.set("x", "x~1")
-    commit(one)
-    assert one.untidy
-    before = content(one.keys)
-    commit(other)
-    assert content(one.keys) == before
-    commit(other, True)
-    assert not other.untidy
-    assert pickle.loads(content(one.keys)) == [("x", "x~1")]
-    before = os.stat(tmp_path / ".keys")
-    commit(other, True)
-    assert os.stat(tmp_path / ".keys") == before
 
 
 def test_a_name_that_came_again_after_a_failed_commit_is_not_removed(tmp_path):
