@@ -164,18 +164,11 @@ def closes(value, file):
         pickle.dump(value, file)
 
 
-def by_descriptor(value, file):
-    os.write(file.fileno(), pickle.dumps(value))
-
-
-def load_by_descriptor(file):
-    return pickle.loads(os.read(file.fileno(), 1 << 20))
-
-
 @pytest.mark.parametrize("small", [0, 4096])
 @pytest.mark.parametrize("settings", [
     dict(dump=closes, load=pickle.load),
-    dict(dump=by_descriptor, load=load_by_descriptor),
+    dict(dump=lambda value, file: os.write(file.fileno(), pickle.dumps(value)),
+         load=lambda file: pickle.loads(os.read(file.fileno(), 1 << 20))),
     dict(dump=lambda value, file: file.write(value), load=lambda file: file.read(), mode="t"),
 ], ids=["closes the file", "needs a file of the system", "text as it is"])
 def test_what_a_dump_may_do_with_its_file(path, settings, small):

@@ -7,6 +7,7 @@ import threading
 from contextlib import contextmanager, suppress
 
 import pytest
+from children import thread
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from index.handles import commit, index_on, on_disk
@@ -224,9 +225,8 @@ def test_names_are_asked_for_while_another_thread_sets_keys(tmp_path):
             index.names.renew()
             assert index.names.next_free("never", lambda name: True) == "never"
 
-    thread = threading.Thread(target=ask)
-    thread.start()
-    for n in range(3000):
-        index.set(n % 500, f"f{n}")
-    done.set()
-    thread.join()
+    with thread(ask) as asked:
+        for n in range(3000):
+            index.set(n % 500, f"f{n}")
+        done.set()
+    assert asked == [None]

@@ -15,6 +15,7 @@ import uuid
 import zoneinfo
 
 import pytest
+from children import thread
 
 from chest.errors import LoadError
 from chest.memory.access import frames
@@ -225,13 +226,11 @@ def test_a_thread_that_looks_at_the_frames_of_others_gets_no_value_refused():
             time.sleep(0)
             del held
 
-    thread = threading.Thread(target=look)
-    thread.start()
-    sys.setswitchinterval(1e-5)
-    try:
-        for _ in range(100):
-            assert restricted.loads(data) == value
-    finally:
-        sys.setswitchinterval(interval)
-        ends.set()
-        thread.join()
+    with thread(look):
+        sys.setswitchinterval(1e-5)
+        try:
+            for _ in range(100):
+                assert restricted.loads(data) == value
+        finally:
+            sys.setswitchinterval(interval)
+            ends.set()

@@ -9,6 +9,13 @@ from chest.serialize.codec import Codec
 from chest.storage.directory import Directory
 
 
+class Interrupts:
+    """Ctrl-C comes as this value is written."""
+
+    def __reduce__(self):
+        raise KeyboardInterrupt
+
+
 def directory(path, durable=False, **codec):
     """A handle on a directory that is there."""
     handle = Directory(str(path), Codec(durable=durable, **codec), Names())

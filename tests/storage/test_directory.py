@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from children import forked
 from invariants import files
-from storage.directories import commit, damaged, directory, saved, values
+from storage.directories import Interrupts, commit, damaged, directory, saved, values
 
 from chest import Chest
 from chest.errors import DamagedError
@@ -24,11 +24,6 @@ BIG = bytes(range(256)) * 400
 @pytest.fixture
 def handle(tmp_path):
     return directory(tmp_path / "c")
-
-
-class Interrupts:
-    def __reduce__(self):
-        raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("small", [0, 4096])

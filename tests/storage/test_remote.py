@@ -27,6 +27,7 @@ fsspec = pytest.importorskip("fsspec", reason="a chest at a URL needs fsspec")
 
 from fsspec.asyn import AsyncFileSystem  # noqa: E402
 from fsspec.implementations.memory import MemoryFileSystem  # noqa: E402
+from storage.directories import Interrupts  # noqa: E402
 from storage.servers import S3, SFTP  # noqa: E402
 
 from chest.storage.remote import Remote  # noqa: E402
@@ -289,10 +290,6 @@ def test_what_a_store_refuses_leaves_nothing_and_the_next_write_works(objects, v
 
 def test_an_interrupted_write_leaves_no_object_that_nobody_knows(objects, monkeypatch):
     monkeypatch.setattr("chest.storage.remote._AT_ONCE", 1000)
-
-    class Interrupts:
-        def __reduce__(self):
-            raise KeyboardInterrupt
 
     values, _ = objects.open()
     with pytest.raises(KeyboardInterrupt):
