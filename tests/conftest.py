@@ -40,11 +40,9 @@ def path(tmp_path):
 @pytest.fixture
 def quick_path(tmp_path):
     """A directory in memory where there is one: what is made there is the same, and takes less time."""
-    if not os.path.isdir("/dev/shm"):
-        yield tmp_path
-    else:
-        with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="chest-test-") as made:
-            yield pathlib.Path(made)
+    memory = "/dev/shm" if os.path.isdir("/dev/shm") else tmp_path
+    with tempfile.TemporaryDirectory(dir=memory, prefix="chest-test-") as made:
+        yield pathlib.Path(made)
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def index_of(path, pairs):
     Path(path, ".keys").write_bytes(pickle.dumps(pairs))
 
 
-ASTRAY = ["../victim", "a/../../victim", "/victim", ".keys", ".", "", "a/.git", ".packs/x", ".packs", "nul\0", 5, 1 << 104,
+ASTRAY = ["../victim", "a/../../victim", "./../victim", "/victim", "..", "a//b", ".keys", ".", "", "a/.git", ".packs/x", ".packs", "nul\0", 5, 1 << 104,
           -1, 1 << 200, 1.5, None, b"x", ("a", "b")]
 
 
@@ -83,6 +83,7 @@ def test_a_name_in_the_index_that_leads_outside_is_an_error_when_it_is_used_and_
         assert tree(tmp_path) == before
         return
     assert c["good"] == "good"
+    assert "victim" not in str(name) or c.disk_usage()[0] == (path / "good").stat().st_size  # nor is the victim's told
     other = Chest()
     for use in (lambda: c["x"], lambda: list(c.values()), lambda: c.pop("x"), lambda: c.prefetch("x"), lambda: other.update(c)):
         with pytest.raises((ChestError, KeyError), match="'x'"):

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any, Callable, NamedTuple
 
 import pytest
-from children import limited
+from children import limited, thread
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -260,14 +260,12 @@ def test_other_threads_may_change_the_value_meanwhile() -> None:
             started.set()
             value.clear()
 
-    thread = threading.Thread(target=change)
-    thread.start()
-    try:
-        assert started.wait(30)
-        assert all(nbytes([value, bytes(1000)]) > 1000 for _ in range(500))
-    finally:
-        stop.set()
-        thread.join()
+    with thread(change):
+        try:
+            assert started.wait(30)
+            assert all(nbytes([value, bytes(1000)]) > 1000 for _ in range(500))
+        finally:
+            stop.set()
 
 
 @pytest.mark.parametrize("error", [TimeoutError, LookupError])
