@@ -12,12 +12,14 @@ import gc
 import sys
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Collection
+from mmap import mmap
 from typing import Any
 from weakref import getweakrefcount
 
 from chest.serialize.compare import can_change
 
-__all__ = ["CONTAINERS", "COUNTED", "counts_below", "held_parts", "owned", "owner", "referenced", "references"]
+__all__ = ["CONTAINERS", "COUNTED", "closed", "counts_below", "held_parts", "lent", "owned", "owner",
+           "referenced", "references"]
 
 _LONGEST = 2000  # items, keys and values of one that are looked at
 _IN_A_LIST = _OF_AN_ATTRIBUTE = 2  # the counts of an object with one owner: that one, and who asks
@@ -62,6 +64,23 @@ class _Attributes(dict[type, str]):
 _attributes = _Attributes()  # a look into it is no call
 
 
+def lent(memory: Any) -> Any:
+    """The shared memory, or the map that the program made, that this is a view of.  Who has that may close it once no
+    array of the program's is left: so only the program keeps such an array.  `ValueError` if it is closed.
+    """
+    while name := _attributes[type(memory)]:
+        memory = getattr(memory, name)
+    return memory if isinstance(memory, mmap) and not type(memory).__module__.startswith("chest.") else None
+
+
+def closed(memory: Any) -> bool:
+    """Is it a view of what the program closed?  It must not be looked at then."""
+    try:
+        return getattr(lent(memory), "closed", False)
+    except ValueError:
+        return True
+
+
 def shared(memory: Any, most: int = _OF_AN_ATTRIBUTE, other: bool = False) -> bool:
     """Has anything that an array is a view of, at whatever depth, a higher count of references than ``most``?
 
@@ -71,6 +90,8 @@ def shared(memory: Any, most: int = _OF_AN_ATTRIBUTE, other: bool = False) -> bo
         below = type(getattr(memory, name))
         if below is type(None) or below.__module__.startswith("chest."):
             return False
+        if _attributes[below] != "base" and lent(memory):
+            return other
         if _count_of_attribute(memory, name) > most:
             return True
         memory = getattr(memory, name)
@@ -85,6 +106,8 @@ def owner(value: Any) -> Any:
     kind = type(value)
     base = value.base if _attributes[kind] == "base" else None
     if base is None or type(base).__module__.startswith("chest."):
+        return value
+    if _attributes[type(base)] != "base" and lent(value):
         return value
     is_plain = type(base) is kind and kind.__name__ == "ndarray" and base.flags.forc and not value.dtype.hasobject
     if not COUNTED:  # then there is no other way to find it again

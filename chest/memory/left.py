@@ -12,7 +12,7 @@ from itertools import islice
 from operator import itemgetter
 from typing import Any, Generic, TypeVar
 
-from chest.memory.changes import COUNTED, held_parts, owner, referenced, references
+from chest.memory.changes import COUNTED, closed, held_parts, lent, owner, referenced, references
 from chest.memory.sizeof import nbytes
 from chest.serialize.arrays import MAPPED_FROM
 from chest.serialize.compare import can_change
@@ -44,7 +44,9 @@ class _Reference(weakref.ref):  # type: ignore[type-arg]
     def value(self) -> Any:
         """The value, the same object as before if that is still there; `None` if it is gone."""
         base = self()
-        if base is None or self.layout is None:
+        if base is None or closed(base):
+            return None
+        if self.layout is None:
             return base
         value = self.view()
         if value is None:
@@ -83,7 +85,8 @@ class Left(Generic[K]):
             # A large copy that did not change would be compared with its file twice, which takes longer than a load.
             is_slow = (is_clean and type(value).__name__ == "ndarray" and value.base is None
                        and value.nbytes >= MAPPED_FROM)
-            if self._usage + size <= self.most and COUNTED and self.writeback and not is_slow and can_change(value):
+            if (self._usage + size <= self.most and COUNTED and self.writeback and not is_slow and not lent(value)
+                    and can_change(value)):
                 self.keep(key, value, saved, size)
                 return
             if (base := owner(value)) is not None:

@@ -300,6 +300,37 @@ def test_arrays_that_are_views_of_one_another_are_kept_no_longer_than_they_are_h
     assert not COUNTED or Chest(path=path)[5]["a"].sum() == 1
 
 
+@pytest.mark.skipif(numpy is None, reason="needs numpy")
+@pytest.mark.parametrize("make", ["np.ndarray((n,), 'f8', {})", "np.frombuffer({})", "np.frombuffer({})[5:]"])
+@pytest.mark.parametrize("memory", ["memory.buf", "memory"], ids=["shared memory", "map"])
+def test_memory_below_arrays_can_be_closed_when_they_left_the_chest(memory, make, path):
+    """In a process of its own, which would crash where an array is looked at whose memory is gone."""
+    python(f"""
+import gc, mmap, sys
+import numpy as np
+from multiprocessing import shared_memory
+from chest import Chest
+for n in 200, 100_000:
+    memory = shared_memory.SharedMemory(create=True, size=8 * n) if "buf" in {memory!r} else mmap.mmap(-1, 8 * n)
+    array = {make.format(memory)}
+    c = Chest({{n: array}}, path=sys.argv[1])
+    c.flush()
+    array[9] = n
+    c.sync()
+    assert Chest(path=sys.argv[1])[n][9] == n  # as long as the program has it, it is looked at
+    if "ndarray" not in {make!r}:  # else numpy lets its memory be closed below it
+        del array
+    memory.close()
+    gc.collect()
+    c["new"] = 1
+    c.sync()
+    assert c[n][9] == n
+    c.close()
+    if "buf" in {memory!r}:
+        memory.unlink()
+""", path)
+
+
 @pytest.mark.parametrize("hook", ["settrace", "setprofile"])
 def test_a_debugger_or_profiler_that_reads_frames_while_chest_is_imported_makes_no_change_pass_unseen(hook, path):
     """It may hold what is in them, so that reference counts are not what they are without it."""
