@@ -148,7 +148,7 @@ class Cache(Generic[K]):
         keys = list(filter(self.values.__contains__, keys))
         values = list(map(self.values.__getitem__, keys))
         parts: list[list[Any] | None] = []  # looked at if need be
-        for place, (key, value, is_held) in enumerate(zip(keys, values, referenced(values, 2))):
+        for place, (key, value, is_held) in enumerate(zip(keys, values, referenced(values, 2, self.left.has_cycles))):
             if is_held:
                 found[key] = []
             elif type(value) in CONTAINERS:

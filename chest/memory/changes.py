@@ -13,6 +13,7 @@ import sys
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Collection
 from mmap import mmap
+from types import FunctionType, ModuleType
 from typing import Any
 from weakref import getweakrefcount
 
@@ -25,6 +26,7 @@ _LONGEST = 2000  # items, keys and values of one that are looked at
 _IN_A_LIST = _OF_AN_ATTRIBUTE = 2  # the counts of an object with one owner: that one, and who asks
 _TYPES = 1000  # classes remembered
 _FIXED = frozenset((type(None), bool, int, float, complex, str, bytes))
+_SHARED: frozenset[type] = _FIXED | {type, ModuleType, FunctionType}  # of no value alone
 _NOT_WEAK: frozenset[type] = frozenset((list, dict, tuple))  # to which there are no weak references
 CONTAINERS: frozenset[type] = frozenset((list, dict, tuple, set, frozenset, deque, OrderedDict, defaultdict))
 
@@ -115,17 +117,33 @@ def owner(value: Any) -> Any:
     return base if is_plain and not shared(base, 0) else None
 
 
-def referenced(items: Collection[Any], more: int = 0) -> list[bool]:
+def referenced(items: Collection[Any], more: int = 0, cycles: bool = False) -> list[bool]:
     """For each of ``items``: does anybody refer to it, or to the memory that it is a view of, but this list and
-    ``more`` others?  True where nobody can tell.
+    ``more`` others; with ``cycles`` also but itself?  True where nobody can tell.
 
     Cost: 0.1 us each, 0.5 us for an array.
     """
     if not COUNTED:
         return [True] * len(items)
     most = _IN_A_LIST + more
-    return [count > most or (type(item) not in CONTAINERS and shared(item))
+    return [(count > most and not (cycles and count <= most + _within(item)))
+            or (type(item) not in CONTAINERS and shared(item))
             for item, count in zip(items, list(map(references, items)))]
+
+
+def _within(value: Any) -> int:
+    """How many references to ``value`` are in itself, as in a tree whose nodes know their parent.
+
+    Among up to 2,000 parts: 0 may be said of a larger one.  Cost: 0.1 us for each part.
+    """
+    seen, parts, found = {id(value)}, [value], 0
+    while parts and len(seen) <= _LONGEST:
+        parts = gc.get_referents(*parts)
+        found += sum([part is value for part in parts])
+        parts = [part for part in {id(part): part for part in parts if type(part) not in _SHARED}.values()
+                 if id(part) not in seen and gc.is_tracked(part)]
+        seen.update(map(id, parts))
+    return found
 
 
 def owned(values: Collection[Any], more: int) -> list[bool]:
@@ -201,6 +219,8 @@ def _held_parts(value: Any) -> list[Any] | None:
         for part in parts:
             kind = type(part)
             is_sure = is_sure and not getweakrefcount(part)
+            if part is value:  # it is known whether that is held
+                continue
             if kind in CONTAINERS:
                 met.append(part)
                 if id(part) not in seen:

@@ -73,6 +73,9 @@ class Left(Generic[K]):
         self.entries: dict[K, Any] = {}
         self.kept: dict[K, int] = {}
         self._usage = 0  # the sum of these
+        self._forced = 0  # bytes that came to be kept, as there are no weak references to them
+        # So many that cycles may be among them: from now on references within a value do not count, which takes longer.
+        self.has_cycles = False
 
     def add(self, key: K, value: Any, saved: Saved, size: int | None = None, is_clean: bool = False) -> None:
         """The value of ``key`` left memory; if it ``is_clean``, it was not written for that.
@@ -97,6 +100,8 @@ class Left(Generic[K]):
         if reference is None:
             if COUNTED and can_change(value):
                 self.keep(key, value, saved)
+                self._forced += size or 0
+                self.has_cycles = self._forced > self.most
             return
         if base is not value:
             begin = value.__array_interface__["data"][0] - base.__array_interface__["data"][0]
@@ -140,7 +145,7 @@ class Left(Generic[K]):
         """Of up to ``most`` values kept by plain references, those of which the program has neither all nor a part."""
         entries, kept = self.entries, self.kept
         found = [(key, *entries[key]) for key in islice(kept, most) if key in entries and key in kept]
-        held = referenced([one[1] for one in found], 2)  # ``entries`` and ``found`` refer to it
+        held = referenced([one[1] for one in found], 2, self.has_cycles)  # ``entries`` and ``found`` refer to it
         free = [one for one, is_held in zip(found, held) if not is_held]
         free = [(key, value, saved) for (key, value, saved), parts in zip(free, held_parts([one[1] for one in free]))
                 if not (parts and self.keep_beside(key, value, saved, parts))]
@@ -159,7 +164,7 @@ class Left(Generic[K]):
         """Does the program refer no more to one of the ``few`` looked at longest ago, or are there more?"""
         # But for those whose key's hash changed, which nobody finds.
         kept = list(map(itemgetter(0), filter(None, map(self.entries.get, islice(self.kept, few)))))
-        return _ALONE in map(references, kept) or bool(kept[few - 1 :])
+        return _ALONE in map(references, kept) or bool(kept[few - 1 :]) or self.has_cycles
 
     def forget(self, key: K) -> None:
         """The value is as its bytes are, and nobody has it; or ``key`` has another one."""

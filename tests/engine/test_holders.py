@@ -284,6 +284,42 @@ def test_a_value_is_kept_for_a_part_that_is_held_and_no_longer(path):
     assert [number for number, mark in enumerate(marks) if mark() is not None] == []
 
 
+def tree(mark, size):
+    root = {"mark": mark, "data": bytes(size)}
+    root["nodes"] = [{"parent": root}, {"parent": root}]
+    return root
+
+
+def ring(mark, size):
+    value = [mark, bytes(size)]
+    value += [value, (value,)]
+    return value
+
+
+@pytest.mark.skipif(not COUNTED, reason="references are not counted here")
+@pytest.mark.parametrize("make", [tree, ring])
+def test_values_that_refer_to_themselves_leave_memory_and_are_saved_while_they_are_held(make, path):
+    c, marks = Chest(path=path, available_memory=3_000_000), []
+    for number in range(60):
+        mark = {number}
+        marks.append(weakref.ref(mark))
+        c[number] = make(mark, 1_000_000)
+    del mark
+    gc.collect()
+    assert len([mark for mark in marks if mark() is not None]) < 30
+    held = c[5]
+    for number in range(6, 20):
+        assert c[number]
+    (held["nodes"] if make is tree else held).append("changed")
+    c.flush()
+    assert c[5] is held
+    held = None
+    c.flush()
+    gc.collect()
+    assert [mark for mark in marks if mark() is not None] == []
+    assert "changed" in (c[5]["nodes"] if make is tree else c[5])
+
+
 @pytest.mark.skipif(numpy is None, reason="needs numpy")
 def test_arrays_that_are_views_of_one_another_are_kept_no_longer_than_they_are_held(path):
     c, bases = Chest(path=path), []
