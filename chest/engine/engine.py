@@ -1,7 +1,6 @@
 """One handle: its parts, and what is done to a key.  Everything that takes several steps is in the rooms beside."""
 from __future__ import annotations
 
-import errno
 import os
 import warnings
 from collections.abc import Hashable, Iterable, Mapping
@@ -216,15 +215,7 @@ class Engine(Generic[K]):
         self.writable().ensure_directory().committer.save(plain, empty, progress)
 
     def ensure_directory(self) -> Engine[K]:
-        """This engine; makes the directory if it is not there: an error if it was, and was renamed or removed."""
-        state, storage = self.state, self.state.storage
-        if not storage.exists():
-            state.refresh()  # it may have been dropped
-            if any(ref is not None for ref in list(state.index.refs.values())):
-                raise FileNotFoundError(errno.ENOENT, "the chest's directory is gone: it was renamed or removed while "
-                                        "the chest was open, and what it held is not in memory; put it back, or open "
-                                        "the chest anew", self.path)
-            storage.make()
+        self.state.ensure_directory()
         return self
 
     def unsaved(self) -> int:

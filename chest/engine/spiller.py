@@ -329,17 +329,22 @@ class Spiller(Generic[K]):
         """Write ``items``, each of which begins with key and value, to new bytes; what goes wrong is noted with it."""
         storage = self.state.storage
         done = list(zip(items, storage.write(list(map(_pair_of, items)), self.threshold())))
-        changing = []
+        passing = []
         for item, one in done:
             if one.error is not None:
                 if raised_by_signal(one.error):
                     storage.remove([each.ref for _, each in done if each.ref is not None])
                     raise one.error
-                if tries and _is_changing(one.error):
-                    changing.append(item)
-        if changing:
-            again = iter(self.write(changing, tries - 1))
-            done = [next(again) if _is_changing(one.error) else (item, one) for item, one in done]
+                if tries and _is_passing(one.error):
+                    passing.append(item)
+        if passing:
+            try:
+                self.state.ensure_directory()
+            except FileNotFoundError as error:  # it was renamed: the values' errors stay as they are
+                raise_of_a_signal(error)
+                return done
+            again = iter(self.write(passing, tries - 1))
+            done = [next(again) if _is_passing(one.error) else (item, one) for item, one in done]
         return done
 
     def _record(self, written: Iterable[tuple[Item, Written]], saved: dict[K, Saved], flight: Flight) -> list[Ref]:
@@ -362,6 +367,8 @@ class Spiller(Generic[K]):
         return orphans
 
 
-def _is_changing(error: Exception | None) -> bool:
-    """Does a dict, set or deque say so that another thread changed it while it was pickled?"""
-    return isinstance(error, RuntimeError) and "during iteration" in str(error)
+def _is_passing(error: Exception | None) -> bool:
+    """Does a dict, set or deque say so that another thread changed it while it was pickled?  Or is there no directory,
+    as another handle dropped the chest?"""
+    return isinstance(error, FileNotFoundError) or (
+        isinstance(error, RuntimeError) and "during iteration" in str(error))

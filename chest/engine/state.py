@@ -12,6 +12,7 @@ Three rules keep threads out of each other's way.
 from __future__ import annotations
 
 import _thread
+import errno
 import gc
 import os
 import sys
@@ -348,6 +349,16 @@ class State(Generic[K]):
             self._waiters -= 1
 
     # Without the lock.
+
+    def ensure_directory(self) -> None:
+        """Make the directory if it is not there: an error if it was, and was renamed or removed."""
+        if not self.storage.exists():
+            self.refresh()  # it may have been dropped
+            if any(ref is not None for ref in list(self.index.refs.values())):
+                raise FileNotFoundError(errno.ENOENT, "the chest's directory is gone: it was renamed or removed while "
+                                        "the chest was open, and what it held is not in memory; put it back, or open "
+                                        "the chest anew", self.storage.path)
+            self.storage.make()
 
     def close(self) -> None:
         self.index.keys.close()

@@ -260,6 +260,23 @@ def test_what_another_handle_dropped_is_gone_and_what_is_set_then_is_saved(path,
     assert dict(Chest(path=path)) == ({} if save is Chest.write_keys else {"y": 2})
 
 
+@pytest.mark.parametrize("packed", [0, None, 1000])
+@pytest.mark.parametrize("store", [
+    lambda c, values: [c.__setitem__(key, value) for key, value in values.items()], Chest.update,
+    lambda c, values: [(c.setdefault(key, value), c.move_to_disk(key)) for key, value in values.items()]])
+def test_values_are_spilled_behind_another_handles_drop(path, store, packed):
+    with Chest(path=path) as other:
+        other["x"] = 1
+    c = Chest(path=path, available_memory=2000, min_file_size=packed)
+    len(c)
+    other.drop()
+    values = {key: key * 500 for key in "abcdef"}
+    store(c, dict(values))
+    assert c.memory_usage <= c.available_memory
+    c.sync()
+    assert dict(c) == dict(Chest(path=path)) == values
+
+
 @pytest.mark.parametrize("temporary", [False, True])
 @pytest.mark.parametrize("how", ["flush", "sync", "close", "write_keys", "drop"])
 def test_what_saves_or_drops_in_a_transaction_is_an_error_and_changes_nothing(path, how, temporary):
