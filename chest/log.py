@@ -2,10 +2,13 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from chest.errors import printable
 
 __all__ = ["log"]
+
+_logger: Any = None
 
 
 def log(level: str, message: str, *details: object) -> None:
@@ -15,7 +18,9 @@ def log(level: str, message: str, *details: object) -> None:
     """
     logging = sys.modules.get("logging")
     if logging is not None and hasattr(logging, "getLogger"):  # and not just being imported by another thread
-        logger = logging.getLogger("chest")
+        global _logger
+        # Asked for once, as it takes a lock that all threads share, and that Ctrl-C may leave taken for ever.
+        logger = _logger = _logger or logging.getLogger("chest")
         if not logger.handlers:
             logger.addHandler(logging.NullHandler())  # without one, warnings go to the user's terminal
         if logger.isEnabledFor(getattr(logging, level.upper())):

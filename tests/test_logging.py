@@ -2,6 +2,7 @@
 import logging
 import os
 import pathlib
+import threading
 
 import pytest
 from children import python
@@ -29,6 +30,17 @@ def test_a_spill_is_a_line(told, path):
     chest = Chest({key: bytes(1000) for key in "xyz"}, path=path, available_memory=1500)
     spills = [text for text in told("DEBUG") if "spill" in text]
     assert spills[0] == f"spilled 1 of {path}; wrote 1, {os.stat(chest.key_to_filename('x')).st_size} bytes"
+
+
+def test_a_lock_of_loggings_that_ctrl_c_left_taken_keeps_no_thread_from_spilling(path):
+    chest = Chest(path=path, available_memory=1500)
+    chest.update({key: bytes(1000) for key in "ab"})
+    with logging._lock:  # of this thread
+        thread = threading.Thread(target=chest.update, args=({key: bytes(1000) for key in "cd"},), daemon=True)
+        thread.start()
+        thread.join(20)
+        assert not thread.is_alive()
+    assert len(chest) == 4
 
 
 @pytest.mark.parametrize("key", [1 << 20_000, ("\x1b[31m", 1 << 20_000), "\x1b[31m\ud800"],
