@@ -13,7 +13,7 @@ from chest.engine.loader import Loader
 from chest.engine.opening import Settings, open_parts
 from chest.engine.spiller import SWEPT, Spiller
 from chest.engine.state import Flight, State
-from chest.errors import ChestError, explain_os
+from chest.errors import ChestError, explain_os, raise_of_a_signal
 from chest.log import log
 from chest.memory.cache import ABSENT
 from chest.memory.sizeof import nbytes
@@ -258,6 +258,7 @@ class Engine(Generic[K]):
             if storage.exists():
                 return False
         except OSError as error:
+            raise_of_a_signal(error)
             raise explain_os(error, "save the chest", self.path, "; nothing is lost in memory") from error
         lost = self.unsaved()
         if lost:

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any
 
 from chest.engine.committer import Progress
@@ -43,10 +42,12 @@ def receive_chest(engine: Engine[Any], other: Engine[Any], overwrite: bool, prog
     if other is engine:
         return
     saved = False
-    with suppress(ChestError, OSError):
+    try:
         if other.settings.flag != "r":
             other.save(plain=False, empty=False)
             saved = True
+    except (ChestError, OSError) as error:
+        raise_of_a_signal(error)
     linked = engine.state.codec.same_format(other.state.codec)
     keys = other.alive().state.keys()
     for key in progress(keys, total=len(keys)):
@@ -65,13 +66,16 @@ def _take(engine: Engine[Any], other: Engine[Any], key: Any, saved: bool, linked
             if ref is None or (not saved and (key in theirs.cache.watch or key in theirs.cache.left.entries)):
                 break
         if linked:
-            with suppress(OSError, ChestError), mine.in_flight(flight):
-                made = mine.storage.link(key, theirs.storage, ref)
-                if made.ref is not None:
-                    if newest():
-                        return engine.adopt([(key, made, ABSENT)])
-                    mine.storage.remove([made.ref])  # the name may have been another file's by then
-                    continue
+            try:
+                with mine.in_flight(flight):
+                    made = mine.storage.link(key, theirs.storage, ref)
+                    if made.ref is not None:
+                        if newest():
+                            return engine.adopt([(key, made, ABSENT)])
+                        mine.storage.remove([made.ref])  # the name may have been another file's by then
+                        continue
+            except (ChestError, OSError) as error:
+                raise_of_a_signal(error)
         try:
             value = theirs.storage.load(ref, key_checksum(key)).value
         except Exception as error:  # of the user's load too

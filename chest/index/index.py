@@ -10,7 +10,7 @@ from collections.abc import Collection, Hashable, Mapping
 from contextlib import AbstractContextManager, suppress
 from typing import Any, Callable, Generic, Protocol, TypeVar
 
-from chest.errors import DumpError
+from chest.errors import DumpError, raise_of_a_signal
 from chest.index.filenames import Names, Ref
 from chest.index.format import Pairs, Refs, dumped, put
 
@@ -114,9 +114,11 @@ class Index(Generic[K]):
         self._again.pop(key, None)
         self.names.release(key)
         if self.pending[key] is None and not self.uncertain:
-            with suppress(OSError):
+            try:
                 if not self.keys.changed():  # nobody else ever saw it
                     del self.pending[key]
+            except OSError as error:
+                raise_of_a_signal(error)
         return self._orphan(before) if before is not None and before in self.fresh else ()
 
     def _orphan(self, ref: Ref) -> tuple[Ref, ...]:

@@ -113,7 +113,8 @@ def tells() -> bool:
         with mmap.mmap(-1, _PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as probe:
             probe[0] = 1
             return written(ctypes.addressof(ctypes.c_char.from_buffer(probe)), _PAGE) == [(0, _PAGE)]
-    except OSError:  # there can be no more maps, or none at all
+    except OSError as error:  # there can be no more maps, or none at all
+        raise_of_a_signal(error)
         return False
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from contextlib import suppress
+
+from chest.errors import raise_of_a_signal
 
 __all__ = ["Descriptor", "after_fork", "close_idle", "make_room"]
 
@@ -66,9 +67,11 @@ class Descriptor:
 
 
 def _most() -> int:
-    with suppress(AttributeError, ValueError, OSError):
+    try:
         return min(max(os.sysconf("SC_OPEN_MAX") // 4, 16), 1024)
-    return 128
+    except (AttributeError, ValueError, OSError) as error:
+        raise_of_a_signal(error)
+        return 128
 
 
 def close_idle() -> bool:

@@ -140,7 +140,7 @@ class KeysFile:
                 self._signature = _signature(os.fstat(opened[0]))
                 self._broken = False
             if self._broken:
-                with suppress(OSError):
+                with system.tolerated():
                     os.ftruncate(opened[0], self._end)  # so that nobody builds on what may not be on the disk
                 return False
             self._end += sum(map(len, parts))

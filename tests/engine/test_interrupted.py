@@ -283,6 +283,37 @@ def test_a_limit_of_time_that_comes_in_a_call_of_the_system_comes_out_as_itself_
         assert dict(again) == dict(c)
 
 
+@pytest.mark.parametrize("action", [lambda c, _: c.close(), lambda c, other: other.update(c), lambda c, _: c.pop(N)],
+                         ids=["close", "update", "pop"])
+def test_a_limit_of_time_comes_out_as_itself_whatever_call_of_the_system_it_comes_in(tmp_path, monkeypatch, action):
+    def slow(real, *arguments, **more):
+        nonlocal left
+        left -= threading.current_thread() is threading.main_thread()
+        if left == 0:
+            signal.raise_signal(signal.SIGINT)
+        return real(*arguments, **more)
+
+    left, other = 0, Chest()
+    for name in "stat", "lstat", "fstat", "link":
+        monkeypatch.setattr(os, name, functools.partial(slow, getattr(os, name)))
+    for n in itertools.count(1):
+        c = Chest({key: [key] for key in range(N)}, path=str(tmp_path / str(n)))
+        c.sync()
+        c[N] = ["new"]
+        with limited(TimeoutError("time is up")):
+            left = n
+            try:
+                action(c, other)
+            except TimeoutError as error:
+                assert str(error) == "time is up"
+            else:
+                assert left > 0, "it was passed over"
+                break
+            finally:
+                stopped, left = left, 0
+    assert n > 1 and stopped > 0
+
+
 @pytest.mark.parametrize("error", [FileExistsError, FileNotFoundError])
 def test_what_a_handler_raises_is_not_taken_for_what_the_system_says_of_a_file_that_is_made(path, monkeypatch, error):
     def slow(fd):
