@@ -226,11 +226,11 @@ class Engine(Generic[K]):
         state = self.state
         self.committer.no_transaction()
         if self.temporary:
-            if not self.closed:
-                self.closed = True
-                state.forget()
-                if self.owner == os.getpid():
-                    state.storage.clear_away()
+            self.closed = True
+            state.forget()
+            if self.owner == os.getpid():
+                state.storage.clear_away()
+                self.owner = 0  # now, as Ctrl-C may come before: there is nothing left that is anybody's to remove
         elif not self._forgets_all() and not self._is_gone():
             self.committer.save(plain=bool(self.unsaved()), empty=True, progress=progress)
             if state.index.untidy:  # all is saved: what the system refuses now is left to the next

@@ -105,11 +105,11 @@ def _end(handle: Handle) -> None:
     """What stands in the way is a warning, as nobody could catch an error."""
     try:
         handle.end()
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) or raised_by_signal(error):  # what is not saved yet waits for the next time
+            waiting.append(handle)
+            raise
         if not sys.is_finalizing():
-            if raised_by_signal(error):  # it is the program's; what is not saved yet waits for the next time
-                waiting.append(handle)
-                raise
             text = f"<chest at {handle.path}> could not be saved as it ended: {error}"
             warnings.warn(text, RuntimeWarning, stacklevel=3)
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import pickle
 import random
 import signal
@@ -10,11 +11,13 @@ import threading
 from contextlib import suppress
 
 import pytest
-from children import another_thread, limited, thread
+from children import Interruption, another_thread, limited, thread
 from invariants import check
 
 from chest import Chest
 from chest.engine import lifecycle
+from chest.engine.committer import Committer
+from chest.storage.directory import Directory
 
 N = 500
 
@@ -187,3 +190,17 @@ def test_what_a_signals_handler_raises_while_a_handle_ends_comes_out_and_it_is_s
         "z" in other  # noqa: B015 - it is asked for what ends meanwhile
     assert other["y"] == 2 and "z" not in other
     assert dict(Chest(path=path, load=pickle.load)) == {"x": [1]}
+
+
+@pytest.mark.parametrize("temporary", [False, True])
+@pytest.mark.parametrize("end", ["del", "close"])
+def test_a_chest_whose_end_ctrl_c_cut_off_is_saved_or_removed_the_next_time(path, monkeypatch, end, temporary):
+    box, other = [Chest({"x": [1]}, path=None if temporary else path)], Chest()
+    monkeypatch.setattr(sys, "unraisablehook", lambda told: None)  # Python says that a finaliser raised, and goes on
+    place, step = box[0].path, Directory.clear_away if temporary else Committer.save
+    assert Interruption(1, step).during(box[0].close if end == "close" else lambda: box.clear() or gc.collect())
+    assert os.path.exists(place)
+    for c in box:
+        c.close()
+    "z" in other  # noqa: B015 - it is asked for what ends meanwhile
+    assert not os.path.exists(place) if temporary else dict(Chest(path=place)) == {"x": [1]}
