@@ -291,5 +291,10 @@ class Engine(Generic[K]):
             self.committer.transacts = None
             try:
                 self.close()
-            finally:  # what could not be saved is lost, and nothing stays open for it
+            except Exception as error:
+                raise_of_a_signal(error)  # then it is tried again
+                # What could not be saved is lost, and nothing stays open for it.  Else: 1. its journal is closed;
+                # 2. others remove what that lists; 3. at the end of the script it is tried again, and commits that.
+                self.state.forget()
                 self.state.close()
+                raise
