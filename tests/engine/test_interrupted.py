@@ -14,6 +14,7 @@ import operator
 import os
 import signal
 import sys
+import threading
 import types
 from concurrent.futures import ThreadPoolExecutor
 
