@@ -2,13 +2,18 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from typing import Any
 
 from chest.errors import printable
 
 __all__ = ["log"]
 
-_logger: Any = None
+
+@cache
+def _logger() -> Any:
+    """Asked for once, as that takes a lock which all threads share, and which Ctrl-C may leave taken for ever."""
+    return sys.modules["logging"].getLogger("chest")
 
 
 def log(level: str, message: str, *details: object) -> None:
@@ -18,9 +23,7 @@ def log(level: str, message: str, *details: object) -> None:
     """
     logging = sys.modules.get("logging")
     if logging is not None and hasattr(logging, "getLogger"):  # and not just being imported by another thread
-        global _logger
-        # Asked for once, as it takes a lock that all threads share, and that Ctrl-C may leave taken for ever.
-        logger = _logger = _logger or logging.getLogger("chest")
+        logger = _logger()
         if not logger.handlers:
             logger.addHandler(logging.NullHandler())  # without one, warnings go to the user's terminal
         if logger.isEnabledFor(getattr(logging, level.upper())):

@@ -2,10 +2,9 @@
 import logging
 import os
 import pathlib
-import threading
 
 import pytest
-from children import python
+from children import python, thread
 
 from chest import Chest
 
@@ -36,10 +35,8 @@ def test_a_lock_of_loggings_that_ctrl_c_left_taken_keeps_no_thread_from_spilling
     chest = Chest(path=path, available_memory=1500)
     chest.update({key: bytes(1000) for key in "ab"})
     with logging._lock:  # of this thread
-        thread = threading.Thread(target=chest.update, args=({key: bytes(1000) for key in "cd"},), daemon=True)
-        thread.start()
-        thread.join(20)
-        assert not thread.is_alive()
+        with thread(chest.update, {key: bytes(1000) for key in "cd"}):
+            pass
     assert len(chest) == 4
 
 

@@ -1,7 +1,6 @@
 """Values and other garbage whose finalisers use the chest: the garbage collector may run them at nearly any line."""
 from __future__ import annotations
 
-import errno
 import gc
 import os
 import pickle
@@ -9,7 +8,6 @@ import random
 import signal
 import sys
 import threading
-import warnings
 from contextlib import suppress
 
 import pytest
@@ -209,20 +207,14 @@ def test_a_chest_whose_end_ctrl_c_cut_off_is_saved_or_removed_the_next_time(path
     assert not os.path.exists(place) if temporary else dict(Chest(path=place)) == {"x": [1]}
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "no space"), KeyboardInterrupt()], ids=repr)
-def test_what_was_spilled_by_a_chest_that_could_not_be_saved_as_it_ended_is_not_removed_and_then_committed(
-        path, monkeypatch, error):
-    def refuse(*_):
-        raise error
-
-    c = Chest({"x": [1], "y": [2]}, path=path)
+def test_what_was_spilled_by_a_chest_that_could_not_be_saved_as_it_ended_is_not_committed_later(path, monkeypatch):
+    c = Chest({"x": [1]}, path=path)
     c.move_to_disk("x")
     engine = c._engine
-    with monkeypatch.context() as patch, suppress(KeyboardInterrupt), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        patch.setattr(Index, "commit", refuse)
+    with monkeypatch.context() as patch, pytest.warns(RuntimeWarning, match="could not be saved as it ended"):
+        patch.setattr(Index, "commit", lambda *_: os.close(-1))
         lifecycle._end(engine)
     with Chest({"z": 3}, path=path) as other:
         other.flush()  # removes what dead handles left
     lifecycle._end(engine)  # as at the end of the script, for what something still refers to
-    assert dict(Chest(path=path)) == ({"z": 3} if isinstance(error, OSError) else {"x": [1], "y": [2], "z": 3})
+    assert dict(Chest(path=path)) == {"z": 3}
