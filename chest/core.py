@@ -335,7 +335,7 @@ class Chest(DictMethods[K, V]):
     @property
     def inmem(self) -> dict[K, V]:
         """The values in memory, by key, to be looked at only.  Cost: O(their number), now and in each later `sync`."""
-        return self._engine.state.exposed()
+        return self._engine.exposed()
 
     @property
     def available_memory(self) -> float:

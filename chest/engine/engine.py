@@ -159,6 +159,18 @@ class Engine(Generic[K]):
         state.size_anew()
         self.spiller.make_room()
 
+    def exposed(self) -> dict[K, Any]:
+        """The values in memory, for somebody who may take from them, and change, what he likes, now and later."""
+        state, cache = self.state, self.state.cache
+        with state.lock:
+            state.mend()
+            state.is_exposed = True
+            for key in list(cache.values):
+                cache.give(key)
+            for flight in state.flights.values():
+                flight.given = flight.given.union(cache.values)
+            return cache.values
+
     def name(self, key: K) -> str:
         """The full path of the file where the value of ``key`` is, or would be, kept."""
         state = self.alive().state
@@ -215,7 +227,7 @@ class Engine(Generic[K]):
         self.writable().ensure_directory().committer.save(plain, empty, progress)
 
     def ensure_directory(self) -> Engine[K]:
-        self.state.ensure_directory()
+        self.spiller.ensure_directory()
         return self
 
     def unsaved(self) -> int:

@@ -11,6 +11,7 @@ How it goes:
 """
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import compress
@@ -339,13 +340,24 @@ class Spiller(Generic[K]):
                     passing.append(item)
         if passing:
             try:
-                self.state.ensure_directory()
+                self.ensure_directory()
             except FileNotFoundError as error:  # it was renamed: the values' errors stay as they are
                 raise_of_a_signal(error)
                 return done
             again = iter(self.write(passing, tries - 1))
             done = [next(again) if _is_passing(one.error) else (item, one) for item, one in done]
         return done
+
+    def ensure_directory(self) -> None:
+        """Make the directory if it is not there: an error if it was, and was renamed or removed."""
+        state, storage = self.state, self.state.storage
+        if not storage.exists():
+            state.refresh()  # it may have been dropped
+            if any(ref is not None for ref in list(state.index.refs.values())):
+                raise FileNotFoundError(errno.ENOENT, "the chest's directory is gone: it was renamed or removed while "
+                                        "the chest was open, and what it held is not in memory; put it back, or open "
+                                        "the chest anew", storage.path)
+            storage.make()
 
     def _record(self, written: Iterable[tuple[Item, Written]], saved: dict[K, Saved], flight: Flight) -> list[Ref]:
         """Note where values lie now, with the lock.  Returns refs that nothing names, of keys set meanwhile."""

@@ -12,7 +12,6 @@ Three rules keep threads out of each other's way.
 from __future__ import annotations
 
 import _thread
-import errno
 import gc
 import os
 import sys
@@ -269,17 +268,6 @@ class State(Generic[K]):
         """A key came or went through this thread: its iterators have to notice."""
         self.changes[_thread.get_ident()] += 1
 
-    def exposed(self) -> dict[K, Any]:
-        """The values in memory, for somebody who may take from them, and change, what he likes, now and later."""
-        with self.lock:
-            self.mend()
-            self.is_exposed = True
-            for key in list(self.cache.values):
-                self.cache.give(key)
-            for flight in self.flights.values():
-                flight.given = flight.given.union(self.cache.values)
-            return self.cache.values
-
     def take_off(self, flight: Flight, keys: Sequence[K]) -> None:
         """``flight`` is that of ``keys``; one that another thread has under way for them is void from now on."""
         flight.keys = keys
@@ -349,16 +337,6 @@ class State(Generic[K]):
             self._waiters -= 1
 
     # Without the lock.
-
-    def ensure_directory(self) -> None:
-        """Make the directory if it is not there: an error if it was, and was renamed or removed."""
-        if not self.storage.exists():
-            self.refresh()  # it may have been dropped
-            if any(ref is not None for ref in list(self.index.refs.values())):
-                raise FileNotFoundError(errno.ENOENT, "the chest's directory is gone: it was renamed or removed while "
-                                        "the chest was open, and what it held is not in memory; put it back, or open "
-                                        "the chest anew", self.storage.path)
-            self.storage.make()
 
     def close(self) -> None:
         self.index.keys.close()
