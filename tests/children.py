@@ -30,7 +30,7 @@ def open_files():
     return found
 
 
-def python(script, *arguments, code=0, stderr="", options=(), **environment):
+def python(script, *arguments, code=0, stderr="", options=(), timeout=120, **environment):
     """Run ``script``, a text or the path of a file, in a fresh interpreter and return what it printed.
 
     Its end and its errors must be as said; ``stderr=None``: whatever it says there is fine.
@@ -38,7 +38,7 @@ def python(script, *arguments, code=0, stderr="", options=(), **environment):
     paths = os.pathsep.join(filter(None, [HOME, os.environ.get("PYTHONPATH")]))
     what = [script] if script.endswith(".py") else ["-c", script]
     done = subprocess.run([sys.executable, *options, *what, *map(str, arguments)], capture_output=True, text=True,
-                          timeout=300, env={**os.environ, "PYTHONPATH": paths, **environment})
+                          timeout=timeout, env={**os.environ, "PYTHONPATH": paths, **environment})
     assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
     if stderr is not None:
         assert done.stderr == stderr, done.stderr

@@ -50,7 +50,7 @@ def test_every_example_of_the_page_is_true(page):
 def test_the_scripts_of_the_pages_work(script, printed):
     if script == "terminated.py" and os.name == "nt":
         pytest.skip("SIGTERM cannot be handled on Windows")
-    assert python(str(ROOT / "docs" / script)) == printed
+    assert python(str(ROOT / "docs" / script), timeout=300) == printed
 
 
 def test_files_that_the_pages_speak_of_are_there():
@@ -85,7 +85,7 @@ def test_every_picture_is_one_that_the_command_for_pictures_makes():
 def test_the_benchmark_of_peers_measures_chest_where_it_is_not_installed(tmp_path):
     pytest.importorskip("numpy")
     script = str(ROOT / "benchmarks" / "compare.py")
-    found = python(script, "--one", "small", "chest", tmp_path / "store", stderr=None, PYTHONPATH="")
+    found = python(script, "--one", "small", "chest", tmp_path / "store", stderr=None, timeout=300, PYTHONPATH="")
     assert json.loads(found).keys() == {"set", "get"}
 
 
@@ -103,12 +103,12 @@ def test_every_exported_name_keyword_and_method_of_a_chest_is_on_a_page():
 def test_the_pages_build_without_a_warning(tmp_path):
     pytest.importorskip("sphinx")
     python("import runpy; runpy.run_module('sphinx', run_name='__main__')",
-           "-W", "-q", "-b", "html", ROOT / "docs", tmp_path / "html")
+           "-W", "-q", "-b", "html", ROOT / "docs", tmp_path / "html", timeout=300)
 
 
 def test_breaking_a_commit_as_the_page_for_contributors_says_leaves_the_last_one():
     script = textwrap.dedent(re.search(r"python - <<'END'\n(.*?)    END", text_of("CONTRIBUTING.rst"), re.DOTALL)[1])
-    python(script, code=9)
+    python(script, code=9, timeout=300)
     assert dict(Chest(path="broken", flag="r")) == {"x": 1}
     assert main(["check", "broken", "--repair", "--leftovers", "--yes"]) == 0
     assert sorted(os.listdir("broken")) == [".keys", ".keys~", "x"]

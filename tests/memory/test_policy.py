@@ -9,6 +9,8 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from chest import Chest
 from chest.memory import hit_density
@@ -62,6 +64,54 @@ def test_with_nothing_learnt_the_least_recently_used_leave_first_and_no_more_tha
     assert policy._away.keys() == {1, 6, 8}, "learning survives leaving, not deleting"
     policy.put(6, 1000, dirty=False)
     assert all_of(policy) == [4, 7, *range(10, keys), 3, 0, 5, 2, 6]
+
+
+Steps = st.lists(st.tuples(
+    st.sampled_from(["put", "load", "used", "choose", "stay", "leave", "forget", "saved"]),
+    st.integers(0, 12), st.integers(0, 3000)), max_size=80)
+
+
+@pytest.mark.parametrize("large", [0, 1000, 1 << 15])
+@given(steps=Steps)
+def test_what_is_in_the_order_is_what_was_put_and_did_not_leave(large: int, steps: list[tuple[str, int, int]]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hit_density, "LARGE", large)
+        policy: HitDensity[int] = HitDensity()
+        held: dict[int, int] = {}
+        chosen: dict[int, int] = {}
+        known: set[int] = set()
+        for what, key, size in steps:
+            if what in ("put", "load"):
+                policy.put(key, size, what == "put")
+                held[key] = size
+                known.add(key)
+                chosen.pop(key, None)
+            elif what == "used":
+                policy.used([key, key + 1, key])
+            elif what == "choose":
+                stay = {key, key // 2, *chosen}
+                found = policy.choose(size, stay)
+                assert not stay & set(found) and len(set(found)) == len(found)
+                freed = sum(held[key] for key in found)  # none is among those chosen before
+                assert freed >= size or not held.keys() - stay - set(found)
+                assert freed - (held[found[-1]] if found else 0) < max(size, 1)
+                chosen.update((key, held.pop(key)) for key in found)
+            elif what == "stay":
+                if key in chosen:
+                    held[key] = chosen.pop(key)
+            elif what in ("leave", "forget"):
+                getattr(policy, what)(key)
+                held.pop(key, None)
+                chosen.pop(key, None)
+                known -= {key} if what == "forget" else set()
+            else:
+                policy.resized(key, size, False)
+                if key in held:
+                    held[key] = size
+            check(policy)
+            assert policy._marks.keys() == held.keys() | chosen.keys() and all(key in policy for key in held)
+            assert policy._away.keys() == known - held.keys() - chosen.keys(), "learning survives leaving, not deleting"
+        assert sorted(policy.choose(1 << 60, chosen)) == sorted(held) or not any(held.values())
 
 
 # ---- a memory with a budget around it, as a chest has one
