@@ -189,18 +189,16 @@ def same_as_loaded(value: object, load: Callable[[], object], encode: Encode) ->
         if of_the_process(error):
             raise
         return False
-    for way in (encode, _encode_bare) if "pandas" in sys.modules else (encode,):
-        expected = [memoryview(piece) for piece in reversed(way(other, None).pieces)]
+    way = _encode_bare if "pandas" in sys.modules else encode
+    expected = [memoryview(piece) for piece in reversed(way(other, None).pieces)]
 
-        def equal(view: memoryview, expected: list[memoryview] = expected) -> bool:
-            there = expected.pop() if expected else memoryview(b"")
-            # Nobody wrote to what was just loaded: of two maps of one file only what was written of `view` differs.
-            return view.nbytes == there.nbytes and all(
-                bytearray(part) == there[at : at + part.nbytes] for at, part in _blocks(view, _place(there)))
+    def equal(view: memoryview) -> bool:
+        there = expected.pop() if expected else memoryview(b"")
+        # Nobody wrote to what was just loaded: of two maps of one file only what was written of `view` differs.
+        return view.nbytes == there.nbytes and all(
+            bytearray(part) == there[at : at + part.nbytes] for at, part in _blocks(view, _place(there)))
 
-        if _each(value, way, equal) and not expected:
-            return True
-    return False
+    return _each(value, way, equal) and not expected
 
 
 def _encode_bare(value: object, overflow: Overflow) -> Encoded:

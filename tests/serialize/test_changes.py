@@ -73,6 +73,7 @@ VALUES = {
     "array": lambda: np.arange(N, dtype="f8"),
     "columns first": lambda: np.asfortranarray(np.arange(N, dtype="f8").reshape(100, -1)),
     "dates": lambda: np.arange(N).astype("M8[s]"),
+    "dates within": lambda: [np.asfortranarray(np.arange(N).reshape(100, -1).astype(">m8[s]"))],
     "fields": lambda: np.zeros(N, [("a", "f8"), ("b", "i2")]),
     "dict": lambda: {"x": np.arange(N, dtype="f8"), "y": [np.ones(N), "text"]},
     "not contiguous": lambda: np.arange(2 * N, dtype="f8")[::2],

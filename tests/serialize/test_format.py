@@ -45,10 +45,10 @@ def _pickled(value):
 
 
 def test_an_array_is_not_copied_when_it_is_encoded_and_views_of_a_loaded_one_keep_it(tmp_path):
-    value = np.arange(N, dtype="f8")
-    encoded = Codec().encode(value)
-    assert any(isinstance(piece, memoryview) and np.shares_memory(np.frombuffer(piece, "u1"), value)
-               for piece in encoded.pieces)
+    value, dates = np.arange(N, dtype="f8"), np.arange(N).astype("M8[s]")
+    for encoded, array in (Codec().encode(value), value), (Codec().encode([dates]), dates):
+        assert any(isinstance(piece, memoryview) and np.shares_memory(np.frombuffer(piece, "u1"), array)
+                   for piece in encoded.pieces)
     (tmp_path / "value").write_bytes(content(value))
     for mode in ("c", None):
         loaded, _ = from_file(tmp_path / "value", mode)
