@@ -107,18 +107,19 @@ class Index(Generic[K]):
 
     def delete(self, key: K) -> tuple[Ref, ...]:
         """``key``, which there must be, is gone.  Returns the ref that nothing names any more.  O(1)."""
-        before = self.refs[key]
+        before, is_unseen = self.refs[key], False
+        if self.pending.get(key, before) is None and not self.uncertain:
+            try:
+                is_unseen = not self.keys.changed()  # first: what Ctrl-C ends here has changed nothing
+            except OSError as error:
+                raise_of_a_signal(error)
         self.pending.setdefault(key, before)
         self.inherited.pop(key, None)
         del self.refs[key]
         self._again.pop(key, None)
         self.names.release(key)
-        if self.pending[key] is None and not self.uncertain:
-            try:
-                if not self.keys.changed():  # nobody else ever saw it
-                    del self.pending[key]
-            except OSError as error:
-                raise_of_a_signal(error)
+        if is_unseen:
+            del self.pending[key]
         return self._orphan(before) if before is not None and before in self.fresh else ()
 
     def _orphan(self, ref: Ref) -> tuple[Ref, ...]:

@@ -30,6 +30,7 @@ from chest.memory import hit_density
 from chest.memory.cache import Cache
 from chest.memory.changes import COUNTED
 from chest.storage import system
+from chest.storage.keysfile import KeysFile
 from chest.storage.locks import DirectoryLock
 
 N = 16
@@ -437,6 +438,12 @@ def test_a_key_whose_set_was_interrupted_stays_if_a_hit_showed_it(path):
     c["x"].append(2)
     c.sync()
     assert dict(c) == dict(Chest(path=path)) == {"x": [1, 2]}
+
+
+def test_a_removal_that_was_interrupted_as_it_began_leaves_the_keys_in_their_order(path):
+    c = Chest({"x": 1, "y": 2}, path=path)
+    assert Interruption(1, KeysFile.changed).during(lambda: c.pop("x"))
+    assert list(c) == ["x", "y"]
 
 
 @pytest.mark.parametrize("remove", [lambda c: c.pop("x"), Chest.rollback], ids=["pop", "rollback"])
