@@ -107,6 +107,7 @@ class Engine(Generic[K]):
                 return False
             with state.section:
                 state.cache.given.pop(key, None)  # first, as in `Cache.remove`
+                state.cache.take_hits()  # one of this key is a read before its end
                 orphans = state.index.delete(key)
                 gone = state.drop(key)
                 state.cache.policy.forget(key)

@@ -85,12 +85,12 @@ class Loader(Generic[K]):
         log = cache.access.log
         if log and log[-1] is key:
             log.pop()  # `c[key]` took it for a hit
-        if log:
+        if log and not is_there:
             cache.take_hits()
         cache.access.asked(key)
         value = cache.give(key) if is_there else ABSENT
         if value is not ABSENT:
-            cache.policy.used((key,))
+            log.append(key)
         elif key in cache.left.entries:
             value, saved = cache.left.find(key)
             if value is not ABSENT:
@@ -121,7 +121,8 @@ class Loader(Generic[K]):
                 if loaded is not None and ours and not is_newest:  # others may commit more often than a load takes
                     state.refresh()
                     is_newest = state.index.refs.get(key) == ref and state.storage.version(ref) == loaded.version
-                if loaded is not None and ours and is_newest and self._is_as_inherited(key, loaded.version):
+                if loaded is not None and ours and is_newest and (
+                        not state.index.inherited or self._is_as_inherited(key, loaded.version)):
                     torn, state.torn = state.torn, True
                     self._arrive(key, loaded, size)
                     state.land(flight)
@@ -145,8 +146,7 @@ class Loader(Generic[K]):
 
     def _is_as_inherited(self, key: K, version: int | None) -> bool:
         """Is a file that only the parent of a fork knew of still the one that it was then?"""
-        inherited = self.state.index.inherited
-        return not inherited or inherited.get(key) in (None, version)
+        return self.state.index.inherited.get(key) in (None, version)
 
     def _arrive(self, key: K, loaded: Loaded, size: int, is_given: bool = True) -> None:
         counts = self.state.counts
@@ -187,23 +187,27 @@ class Loader(Generic[K]):
 
         with state.in_flight(flight, choose):
             newest = state.newest_check()
-            for key, loaded in zip(refs, state.storage.load_many(list(refs.values()), list(refs))):
-                if isinstance(loaded, Exception):
-                    if of_the_process(loaded):
+            loads = zip(refs, state.storage.load_many(list(refs.values()), list(refs)))
+            for some in batches(loads, PASSED, lambda one: _weight(refs[one[0]])):
+                found = []
+                for key, loaded in some:
+                    if not isinstance(loaded, Exception):
+                        found.append((key, loaded, memory_of(loaded.value, loaded.nbytes)))
+                    elif of_the_process(loaded):
                         raise loaded
-                    failed.append(key)
-                    continue
-                size = memory_of(loaded.value, loaded.nbytes)
+                    else:
+                        failed.append(key)
                 with state.lock:
-                    if cache.usage + size > state.available:
-                        return False
                     if not newest():
                         state.refresh()  # the flight of a key that may have another value now is void then
                         newest = state.newest_check()
-                    if state.flights.get(key) is flight and self._is_as_inherited(key, loaded.version):
-                        with state.section:
-                            self._arrive(key, loaded, size, is_given=False)
-                            cache.watch.pop(key, None)  # as nobody has it
+                    with state.section:
+                        for key, loaded, size in found:
+                            if cache.usage + size > state.available:
+                                return False
+                            if state.flights.get(key) is flight and self._is_as_inherited(key, loaded.version):
+                                self._arrive(key, loaded, size, is_given=False)
+                                cache.watch.pop(key, None)  # as nobody has it
             return True
 
     def stream(self, keys: list[K]) -> Iterator[tuple[K, Any]]:
@@ -212,15 +216,9 @@ class Loader(Generic[K]):
         state, cache = self.state, self.state.cache
         for some in batches(keys, TOGETHER):
             ahead = self._ahead(some)
-            if not ahead and state.storage.remote:
-                self._bring(some, [])  # all of them at once, as each by itself is a round trip
             loads = state.storage.load_many(list(ahead.values()))
-
-            def size(key: K, ahead: dict[K, Ref] = ahead) -> int:
-                ref = ahead.get(key, 0)
-                return max(record_size(ref) if type(ref) is int else PASSED, PASSED // SWEPT)  # so 64 at most
-
-            for few in batches(some, PASSED, size):
+            together = batches(some, PASSED, lambda key, ahead=ahead: _weight(ahead.get(key, 0))) if ahead else [some]  # type: ignore[misc]
+            for few in together:
                 wanted = [key for key in few if key in ahead]
                 found = list(islice(loads, len(wanted)))  # has the values until their turn
                 passing = self._pass(wanted, found, ahead) if wanted else {}
@@ -239,16 +237,20 @@ class Loader(Generic[K]):
                     self.spiller.make_room_quietly()
 
     def _ahead(self, keys: list[K]) -> dict[K, Ref]:
-        """Those of ``keys`` that lie in packs, and are not in memory, if there is no room for them there."""
+        """Those of ``keys`` that lie in packs, and are not in memory, if there is no room for them there.  If there is,
+        they are brought: each by itself takes twice as long, and in a store a round trip."""
         state, cache, remote = self.state, self.state.cache, self.state.storage.remote
-        if not COUNTED:
-            return {}  # nobody could tell when the loop is through with a value
         with state.lock:
             state.mend()
             refs = {key: ref for key in keys if (type(ref := state.index.refs.get(key)) is int or (remote and ref))
                     and key not in cache.values and key not in cache.left.entries}
             least = sum([record_size(ref) if type(ref) is int else 1 << 16 for ref in refs.values()])
-            return refs if cache.usage + 4 * least > state.available else {}  # in memory they take more than on disk
+            # In memory they take more than on disk.  Where not COUNTED nobody could tell when the loop is through.
+            if COUNTED and cache.usage + 4 * least > state.available:
+                return refs
+        if refs and (remote or self.on_miss is nothing):
+            self._bring(list(refs), [])
+        return {}
 
     def _pass(self, keys: list[K], found: list[Loaded | Exception], ahead: dict[K, Ref]) -> dict[K, Any]:
         """Of values that were read ahead those that are still their keys', and that nobody else has.
@@ -271,3 +273,8 @@ class Loader(Generic[K]):
                     state.counts.bytes_read += length
             state.counts.misses += len(passing)
         return passing
+
+
+def _weight(ref: Ref) -> int:
+    """How much of ``PASSED`` a value counts: the bytes of a record, so that 64 go together at most; else all of it."""
+    return max(record_size(ref) if type(ref) is int else PASSED, PASSED // SWEPT)

@@ -51,15 +51,14 @@ class Flight:
     """A load, or a batch of writes, of ``keys`` under way.  ``given`` has those whose values somebody got, ``away`` the
     items of those that had left memory before."""
 
-    __slots__ = ("away", "counts", "given", "keys", "loads", "thread")
+    given: frozenset[Any] = NOBODY
+    away: Sequence[Any] = ()
+    counts: Sequence[int] = ()  # of the references to each value at the start
 
     def __init__(self, loads: bool = False, keys: Sequence[Any] = ()) -> None:
         self.thread = _thread.get_ident()
         self.loads = loads
         self.keys = keys
-        self.given: frozenset[Any] = NOBODY
-        self.away: Sequence[Any] = ()
-        self.counts: Sequence[int] = ()  # of the references to each value at the start
 
     def under_way(self) -> bool:
         """Is the thread still at it?  Not if Ctrl-C ended it before it could say so."""
