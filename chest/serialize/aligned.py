@@ -203,7 +203,8 @@ class Encoded:
             whole = data.raw() if isinstance(data, pickle.PickleBuffer) else memoryview(data)
             piece = whole if self._overflow is not None and whole.readonly else bytes(whole)
         self.nbytes += len(piece)
-        self._crc = crc32(piece, self._crc)
+        if self._noted:
+            self._crc = crc32(piece, self._crc)
         self._add(piece)
 
     def _add(self, piece: Buffer) -> None:

@@ -15,7 +15,7 @@ from zlib import crc32
 
 from chest.errors import raise_of_a_value
 
-from . import aligned, arrays, compare
+from . import aligned, arrays, compare, frames
 from .aligned import LEAST, Encoded, Map, Overflow, stamp_of, without_mark
 from .compare import Stamp
 
@@ -99,11 +99,11 @@ class Codec:
         """Do bytes of ``other`` mean the same here?"""
         return (self.dump, self.load, self.open, self.mode) == (other.dump, other.load, other.open, other.mode)
 
-    def encode(self, value: object, overflow: Overflow = None, checked: bool | None = None) -> Encoded:
+    def encode(self, value: object, overflow: Overflow = None, compared: bool = False) -> Encoded:
         """What a record or, with the note behind it, a file of ``value`` holds.  Raises whatever dumping raises.
 
         ``overflow`` is called with the pieces whenever more than 8 MB of opcodes were gathered, and gathering begins
-        anew.  With ``checked`` (default: ``durable``) arrays have checksums, and are copied; else they are not.
+        anew.  Arrays of a ``durable`` chest have checksums, and are copied; what is only ``compared`` has none at all.
         """
         if not self._own_dump:
             raw = _Kept()
@@ -111,15 +111,21 @@ class Codec:
             self.dump(value, file)
             file.close()
             return Encoded.of(raw.content)
-        encoded = Encoded(overflow, self.durable if checked is None else checked)
+        encoded = Encoded(overflow, self.durable and not compared, not compared)
         if type(value).__name__ != "ndarray" or not arrays.dump_plain(value, encoded):
-            encoded.dump(value)
+            encoded.dump(value, frames.Pickler if frames.is_of_pandas(value) else pickle.Pickler)
         return encoded
 
     def dump_short(self, value: object) -> bytes:
         """The pickle of ``value`` for a record; no bytes if it has an array of 64 KiB, or the dump is the user's."""
+        if not self._own_dump:
+            return b""
         try:
-            return pickle.dumps(value, 5, buffer_callback=_in_line) if self._own_dump else b""
+            if frames.is_of_pandas(value):
+                file = io.BytesIO()
+                frames.Pickler(file, 5, buffer_callback=_in_line).dump(value)
+                return file.getvalue()
+            return pickle.dumps(value, 5, buffer_callback=_in_line)
         except _Large:
             return b""
         except OSError as error:
@@ -222,7 +228,7 @@ class Codec:
         """
         layout = aligned.read_layout(descriptor, status.st_size)
         stop, found = (status.st_size, []) if layout is None else (layout.stop, layout.arrays)
-        encode = partial(self.encode, checked=False)
+        encode = partial(self.encode, compared=True)
         return compare.same_as_file(value, descriptor, status, stop, encode) or (
             stop - sum([array[1] for array in found]) <= _LONGEST
             and compare.same_as_loaded(value, lambda: self.load_file(descriptor, status)[0], encode))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import pickle
 import re
 import sys
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from typing import Any, Callable, Union
 
 from chest.errors import of_the_process, raise_of_a_signal
 
+from . import frames
 from .aligned import LEAST, Buffer, Encoded, Map, Overflow, fill, map_under
 
 Stamp = Union[int, bytes, Map, None]
@@ -181,7 +181,7 @@ def same_as_loaded(value: object, load: Callable[[], object], encode: Encode) ->
     whatever its own code raises.
 
     What was loaded need not pickle as it did before: attribute names are interned, an array that numpy had to copy is
-    contiguous now.  Two values loaded from the same bytes do pickle alike, but for pandas' caches, which are left out.
+    contiguous now.  Two values loaded from the same bytes do pickle alike, but for pandas' caches.
     """
     try:
         other = load()
@@ -189,7 +189,7 @@ def same_as_loaded(value: object, load: Callable[[], object], encode: Encode) ->
         if of_the_process(error):
             raise
         return False
-    way = _encode_bare if "pandas" in sys.modules else encode
+    way = _encode_frames if "pandas" in sys.modules else encode  # which may be within something else
     expected = [memoryview(piece) for piece in reversed(way(other, None).pieces)]
 
     def equal(view: memoryview) -> bool:
@@ -201,27 +201,7 @@ def same_as_loaded(value: object, load: Callable[[], object], encode: Encode) ->
     return _each(value, way, equal) and not expected
 
 
-def _encode_bare(value: object, overflow: Overflow) -> Encoded:
-    encoded = Encoded(overflow)
-    encoded.dump(value, _BarePickler)
+def _encode_frames(value: object, overflow: Overflow) -> Encoded:
+    encoded = Encoded(overflow, noted=False)
+    encoded.dump(value, frames.Pickler)
     return encoded
-
-
-class _BarePickler(pickle.Pickler):
-    """Leaves out what pandas' objects cache; the pickles are to be compared, never loaded."""
-
-    def reducer_override(self, value: Any) -> Any:
-        """Called for each object that is no plain one."""
-        if type(value).__module__.partition(".")[0] != "pandas":  # alone for what is public in pandas 3
-            return NotImplemented
-        reduced = value.__reduce_ex__(5)
-        return reduced if isinstance(reduced, str) else (*reduced[:2], *map(_without_cache, reduced[2:3]), *reduced[3:])
-
-
-def _without_cache(state: object) -> object:
-    if isinstance(state, dict):
-        return {name: part for name, part in state.items() if name != "_cache"}
-    if type(state) is not tuple:
-        return state
-    # An array of dates that caches nothing yet has an empty dict, or none.
-    return tuple([part for part in map(_without_cache, state) if type(part) is not dict or part])
