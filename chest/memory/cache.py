@@ -148,7 +148,8 @@ class Cache(Generic[K]):
         keys = list(filter(self.values.__contains__, keys))
         values = list(map(self.values.__getitem__, keys))
         parts: list[list[Any] | None] = []  # looked at if need be
-        for place, (key, value, is_held) in enumerate(zip(keys, values, referenced(values, 2, self.left.has_cycles))):
+        are_held = referenced(values, 2, len(values) if self.left.has_cycles else 0)
+        for place, (key, value, is_held) in enumerate(zip(keys, values, are_held)):
             if is_held:
                 found[key] = []
             elif type(value) in CONTAINERS:

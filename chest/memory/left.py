@@ -145,7 +145,8 @@ class Left(Generic[K]):
         """Of up to ``most`` values kept by plain references, those of which the program has neither all nor a part."""
         entries, kept = self.entries, self.kept
         found = [(key, *entries[key]) for key in islice(kept, most) if key in entries and key in kept]
-        held = referenced([one[1] for one in found], 2, self.has_cycles)  # ``entries`` and ``found`` refer to it
+        # ``entries`` and ``found`` refer to it.  For as many as may have left since, references within it do not count.
+        held = referenced([one[1] for one in found], 2, most // 2 - 3 if self.has_cycles else 0)
         free = [one for one, is_held in zip(found, held) if not is_held]
         free = [(key, value, saved) for (key, value, saved), parts in zip(free, held_parts([one[1] for one in free]))
                 if not (parts and self.keep_beside(key, value, saved, parts))]
