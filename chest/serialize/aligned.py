@@ -108,8 +108,7 @@ def stamp_of(content: bytes) -> int | None:
 
 def _reduce(array: Any) -> Any:
     """How an array is pickled: as numpy says, but for dates, whose bytes it shows to nobody, and would copy."""
-    flags = array.flags
-    if array.dtype.kind not in "Mm" or array.nbytes < LEAST or not flags.forc:
+    if array.nbytes < LEAST or array.dtype.kind not in "Mm" or not (flags := array.flags).forc:
         return array.__reduce_ex__(5)
     order = "C" if flags.c_contiguous else "F"
     return type(array), (array.shape, array.dtype, pickle.PickleBuffer(array.view("i8")), 0, None, order)
