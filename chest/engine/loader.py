@@ -11,7 +11,7 @@ The last question is asked when the bytes were read, as a name may be freed and 
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
@@ -217,8 +217,7 @@ class Loader(Generic[K]):
         for some in batches(keys, TOGETHER):
             ahead = self._ahead(some)
             loads = state.storage.load_many(list(ahead.values()))
-            together = batches(some, PASSED, lambda key, ahead=ahead: _weight(ahead.get(key, 0))) if ahead else [some]  # type: ignore[misc]
-            for few in together:
+            for few in _portions(some, ahead):
                 wanted = [key for key in few if key in ahead]
                 found = list(islice(loads, len(wanted)))  # has the values until their turn
                 passing = self._pass(wanted, found, ahead) if wanted else {}
@@ -273,6 +272,11 @@ class Loader(Generic[K]):
                     state.counts.bytes_read += length
             state.counts.misses += len(passing)
         return passing
+
+
+def _portions(keys: list[K], ahead: dict[K, Ref]) -> Iterable[list[K]]:
+    """``keys`` as they are handed out together, where some of them lie ``ahead``."""
+    return batches(keys, PASSED, lambda key: _weight(ahead.get(key, 0))) if ahead else [keys]
 
 
 def _weight(ref: Ref) -> int:
