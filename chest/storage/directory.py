@@ -226,10 +226,8 @@ class Directory:
         """A file that the system does not let go, as Windows one that is open or mapped, stays, and nothing names it.
         The journal lists it, for the next plain commit."""
         for name in names_of(refs):
-            with system.tolerated("warning", "%s, which no index names, stays: %s", self._tree.path(name)):
-                self._tree.unlink(name)
-                continue
-            self.left_bytes()
+            if not self._tree.discard(name):
+                self.left_bytes()
 
     def committing(self, superseded: Iterable[Ref]) -> None:
         for name in names_of(superseded):

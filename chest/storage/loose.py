@@ -233,13 +233,10 @@ class NewFile:
 
     def cancel(self) -> None:
         """Remove what was made for this key: a half-written file must not stay, whatever stopped us."""
-        path = self._loose.tree.path(self._name)
-        with system.tolerated("warning", "%s, which is half written, stays: %s", path):
+        with system.tolerated():
             if self.opened:
                 self.inode = os.fstat(self.opened[0]).st_ino
                 self.opened.close()
-            if self.inode:
-                self._loose.tree.unlink(self._name, self.inode)
-            self.inode = 0
-        self._loose.packs.left |= self.inode != 0
+        if self.inode and not self._loose.tree.discard(self._name, self.inode):
+            self._loose.packs.left = True
         self.opened, self.inode = system.Opened(), 0

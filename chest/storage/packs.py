@@ -29,6 +29,7 @@ __all__ = ["NoPack", "Packs", "idle"]
 
 JOURNAL = ".new"  # the ending of a journal's name
 _OURS = re.compile(r"[0-9a-f]{10}(\.new)?")  # the name of a pack, or of a journal
+_ENTRY = re.compile(rb"(\d{1,29}) ([^\0]+)\0")  # of a journal: an inode, and a name
 ROTATE = 1 << 20  # bytes: a pack of this size is given up for a new one at a plain commit, so that it can be compacted
 _BLOCK = 4096  # bytes that the smallest pack takes on a disk
 _SLACK = 1 << 16  # bytes of garbage that are not worth a compaction
@@ -257,7 +258,7 @@ class Packs:
         them or a living handle has just made them; this handle's own too, if nothing that they hold is to come.
 
         An inode comes again: 1. a handle made x and died; 2. x was committed and removed by others; 3. a living one
-        makes x anew and gets the same inode.  Its journal says so.
+        makes x anew and gets the same inode.  Its journal says so, and is read behind the look at what is there.
         """
         files = self._files()
         if not files:
@@ -276,41 +277,39 @@ class Packs:
             # They stay locked, as one may be so new that its writer is about to lock it: that makes another one then.
             dead = [name for name in files
                     if name == own or (name not in named and len(locks) < _DEAD and taken(self._tree, name, locks))]
-            listed = {name: self._entries(name) for name in dead if name.endswith(JOURNAL)}
+            listed = {name: self._listed(name) for name in dead}
+            there = {entry for entry in sorted(set().union(*listed.values()))
+                     if entry[0] not in loose and self._is_there(*entry)}
+            living = {entry for name in self._files() if name not in dead for entry in self._listed(name)}
             if not system.HOLDS_OPEN:
                 locks.close()
-            for name in dead:
+            for name, entries in listed.items():
                 # A journal that lists what cannot be removed now, as it is in use, is left to the next commit.
-                if not [entry for entry in sorted(listed.get(name, ())) if not self._remove(entry, loose, dead)]:
-                    with system.tolerated("warning", "%s cannot be reclaimed: %s", self._tree.path(name)):
-                        self._tree.unlink(name)
+                stay = [entry for entry in sorted(entries & there - living) if not self._tree.discard(*entry)]
+                if not stay:
+                    self._tree.discard(name)
         self._tree.prune(PACKS + "/")
 
     def _files(self) -> list[str]:
         """The packs and journals that there are."""
         return [f"{PACKS}/{name}" for name in self._tree.listed(PACKS) if _OURS.fullmatch(name)]
 
-    def _entries(self, journal: str) -> set[bytes]:
-        """An inode and a name each.  What a full disk tore is none."""
-        with system.tolerated(), system.Opened() as opened:
-            status = self._tree.open(journal, system.READ, opened)
-            return set(system.pread(opened[0], status.st_size, 0).split(b"\0")[:-1])
+    def _listed(self, name: str) -> set[tuple[str, int]]:
+        """What a journal lists, names and inodes; nothing for a pack.  What a full disk tore is none."""
+        if name.endswith(JOURNAL):
+            with system.tolerated(), system.Opened() as opened:
+                status = self._tree.open(name, system.READ, opened)
+                found = _ENTRY.findall(system.pread(opened[0], status.st_size, 0))
+                return {(text.decode("utf-8", "surrogateescape"), int(inode)) for inode, text in found}
         return set()
 
-    def _remove(self, entry: bytes, named: set[str], dead: list[str]) -> bool:
-        """Remove a file that a journal lists, unless it is ``named``, or listed by one that is not among the ``dead``,
-        as it stands at this moment.  `False` if the system does not let it go."""
-        inode, _, text = entry.partition(b" ")
-        name = text.decode("utf-8", "surrogateescape")
-        with system.tolerated("warning", "%s, which no index names, stays: %s", self._tree.path(name)):
-            if inode.isdigit() and len(inode) < 30 and name not in named and inside(name):
-                with suppress(FileNotFoundError, NotADirectoryError):
-                    if self._tree.status(name).st_ino == int(inode) and not any(
-                            entry in self._entries(other) for other in self._files()
-                            if other.endswith(JOURNAL) and other not in dead):
-                        self._tree.unlink(name, int(inode))
-            return True
-        return False
+    def _is_there(self, name: str, inode: int) -> bool:
+        """Is this the file that a journal lists?  If the system does not say, its removal tells why."""
+        with system.tolerated():
+            with suppress(FileNotFoundError, NotADirectoryError):
+                return inside(name) and self._tree.status(name).st_ino == inode
+            return False
+        return True
 
     def _forget(self, number: int) -> None:
         """Close a pack, if it is open."""

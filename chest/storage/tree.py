@@ -117,6 +117,13 @@ class Tree:
             os.unlink(path, dir_fd=folder)
         self.prune(name)
 
+    def discard(self, name: str, inode: int | None = None) -> bool:
+        """`unlink` a file that no index names, and say whether the system let it go; that it does not is a warning."""
+        with system.tolerated("warning", "%s, which no index names, stays: %s", self.path(name)):
+            self.unlink(name, inode)
+            return True
+        return False
+
     def prune(self, name: str) -> None:
         """Remove the folders of a name as far as they are empty."""
         with system.tolerated():
