@@ -119,7 +119,7 @@ class State(Generic[K]):
         self.writing: dict[Flight, None] = {}  # all that write, also where the keys are others' by now
         self.torn = False
         index.version, index.committing = storage.version, storage.committing
-        index.removes_records = storage.remote
+        index.journals = not storage.remote
         # The index's, for a load: in a store no name comes again, so that there it needs no round trip.
         self.newest_check: Callable[[], Callable[[], bool]] = (
             index.newest_check if not storage.remote else lambda: lambda: True)

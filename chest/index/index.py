@@ -40,8 +40,8 @@ class Index(Generic[K]):
     - ``keys``: where it is committed.
     - ``refs``: the whole view, key to ref; `None`: the value is in memory only.  Another dict after a refresh.
     - ``pending``: the keys that this handle changed since its last commit, with what the newest commit says of each.
-    - ``fresh``: this handle's refs that no commit names and that are to be removed one by one, with the versions of
-      their files; and what its last commit superseded, until it is known that that was done.
+    - ``fresh``: this handle's loose files that no commit names, with their versions; and those that its last commit
+      superseded, until it is known that that was done.
     - ``inherited``: keys that were pending before a fork, with the versions of their files: the parent commits them.
     - ``stale``: keys that a refresh found to have another value; emptied when these left memory.
     - ``untidy``: a plain commit has something to do: changes stand behind the list, a journal has to go, or files that
@@ -60,7 +60,7 @@ class Index(Generic[K]):
         self.stale: dict[K, None] = {}
         self.version: Callable[[Ref], int | None] = lambda ref: self.fresh.get(ref)  # as `Storage.version`
         self.committing: Callable[[list[Ref]], object] = len  # as `Storage.committing`
-        self.removes_records = True  # one by one, as a store does; a directory leaves them to the end of their pack
+        self.journals = True  # does the storage list what is to be removed, as a directory does and a store does not?
         # Of the keys in ``pending`` those that were deleted and set again, and so stand last, as in a dict.
         self._again: dict[K, Ref | None] = {}
         self.uncertain = False  # after an interruption, or a commit that failed: only reading all tells what is there
@@ -100,7 +100,6 @@ class Index(Generic[K]):
                 self.names.release(key)  # first, as the name may be the one that was reserved
             if type(ref) is str:
                 self.names.noted.add(ref)
-            if self.removes_records or type(ref) is str:
                 self.fresh[ref] = version
         refs[key] = ref
         return self._orphan(before) if before is not None and before != ref and before in self.fresh else ()
@@ -209,7 +208,7 @@ class Index(Generic[K]):
         # What a commit that failed was to supersede is not fresh any more: others may have removed it since, and made a
         # new file of its name.  The journal lists it, too; and in a store no name comes again.
         self.fresh = {ref: version for ref, version in self.fresh.items()
-                      if ref not in named and (version or self.removes_records)}
+                      if ref not in named and (version or not self.journals)}
         for key in self.pending:
             if key not in self.refs or key in self._again:
                 committed.pop(key, None)
@@ -268,13 +267,13 @@ class Index(Generic[K]):
         superseded = [old for key in done if (old := pending[key]) is not None and old != refs.get(key)]
         self.committing(superseded)
         self.uncertain = True
-        self.fresh.update((old, 0) for old in superseded if self.removes_records or type(old) is str)
+        self.fresh.update((old, 0) for old in superseded if type(old) is str)
         self._reads += 1
         try:
             gone = [(key, None) for key in done if key in self._again or key not in refs]  # first: it moves to the end
             appended = not (plain or moved) and self.keys.append(
                 [*gone, *((key, refs[key]) for key in done if key in refs)])
-            self.untidy = self.untidy or not (plain or self.removes_records)
+            self.untidy = self.untidy or (self.journals and not plain)
             if not appended:
                 waiting = pending.copy()  # of these it says what was committed before
                 for key in done:

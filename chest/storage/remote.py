@@ -43,8 +43,8 @@ class Remote:
     `ChestError` for an ``open`` of the user's.
 
     A pack is put whole by one `write`.  As nobody can tell whether a pack's writer is alive, only packs that a commit
-    named are compacted or removed; packs that a killed writer left stay until the chest is dropped, its objects of
-    single values for good.
+    named, or that this handle made, are compacted or removed; packs that a killed writer left stay until the chest is
+    dropped, its objects of single values for good.
     Cost: one round trip for each call, none for `same`, `size` and `version`.
     """
 
@@ -58,7 +58,7 @@ class Remote:
         self.keys = RemoteKeys(self._store, codec)
         self._names = names
         self._sizes: dict[int, int] = {}  # bytes of the packs that this handle made, or has seen in a listing
-        self._new: dict[int, set[Ref]] = {}  # packs of this handle's that no commit named whole, and what is left there
+        self._new: set[int] = set()  # packs that this handle made, some of which a commit may still name
 
     def file(self, ref: Ref) -> str:
         return self._store.shown(file_of(ref))
@@ -107,7 +107,8 @@ class Remote:
             if objects:
                 self._store.put(objects)
             if records:
-                self._new[pack], self._sizes[pack] = set(records), end
+                self._new.add(pack)
+                self._sizes[pack] = end
         except BaseException as error:
             self._store.remove(list(objects))
             if not isinstance(error, OSError):
@@ -192,24 +193,18 @@ class Remote:
     # Commits.
 
     def remove(self, refs: Iterable[Ref]) -> None:
-        """Remove objects, and packs that no commit named and that hold nothing any more; what cannot go stays."""
-        refs = list(refs)
+        """What cannot go stays."""
         names = names_of(refs)
-        for ref in refs:
-            if isinstance(ref, int) and (left := self._new.get(ref >> PACK)) is not None:
-                left.discard(ref)
-                if not left and self._new.pop(ref >> PACK, None) is not None:
-                    names.append(file_of(ref))
         if names:
             self._store.remove(names)
 
     def committed(self, plain: bool = False, pending: bool = False) -> None:
-        """Remove the packs that a commit named once, and the newest does not."""
+        """Remove the packs that a commit named once, or that this handle made, and the newest does not name."""
         named, known = self.keys.named, self.keys.known
-        if not pending:  # nothing that is left in a pack waits for another commit
-            for pack in named & self._new.keys():
-                self._new.pop(pack, None)
-        dead = known - named - self._new.keys()
+        if not pending:  # nothing in a pack of this handle's waits for another commit
+            known |= self._new
+            self._new.clear()
+        dead = known - named - self._new
         if dead and self._store.remove([file_of(pack << PACK) for pack in dead]):
             known.difference_update(dead)
 

@@ -373,7 +373,9 @@ class RemoteKeys:
         one committed.  Where the store has no conditional puts nobody can tell.
         """
         data = whole_list(pairs, os.urandom(16))
+        packs = _packs(ref for _, ref in pairs)
         self.known |= self.named
+        self.named |= packs  # until it is known whether this was done
         try:
             self._tag = self._store.swap(KEYS, data, self._tag)
         except OSError as error:
@@ -383,7 +385,7 @@ class RemoteKeys:
                     f"and nothing of the other's was lost. Commit again, and let one process at a time write"
                 ) from error
             raise
-        self._head, self.named = data[:_HEAD], _packs(ref for _, ref in pairs)
+        self._head, self.named = data[:_HEAD], packs
 
     def erase(self) -> None:
         with suppress(FileNotFoundError):
