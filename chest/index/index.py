@@ -172,8 +172,7 @@ class Index(Generic[K]):
             if key not in pending:
                 if not same(before, ref):
                     self.stale[key] = None
-                if not whole:
-                    put(refs, key, ref)
+                put(refs, key, ref)
             elif uncertain and before is not None and (same(before, ref) or (  # our commit, which failed, was done
                     before in self.fresh and self.version(before) != self.fresh[before])):
                 del pending[key]

@@ -66,11 +66,11 @@ def attempt(work: Callable[..., T], *what: object) -> T | Exception:
 class Written(NamedTuple):
     """One value's way out: where its bytes lie, how many, and which version of the file; or what went wrong."""
 
-    ref: Ref | None
-    nbytes: int
-    version: int
-    stamp: Stamp
-    error: Exception | None
+    ref: Ref | None = None
+    nbytes: int = 0
+    version: int = 0
+    stamp: Stamp = None
+    error: Exception | None = None
 
 
 class Loaded(NamedTuple):

@@ -33,7 +33,7 @@ LONGEST = 1 << 30  # bytes: a larger value is no record
 _ANOTHER = {errno.ENOENT, errno.ENOTDIR, errno.EINVAL, errno.ELOOP}
 
 _new = tuple.__new__  # makes a Written or a Loaded without a call of Python
-_WAITS = Written(None, 0, 0, None, None)  # stands for a value that is not written yet
+_WAITS = Written()  # stands for a value that is not written yet
 
 
 class Directory:
@@ -99,7 +99,7 @@ class Directory:
                     waiting += len(data)
                 except Exception as error:
                     new.cancel()
-                    done[place] = Written(None, 0, 0, None, error)
+                    done[place] = Written(error=error)
             if batch:
                 self._append(batch, done, items)
             if self._durable:
@@ -120,7 +120,7 @@ class Directory:
         except OSError as error:
             self.remove(names)
             for place in names.values():
-                done[place] = Written(None, 0, 0, None, error)
+                done[place] = Written(error=error)
 
     def _append(self, batch: list[Record], done: list[Written], items: Sequence[tuple[object, object]]) -> None:
         """Write records, and put what became of them in their places in ``done``."""
@@ -130,8 +130,8 @@ class Directory:
             raise_of_a_signal(error)
             log("debug", "no records in %s: %s", self.path, error)
             for place, *_ in batch:
-                done[place] = (self.write([items[place]], 0)[0] if isinstance(error, NoPack) else
-                               Written(None, 0, 0, None, error))
+                loose = isinstance(error, NoPack)
+                done[place] = self.write([items[place]], 0)[0] if loose else Written(error=error)
         else:
             for ref, (place, stamp, data) in zip(refs, batch):
                 done[place] = _new(Written, (ref, len(data), 0, stamp, None))
@@ -142,7 +142,7 @@ class Directory:
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), other.path)
         if isinstance(ref, int):
             data = other._packs.read(ref)
-            return Written(self._packs.append([data])[0], len(data), 0, stamp_of(data), None)
+            return Written(self._packs.append([data])[0], len(data), stamp=stamp_of(data))
         return self._loose.link(key, other._loose, ref)
 
     # Back.
@@ -273,7 +273,7 @@ class Directory:
         self._is_left = self.exists()
         if self._durable:
             with suppress(FileNotFoundError, PermissionError):
-                system.sync_directory(self.path if self.exists() else os.path.dirname(os.path.abspath(self.path)))
+                system.sync_directory(self.path if self._is_left else os.path.dirname(os.path.abspath(self.path)))
         if errors:
             raise errors[0]
 

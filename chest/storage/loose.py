@@ -142,7 +142,7 @@ class Loose:
             if linked:
                 self.tree.unlink(linked, inode)
             raise
-        return Written(linked, status.st_size, version_of(status), None, None)
+        return Written(linked, status.st_size, version_of(status))
 
 
 class NewFile:
@@ -191,23 +191,21 @@ class NewFile:
         loose = self._loose
 
         def make(name: str) -> None:
+            self._name = name
             with loose.tree.entry(name, make=True):
                 pass
-            is_made = False
-
-            def made(inode: int) -> None:
-                nonlocal is_made
-                is_made = True
-                loose.packs.note(inode, name)
-
             try:
                 codec.dump_to(value, loose.tree.path(name), made)
             except FileExistsError as error:  # of what stood there, though that may be gone by now
-                if is_made:
+                if self.inode:
                     raise DumpError(f"dump= says that a file is there already: {error}") from error
                 raise
 
-        self._name = loose.place(self.key, make)
+        def made(inode: int) -> None:
+            self.inode = inode
+            loose.packs.note(inode, self._name)
+
+        loose.place(self.key, make)
         self.inode = loose.tree.open(self._name, system.READ, self.opened).st_ino
         loose.packs.note(self.inode, self._name)  # again, as the user's open may have put another file there
         return self.finish(None)

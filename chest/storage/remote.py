@@ -86,7 +86,7 @@ class Remote:
         end = 0
         for key, encoded in batch:
             if isinstance(encoded, Exception):
-                done.append(Written(None, 0, 0, None, encoded))
+                done.append(Written(error=encoded))
                 continue
             name = self._names.reserved.get(key)
             ref: Ref
@@ -100,7 +100,7 @@ class Remote:
                 ref = name or f"{_new_name(self._names, key)}-{len(data):x}"
                 objects[ref] = data
                 self._names.release(key)
-            done.append(Written(ref, len(data), 0, encoded.whole_stamp(), None))
+            done.append(Written(ref, len(data), stamp=encoded.whole_stamp()))
         if records:
             objects[file_of(pack << PACK)] = b"".join(records.values())
         try:
@@ -113,7 +113,7 @@ class Remote:
             self._store.remove(list(objects))
             if not isinstance(error, OSError):
                 raise
-            return [one if one.error else Written(None, 0, 0, None, error) for one in done]
+            return [one if one.error else Written(error=error) for one in done]
         return done
 
     def reserve(self, key: object) -> str:
