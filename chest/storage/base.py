@@ -1,6 +1,7 @@
 """What every storage can do, and what it says of a value: `Storage`, `Ref`, `Written`, `Loaded`."""
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
     from chest.serialize.codec import Codec, Stamp
 
 __all__ = ["CRC", "LENGTH", "OFFSET", "PACK", "PACKS", "Loaded", "Ref", "Storage", "Written", "attempt", "batches",
-           "file_of", "offset_of", "pack_of", "record_size"]
+           "by_pack", "file_of", "offset_of", "pack_of", "record_size"]
 
 T = TypeVar("T")
 
@@ -40,6 +41,15 @@ def record_size(record: int) -> int:
 def offset_of(record: int) -> int:
     """The byte of its pack at which a record begins."""
     return record >> OFFSET & (1 << PACK - OFFSET) - 1
+
+
+def by_pack(refs: Iterable[Ref | None]) -> dict[int, list[int]]:
+    """The records among ``refs``, by the numbers of their packs."""
+    found: defaultdict[int, list[int]] = defaultdict(list)
+    for ref in refs:
+        if type(ref) is int:
+            found[ref >> PACK].append(ref)
+    return found
 
 
 def batches(items: Iterable[T], most: int, size: Callable[[T], int] = lambda item: 1) -> Iterator[list[T]]:

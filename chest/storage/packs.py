@@ -21,7 +21,7 @@ from chest.errors import DamagedError, raise_of_a_signal
 from chest.index.filenames import inside
 from chest.log import log
 from chest.storage import system
-from chest.storage.base import CRC, LENGTH, OFFSET, PACK, PACKS, batches, offset_of, pack_of, record_size
+from chest.storage.base import CRC, LENGTH, OFFSET, PACK, PACKS, Ref, batches, by_pack, offset_of, pack_of, record_size
 from chest.storage.descriptors import Descriptor
 from chest.storage.tree import Tree
 
@@ -226,23 +226,18 @@ class Packs:
                     os.ftruncate(journal.fd, 0)
                     journal.idle()
 
-    def compact(self, refs: Mapping[Any, object]) -> dict[int, int]:
+    def compact(self, refs: Mapping[Any, Ref | None]) -> dict[int, int]:
         """Copy what lives in packs without a living writer that hold more than twice as much to the end of this
         handle's own.  Old and new refs.  Cost: O(keys)."""
-        live: dict[int, list[int]] = {int(name[-10:], 16): [] for name in self._files() if not name.endswith(JOURNAL)}
-        if not live:
-            return {}
-        for ref in refs.values():
-            if type(ref) is int and ref >> PACK in live:
-                live[ref >> PACK].append(ref)
+        moved: dict[int, int] = {}
         waste, moving = 0, []
-        for number, records in live.items():
+        there = {name for name in self._files() if not name.endswith(JOURNAL)}
+        for number, records in by_pack(refs.values() if there else ()).items():
             name, lives = pack_of(number << PACK), sum(map(record_size, records))
             held = max(self._tree.size(name), _BLOCK)
-            if records and held > 2 * lives and idle(self._tree, name):
+            if name in there and held > 2 * lives and idle(self._tree, name):
                 waste += held - lives
                 moving += records
-        moved: dict[int, int] = {}
         if waste < _SLACK:
             return moved
         # A full disk: what was copied is right, and the rest stays where it is.

@@ -10,7 +10,6 @@ import base64
 import errno
 import os
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
@@ -20,6 +19,7 @@ from chest.index import KEYS
 from chest.index.filenames import Names, Ref, digest, inside, names_of
 from chest.serialize.aligned import Encoded, without_mark
 from chest.serialize.compare import can_change
+from chest.storage import base
 from chest.storage.base import CRC, LENGTH, OFFSET, PACK, PACKS, Loaded, Written, attempt, batches, file_of, offset_of
 from chest.storage.store import Range, RemoteKeys, Store
 
@@ -218,10 +218,7 @@ class Remote:
 
         Cost: O(keys); one listing for a handle that meets packs of others.  The old ones go with the commit.
         """
-        living: defaultdict[int, list[int]] = defaultdict(list)
-        for ref in refs.values():
-            if isinstance(ref, int) and ref >> PACK not in self._new:
-                living[ref >> PACK].append(ref)
+        living = {pack: held for pack, held in base.by_pack(refs.values()).items() if pack not in self._new}
         if not living.keys() <= self._sizes.keys():
             sizes = self._store.listed(PACKS)
             self._sizes.update((pack, sizes.get(f"{pack:010x}", 0)) for pack in living)

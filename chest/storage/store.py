@@ -12,7 +12,7 @@ import re
 import secrets
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, thread
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
@@ -22,7 +22,7 @@ from urllib.parse import unquote
 from chest.errors import ChestError, of_the_process
 from chest.index import KEYS
 from chest.index.format import Pairs, Refs, explained, parse, whole_list
-from chest.storage.base import PACK, Ref
+from chest.storage.base import by_pack
 
 if TYPE_CHECKING:
     from chest.serialize.codec import Codec
@@ -360,7 +360,7 @@ class RemoteKeys:
             return True, []
         with explained(self.path):
             refs, *_ = parse(data, self.path, self._codec, partial(self._codec.decode, data))
-        self._head, self._tag, self.named = data[:_HEAD], tag, _packs(refs.values())
+        self._head, self._tag, self.named = data[:_HEAD], tag, set(by_pack(refs.values()))
         return True, refs
 
     def append(self, changes: Pairs) -> bool:
@@ -373,7 +373,7 @@ class RemoteKeys:
         one committed.  Where the store has no conditional puts nobody can tell.
         """
         data = whole_list(pairs, os.urandom(16))
-        packs = _packs(ref for _, ref in pairs)
+        packs = set(by_pack(ref for _, ref in pairs))
         self.known |= self.named
         self.named |= packs  # until it is known whether this was done
         try:
@@ -393,7 +393,3 @@ class RemoteKeys:
 
     def close(self) -> None:
         self._head = self._tag = None  # the next look reads anew
-
-
-def _packs(refs: Iterable[Ref | None]) -> set[int]:
-    return {ref >> PACK for ref in refs if isinstance(ref, int)}
