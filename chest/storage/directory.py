@@ -14,7 +14,7 @@ from chest.index.filenames import Names, key_checksum, names_of
 from chest.log import log
 from chest.serialize.aligned import LEAST, Encoded, stamp_of, without_mark
 from chest.storage import system
-from chest.storage.base import Loaded, Ref, Storage, Written, attempt, file_of, record_size
+from chest.storage.base import PACKS, Loaded, Ref, Storage, Written, attempt, file_of, record_size
 from chest.storage.loose import Loose, NewFile, version_of
 from chest.storage.packs import NoPack, Packs
 from chest.storage.tree import Tree
@@ -266,6 +266,8 @@ class Directory:
                 raise_of_a_signal(error)
                 errors.append(error)
         self._packs.reclaim(())
+        for name in [*names, PACKS + "/"]:  # again, as the removal of a folder may have failed
+            self._tree.prune(name)
         with system.tolerated():  # if anything of anyone else's is in it
             os.rmdir(self.path)
         self._is_left = self.exists()
