@@ -45,6 +45,7 @@ class Load:
         self.watched: list[ref[Any]] = []  # what must not be in the value
         self.dicts: list[Any] = []  # those that have attributes
         self.last: list[Callable[[], object]] = []  # what is to be done when all is loaded
+        self.uuid: Any = None  # what stands for the class
         self._hashes: dict[int, object] = {}
         self._alike = 0
 
@@ -233,9 +234,9 @@ def _small(*numbers: Any) -> None:
 
 
 @cache
-def _like(real: type, set_state: Callable[[Any, Any], None] = Own.__setstate__) -> type:
+def _like(real: type) -> type:
     """A class like ``real``, one in Python, whose objects BUILD cannot change: else it would choose their hashes."""
-    rules = {"__slots__": (), "__setstate__": set_state, "__module__": __name__}
+    rules = {"__slots__": (), "__setstate__": Own.__setstate__, "__module__": __name__}
     return type(real.__name__, (real,), rules)
 
 
@@ -261,12 +262,12 @@ def _bytes(self: Named, data: Any = b"", coding: str = "latin1") -> Any:
     return bytearray(data) if self.name[1] == "bytearray" else data
 
 
-@allow("builtins.set", "builtins.frozenset", "collections.OrderedDict", "collections.Counter")
-def _container(self: Named, items: Any = ()) -> Any:
+@allow("builtins.set", "builtins.frozenset", "collections.OrderedDict", "collections.Counter", "collections.deque")
+def _container(self: Named, items: Any = (), *most: Any) -> Any:
     if type(items) not in (list, tuple, dict):
         raise Refused(f"it has a {self.name[1]} that is made from another value")
     self.load.spend(4 * len(items))
-    made = _real(self.name)(items)
+    made = _real(self.name)(items, *most)
     if isinstance(made, dict):
         self.load.dicts.append(made)
     return made
@@ -289,13 +290,6 @@ def _range(self: Named, *parts: Any) -> Any:
     if self.name[1] == "slice":
         return Own(self.load, partial(slice, *parts))  # else SETITEM with a slice could copy a list into itself
     return range(*parts)
-
-
-@allow("collections.deque")
-def _deque(self: Named, items: Any = (), most: int | None = None) -> deque[Any]:
-    if type(items) not in (tuple, list) or items:
-        raise Refused("it has a deque that is made from another value")
-    return deque(maxlen=most)
 
 
 @allow("collections.defaultdict")
@@ -348,18 +342,24 @@ def _path(self: Named, *parts: str) -> Any:
     return _disguised(self.load, _real(("pathlib", "Pure" + self.name[1].replace("Pure", ""))), *parts)
 
 
-def _uuid_state(made: Any, state: Any) -> None:
-    """What is made of `_uuid`'s class is of the real one when it has its state."""
-    only(int, state["int"])
-    made.__init__(int=state["int"])
-    object.__setattr__(made, "__class__", _real(("uuid", "UUID")))
-
-
 def _uuid(load: Load, name: tuple[str, str]) -> Any:
-    """A class, as NEWOBJ asks for one."""
-    kind = _like(_real(name), _uuid_state)
-    load.watched.append(ref(kind))  # so that the class is seen if it is a value itself
-    return kind
+    """A class, as NEWOBJ asks for one.  What is made of it is of the real one when all is loaded."""
+    if load.uuid is None:
+        real, found = _real(name), list[Any]()
+
+        def set_state(made: Any, state: Any) -> None:
+            only(int, state["int"])
+            made.__init__(int=state["int"])
+            found.append(made)
+
+        def end() -> None:
+            while found:
+                object.__setattr__(found.pop(), "__class__", real)
+
+        load.last.append(end)
+        load.uuid = type("UUID", (real,), {"__slots__": (), "__setstate__": set_state, "__module__": __name__})
+        load.watched.append(ref(load.uuid))  # so that the class is seen if it is a value itself
+    return load.uuid
 
 
 NAMES["uuid", "UUID"] = _uuid
@@ -368,6 +368,6 @@ NAMES["uuid", "UUID"] = _uuid
 @allow("copyreg._reconstructor")
 def _reconstructor(self: Named, kind: Any, base: Any, value: Any) -> Any:
     is_plain = isinstance(base, Named) and base.name[1] == "object" and value is None
-    if kind is not _uuid(self.load, ("uuid", "UUID")) or not is_plain:
+    if kind is None or kind is not self.load.uuid or not is_plain:
         raise Refused("it makes an object of a class by copyreg")
     return object.__new__(kind)

@@ -241,7 +241,7 @@ def attacks():
     yield "a function in an attribute", whole(objects["a fraction"], b"N}" + text("_numerator") + name("builtins", "set") + b"s\x86b"), True
     yield "a function as a factory", whole(objects["a defaultdict"], b"N}" + text("default_factory") + name("builtins", "set") + b"s\x86b"), True
     yield "a description of memory", whole(objects["a dict in order"], b"}" + text("__array_interface__") + b"}sb"), True
-    yield "a state for a UUID that has one", whole(objects["a UUID"], (b"}" + text("int") + b"K\1sb") * 2, b"}" + text("int") + b"]sb"), None
+    yield "a state for a UUID that has one", whole(objects["a UUID"], (b"}" + text("int") + b"K\1sb") * 2, b"}" + text("int") + b"]sb"), True
     characters = b"\x96" + struct.pack("<Q", 8) + b"a\0\0\0b\0\0\0\x94"
     yield "text that is changed to none", whole(b"(" + characters, call(over, b"h\0", call(dtype, text("<U2")), b"K\1\x85", text("C")), b"h\0K\3K\xffst"), True
     laughs = b"](K\1K\2e\x94"
