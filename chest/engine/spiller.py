@@ -11,6 +11,7 @@ How it goes:
 """
 from __future__ import annotations
 
+import _thread
 import errno
 import sys
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -18,7 +19,7 @@ from itertools import compress
 from operator import itemgetter
 from typing import Any, Generic, Optional, TypeVar
 
-from chest.engine.state import Flight, State, nothing
+from chest.engine.state import NOBODY, Flight, State, nothing
 from chest.errors import explain_dump, explain_os, of_the_process, raise_of_a_signal, raised_by_signal, refused
 from chest.log import log
 from chest.memory.cache import UNKNOWN, Saved
@@ -130,14 +131,18 @@ class Spiller(Generic[K]):
 
     def _choose(self) -> list[K]:
         """The keys whose values leave, so that the rest fits into the budget; what threads were given last stays, and
-        does not count if it alone is larger than the budget."""
+        does not count if it alone is larger than the budget.  Nor does what this thread lets leave already."""
         state, cache = self.state, self.state.cache
         if cache.access.log:
             cache.take_hits()
         stay = cache.access.pinned()
         excess = cache.usage - state.available
-        for key in stay:
-            if key in cache.sizes and cache.sizes[key] > state.available:
+        leaving: frozenset[K] = NOBODY
+        for one in state.writing:
+            if one.thread == _thread.get_ident():  # it is within ``on_overflow``, say
+                leaving = leaving.union(one.keys)
+        for key in stay | leaving:
+            if key in cache.sizes and (cache.sizes[key] > state.available or key in leaving):
                 excess -= cache.sizes[key]
         if excess <= 0:
             return []
@@ -181,6 +186,9 @@ class Spiller(Generic[K]):
         written: list[tuple[Item, Written]] = []
         saved: dict[K, Saved] = {}
         alone: set[K] | None = None
+        chooses = keys is None
+        if leaves and self.on_overflow is not nothing:
+            keys = self._announce(keys)
         try:
             with state.lock:
                 if state.torn:
@@ -190,7 +198,7 @@ class Spiller(Generic[K]):
                     keys = self._choose()
                 else:
                     state.cache.take_hits()
-                    if leaves:
+                    if leaves and not chooses:
                         access.release()
                     flight.given |= access.pinned()  # 1. B has a value in hand; 2. it is written; 3. B changes it
                 items = self._withdraw(keys, flight)
@@ -203,8 +211,6 @@ class Spiller(Generic[K]):
                     alone = set() if state.is_exposed else set(compress(map(_first_of, items), are_owned))
                 state.torn = torn
             try:
-                if leaves and self.on_overflow is not nothing:
-                    self._announce(items, flight)
                 new = self._divide(items, saved)
                 if new:
                     written = self.write(new)
@@ -221,25 +227,30 @@ class Spiller(Generic[K]):
                     raise explain_dump(one.error, item[0], state.storage.path) from one.error
         return errors
 
-    def _announce(self, items: list[Item], flight: Flight) -> None:
-        """Call ``on_overflow``.  What it reads of these values does not keep them, as they are looked at only then."""
-        state, cache = self.state, self.state.cache
-        with state.lock:
-            cache.take_hits()
-            last = cache.access.last()
-        for item in items:
-            if item[0] in cache.values:
-                self.on_overflow(item[0])
+    def _announce(self, keys: Sequence[K] | None) -> Sequence[K] | None:
+        """Call ``on_overflow`` for what is to leave.  What it reads of that does not keep it; nor is it called for what
+        its own use of the chest lets leave."""
+        state, access, flight = self.state, self.state.cache.access, Flight()
+        if flight.thread in [one.thread for one in list(state.writing)]:
+            return keys
+
+        def choose() -> Sequence[K]:
+            state.mend()
+            with state.section:
+                state.cache.take_hits()
+                return self._choose() if keys is None else keys
+
+        with state.in_flight(flight, choose):
+            last = access.last()
+            for key in flight.keys:
+                if key in state.cache.values:
+                    self.on_overflow(key)
         with state.lock, state.section:
-            cache.take_hits()
-            cache.access.release()
+            state.cache.take_hits()
+            access.release()
             for key in last:
-                cache.access.asked(key)
-            late = cache.access.pinned()
-            for key, *_ in items:
-                if state.flights.get(key) is flight and key not in late:
-                    cache.given.pop(key, None)
-                    flight.given -= {key}
+                access.asked(key)
+        return flight.keys
 
     def _settle(self, items: list[Item], written: list[tuple[Item, Written]], saved: dict[K, Saved],
                 flight: Flight, alone: set[K] | None) -> None:

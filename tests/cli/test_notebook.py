@@ -81,9 +81,6 @@ def test_a_chest_that_is_empty_full_or_has_very_many_keys_has_a_view(monkeypatch
         assert "not counted: over 2 keys" in text_of(notebook.table(chest))
 
 
-CLEAR = "rgba(0, 0, 0, 0)"
-
-
 @pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
 @pytest.mark.parametrize("theme", THEMES)
 def test_a_browser_shows_the_view_in_the_colours_of_its_theme(chest, theme, tmp_path):
@@ -93,5 +90,5 @@ def test_a_browser_shows_the_view_in_the_colours_of_its_theme(chest, theme, tmp_
     command = ["chromium", *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
     document = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     found = re.search("<title>(.*?)</title>", document)[1].split("; ")
-    assert found == [THEMES[theme], "left", "left", "right", CLEAR, CLEAR]
+    assert found == [THEMES[theme], "left", "left", "right", *["rgba(0, 0, 0, 0)"] * 2]
     assert text_of(notebook.table(chest)) in text_of(document)

@@ -363,14 +363,16 @@ def test_a_callback_may_use_the_chest(path, act, callback):
     check(c)
 
 
-def test_on_overflow_may_read_what_leaves(path):
-    seen = []
-    c = Chest(path=path, available_memory=1000, on_overflow=lambda key: seen.append((key, c[key])))
+@pytest.mark.parametrize("act", [Chest.__getitem__, Chest.move_to_disk, lambda c, key: c.sync(), lambda c, key: c.flush(),
+                                 lambda c, key: c.update({-key: key}), lambda c, key: list(c.values())])
+def test_on_overflow_may_read_save_and_make_more_leave(path, act):
+    c = Chest(path=path, available_memory=20_000, on_overflow=lambda key: act(c, key))
     for n in range(50):
-        c[n] = [n] * 10
+        c[n] = bytearray([n]) * 1000
+        assert c.memory_usage <= c.available_memory
+    assert all(c[n] == bytes([n]) * 1000 for n in range(1, 50))
     c.flush()
-    assert not c.inmem
-    assert sorted(seen) == [(n, [n] * 10) for n in range(50)]
+    check(c)
 
 
 def test_dump_and_load_may_use_the_chest_and_ask_for_the_very_key(path):
