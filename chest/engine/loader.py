@@ -12,7 +12,7 @@ The last question is asked when the bytes were read, as a name may be freed and 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Generic, TypeVar
 
 from chest.engine.committer import Progress
@@ -31,6 +31,7 @@ __all__ = ["TOGETHER", "Loader"]
 K = TypeVar("K", bound=Hashable)
 
 TOGETHER = 1000  # keys, or pairs, of an iteration, a prefetch or an update that are looked at together
+FIRST = 16  # of an iteration over what is on this machine, which may end early
 PASSED = 1 << 20  # bytes that an iteration hands out together, and then lets go of what nobody has any more
 
 
@@ -214,7 +215,8 @@ class Loader(Generic[K]):
         """The pairs of ``keys``, but for those that are gone by their turn.  Records of packs that do not fit into
         memory do not enter it, so that nothing leaves for them, and are compared when the loop is through with them."""
         state, cache = self.state, self.state.cache
-        for some in batches(keys, TOGETHER):
+        begin = TOGETHER if state.storage.remote else FIRST
+        for some in chain(batches(keys[:begin], begin), batches(keys[begin:], TOGETHER)):
             ahead = self._ahead(some)
             loads = state.storage.load_many(list(ahead.values()))
             for few in _portions(some, ahead):

@@ -253,7 +253,8 @@ def test_a_frame_that_was_only_used_is_the_same_and_a_changed_one_is_not(file, m
         for use in (lambda f: f.loc[5], lambda f: f.values, lambda f: f.T, lambda f: f.describe(), lambda f: f["d"].dt.day,
                     lambda f: f.groupby("c", observed=True)["a"].mean(), repr):
             with monkeypatch.context() as patch:
-                patch.setattr(compare, "same_as_loaded", None)  # its bytes alone tell it, and it is not loaded again
+                if "str" in map(str, frame.dtypes):  # as pandas 3 has it; objects are one, or are not
+                    patch.setattr(compare, "same_as_loaded", None)  # its bytes alone tell it, it is not loaded again
                 assert saved.unchanged_behind(use)
             assert file({"within": frame}, mode).unchanged_behind(lambda held, use=use: use(held["within"]))
         for change in (lambda f: f.__setitem__("z", 1), lambda f: setattr(f, "columns", [*"ABSCDE"]),
