@@ -104,6 +104,7 @@ class Directory:
                 self._append(batch, done, items)
             if self._durable:
                 self._sync_names(done)
+            new.opened.close()  # it has no finaliser then, in which what a signal's handler raises would be lost
             return done
         except BaseException:
             new.cancel()

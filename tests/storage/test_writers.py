@@ -348,6 +348,18 @@ def test_a_finaliser_runs_only_where_a_descriptor_was_not_closed(tmp_path, leaks
     del opened
 
 
+@pytest.mark.parametrize("min_file_size", [0, 4096])
+def test_a_write_leaves_nothing_to_a_finaliser(path, min_file_size, monkeypatch):
+    """As above: a time limit raised by a signal was lost where one ran as the last of the write was done."""
+    ran = []
+    monkeypatch.setattr(system.Opened, "__del__", ran.append)
+    c = Chest({n: [n] for n in range(10)}, path=path, min_file_size=min_file_size)
+    c.flush()
+    assert [c[n] for n in range(10)] == [[n] for n in range(10)]
+    c.close()
+    assert not ran
+
+
 HUNDREDS = """if True:
     import os, resource, sys
     from chest import Chest
