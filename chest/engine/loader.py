@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 from chest.engine.committer import Progress
 from chest.engine.spiller import SWEPT, Spiller
 from chest.engine.state import Flight, State, nothing
-from chest.errors import GoneError, explain_load, of_the_process
+from chest.errors import GoneError, explain_load, of_the_process, shown
 from chest.index import key_checksum
 from chest.memory.cache import ABSENT, memory_of
 from chest.memory.changes import COUNTED
@@ -138,7 +138,7 @@ class Loader(Generic[K]):
                 gone = loaded is not None or (isinstance(error, FileNotFoundError) and error.filename in files) or (
                     key in state.index.inherited and not self._is_as_inherited(key, state.storage.version(ref)))
             if gone:
-                raise GoneError(f"{key!r}: its file {state.storage.file(ref)} is gone; "
+                raise GoneError(f"{shown(key)}: its file {state.storage.file(ref)} is gone; "
                                 f"set or delete the key to repair it")
             assert error is not None
             raise explain_load(error, key, state.storage.file(ref)) from error

@@ -16,7 +16,7 @@ from filesystems import mounts
 from invariants import check, seen
 
 from chest import Chest
-from chest.errors import DamagedError, DumpError, LoadError
+from chest.errors import DamagedError, DumpError, GoneError, LoadError
 
 
 class Refuses:
@@ -380,6 +380,16 @@ def test_what_others_committed_is_seen_although_the_system_refused_to_look_at_a_
     assert dict(saved) == seen(saved.path) == {"y": "their y", ("t", "u"): "saved t"}
     saved.flush()
     assert "x" not in Chest(path=saved.path)
+
+
+@pytest.mark.parametrize("key", [10 ** 6000, ("x", 10 ** 6000)], ids=["integer", "tuple"])
+def test_a_file_that_is_gone_is_a_key_error_also_where_the_key_has_no_text(path, key):
+    c = Chest({key: 1}, path=path)
+    c.flush()
+    os.unlink(c.key_to_filename(key))
+    assert c.get(key, "gone") == "gone"
+    with pytest.raises(GoneError, match="is gone"):
+        c[key]
 
 
 def test_a_file_that_is_gone_is_a_key_error_that_names_it(saved):
