@@ -155,8 +155,9 @@ class Engine(Generic[K]):
         state = self.state
         with state.lock:
             state.mend()
-            state.cache.take_hits()
-            state.cache.access.release()  # this thread is through with the value that it was given last
+            with state.section:
+                state.cache.take_hits()
+                state.cache.access.release()  # this thread is through with the value that it was given last
         state.size_anew()
         self.spiller.make_room()
 

@@ -99,7 +99,8 @@ class Spiller(Generic[K]):
         state, cache, refs = self.state, self.state.cache, self.state.index.refs
         if state.torn or not (cache.watch or cache.left.entries) or not state.storage.exists():
             return  # where the directory is gone, nothing is as its bytes are
-        cache.take_hits()
+        with state.section:
+            cache.take_hits()
         items: list[Item] = [(key, value, refs[key], saved) for key, value, saved in cache.suspects()
                              if key not in state.flights and key in refs]
         for key, value, *_ in self._divide(items, {}):

@@ -371,7 +371,6 @@ def test_on_overflow_may_read_save_and_make_more_leave(path, act):
         c[n] = bytearray([n]) * 1000
         assert c.memory_usage <= c.available_memory
     assert all(c[n] == bytes([n]) * 1000 for n in range(1, 50))
-    c.flush()
     check(c)
 
 

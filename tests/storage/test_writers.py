@@ -338,7 +338,8 @@ def test_where_a_folder_cannot_be_synced_everything_is(number, tmp_path, monkeyp
 # Descriptors.
 
 
-def test_a_finaliser_runs_only_where_a_descriptor_was_not_closed(tmp_path, leaks_nothing):
+@pytest.mark.parametrize("min_file_size", [0, 4096])
+def test_a_finaliser_runs_only_where_a_descriptor_was_not_closed(path, tmp_path, min_file_size, leaks_nothing, monkeypatch):
     """What a signal's handler raises in a finaliser is lost: there is none on the usual path."""
     with system.Opened() as opened:
         opened.append(os.open(tmp_path, os.O_RDONLY))
@@ -346,17 +347,11 @@ def test_a_finaliser_runs_only_where_a_descriptor_was_not_closed(tmp_path, leaks
     opened = system.Opened()
     opened.append(os.open(tmp_path, os.O_RDONLY))
     del opened
-
-
-@pytest.mark.parametrize("min_file_size", [0, 4096])
-def test_a_write_leaves_nothing_to_a_finaliser(path, min_file_size, monkeypatch):
-    """As above: a time limit raised by a signal was lost where one ran as the last of the write was done."""
     ran = []
     monkeypatch.setattr(system.Opened, "__del__", ran.append)
-    c = Chest({n: [n] for n in range(10)}, path=path, min_file_size=min_file_size)
-    c.flush()
-    assert [c[n] for n in range(10)] == [[n] for n in range(10)]
-    c.close()
+    with Chest({n: [n] for n in range(10)}, path=path, min_file_size=min_file_size) as c:
+        c.flush()
+        assert dict(c) == {n: [n] for n in range(10)}
     assert not ran
 
 
