@@ -96,6 +96,15 @@ def test_a_chest_from_here_is_read_with_pickle_alone(path, settings):
     assert python(READER, path) == ascii([("x", "again"), *((key, OLD[key]) for key in OLD if key not in ("x", 1))])
 
 
+def test_arrays_from_here_are_read_with_pickle_alone(path):
+    numpy = pytest.importorskip("numpy")
+    values = {"large": numpy.arange(100_000.0), "fortran": numpy.ones((300, 200), order="F"), "list": [numpy.arange(5)]}
+    Chest(values, path=path).close()
+    said = python(READER.replace("ascii(list(found.items()))", "repr([int(found['large'].sum()), found['fortran'].shape, "
+                                 "found['fortran'].flags.f_contiguous, found['list'][0].tolist()])"), path)
+    assert said == "[4999950000, (300, 200), True, [0, 1, 2, 3, 4]]"
+
+
 # Other people's dump, load and open.
 
 

@@ -363,9 +363,19 @@ def test_a_callback_may_use_the_chest(path, act, callback):
     check(c)
 
 
-@pytest.mark.parametrize("act", [Chest.__getitem__, Chest.move_to_disk, lambda c, key: c.sync(), lambda c, key: c.flush(),
+def test_on_overflow_may_read_what_leaves(path):
+    seen = []
+    c = Chest(path=path, available_memory=1000, on_overflow=lambda key: seen.append((key, c[key])))
+    for n in range(50):
+        c[n] = [n] * 10
+    c.flush()
+    assert not c.inmem
+    assert sorted(seen) == [(n, [n] * 10) for n in range(50)]
+
+
+@pytest.mark.parametrize("act", [Chest.move_to_disk, lambda c, key: c.sync(), lambda c, key: c.flush(),
                                  lambda c, key: c.update({-key: key}), lambda c, key: list(c.values())])
-def test_on_overflow_may_read_save_and_make_more_leave(path, act):
+def test_on_overflow_may_save_and_make_more_leave(path, act):
     c = Chest(path=path, available_memory=20_000, on_overflow=lambda key: act(c, key))
     for n in range(50):
         c[n] = bytearray([n]) * 1000
