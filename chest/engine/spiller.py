@@ -24,6 +24,7 @@ from chest.errors import explain_dump, explain_os, of_the_process, raise_of_a_si
 from chest.log import log
 from chest.memory.cache import UNKNOWN, Saved
 from chest.memory.changes import counts_below, owned, references
+from chest.memory.left import MORE
 from chest.memory.sizeof import nbytes
 from chest.serialize.compare import can_change
 from chest.storage.base import Ref, Written
@@ -294,8 +295,8 @@ class Spiller(Generic[K]):
                 else:
                     cache.look_at(key)
             gone = cache.evict(saved, held)
-            if cache.left.kept:  # the next sweep looks at more than can have come, so that few stay
-                self._due = 2 * len(items) + 8 if cache.left.is_due(2 * SWEPT) else 0
+            if cache.left.kept:
+                self._due = 2 * len(items) + MORE if cache.left.is_due(2 * SWEPT) else 0
             if orphans:
                 state.storage.remove(orphans)
             state.land(flight)

@@ -17,7 +17,7 @@ from chest.memory.sizeof import nbytes
 from chest.serialize.arrays import MAPPED_FROM
 from chest.serialize.compare import can_change
 
-__all__ = ["ABSENT", "UNKNOWN", "Left", "Saved"]
+__all__ = ["ABSENT", "MORE", "UNKNOWN", "Left", "Saved"]
 
 K = TypeVar("K", bound=Hashable)
 
@@ -27,6 +27,7 @@ ABSENT: Any = object()  # stands for "no value", where None may be one
 Saved = tuple[Any, int]
 UNKNOWN: Saved = (None, 0)
 
+MORE = 8  # values, and two for each that leaves, are looked at by the next spill, so that few stay
 _ALONE = 3  # references to a value that the program has no more: ``entries``, a list, and who asks
 _WITHOUT = frozenset((dict, list, tuple, str, bytes, int, float))  # to which there are no weak references
 
@@ -145,8 +146,8 @@ class Left(Generic[K]):
         """Of up to ``most`` values kept by plain references, those of which the program has neither all nor a part."""
         entries, kept = self.entries, self.kept
         found = [(key, *entries[key]) for key in islice(kept, most) if key in entries and key in kept]
-        # ``entries`` and ``found`` refer to it.  For as many as may have left since, references within it do not count.
-        held = referenced([one[1] for one in found], 2, most // 2 - 3 if self.has_cycles else 0)
+        # ``entries`` and ``found`` refer to it.  For one more than left since, references within it do not count.
+        held = referenced([one[1] for one in found], 2, (most - MORE) // 2 + 1 if self.has_cycles else 0)
         free = [one for one, is_held in zip(found, held) if not is_held]
         free = [(key, value, saved) for (key, value, saved), parts in zip(free, held_parts([one[1] for one in free]))
                 if not (parts and self.keep_beside(key, value, saved, parts))]

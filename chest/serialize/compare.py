@@ -181,7 +181,8 @@ def same_as_loaded(value: object, load: Callable[[], object], encode: Encode) ->
     whatever its own code raises.
 
     What was loaded need not pickle as it did before: attribute names are interned, an array that numpy had to copy is
-    contiguous now.  Two values loaded from the same bytes do pickle alike, but for pandas' caches.
+    contiguous now.  Two values loaded from the same bytes do pickle alike; with pandas, what it
+    caches is left out.
     """
     try:
         other = load()
